@@ -1,0 +1,131 @@
+"""Super-resolution of whole volumes by overlapping windows, blended with Gaussian weights (MONAI)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import ceil
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Progress = Callable[[int, int], None]
+Precision = Literal["fp32", "bf16"]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[nn.Module]:
+    """The module in eval mode and without gradients; every submodule's own mode is restored, also after an error."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield module
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def window_count(shape: tuple[int, ...], patch_size: int, overlap: float) -> int:
+    """How many windows cover a volume: windows of `patch_size`, a step of `patch_size * (1 - overlap)`.
+
+    Example: 100 voxels, patch 64, overlap 0.25: step 48, windows at 0 and 36 (moved back to end at the edge).
+    """
+    step = max(1, int(patch_size * (1 - overlap)))
+    total = 1
+    for length in shape:
+        total *= ceil(max(0, length - patch_size) / step) + 1
+    return total
+
+
+def _device_of(generator: nn.Module) -> torch.device:
+    first = next(generator.parameters(), None)
+    return first.device if first is not None else torch.device("cpu")
+
+
+def _crop(shape: tuple[int, ...], box: Box | None, margin: int) -> tuple[slice, ...]:
+    if box is None:
+        return tuple(slice(0, n) for n in shape)
+    crop = tuple(slice(max(0, low - margin), min(n, high + margin)) for (low, high), n in zip(box, shape, strict=True))
+    if any(part.stop <= part.start for part in crop):
+        raise ValueError(f"box {box} with margin {margin} holds no voxel of a volume of shape {shape}")
+    return crop
+
+
+def superresolve_array(
+    generator: nn.Module,
+    volume: np.ndarray,
+    *,
+    patch_size: int = 64,
+    overlap: float = 0.25,
+    batch_size: int = 1,
+    device: torch.device | str | None = None,
+    precision: Precision = "fp32",
+    channels_last: bool = True,
+    box: Box | None = None,
+    margin: int = 8,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Super-resolve one volume; its axes need not be multiples of anything.
+
+    generator: (B, 1, P, P, P) -> (B, 1, P, P, P); run in eval mode without gradients, its modes are restored.
+    volume: (D, H, W) float32, normalised intensity, on the full grid (zero-filled). Shorter axes than the patch are
+    padded with their edge value and cropped again.
+    overlap: fraction of the patch, in [0, 1). batch_size: windows per forward. device: where the windows run; default
+    where the generator's parameters lie (if it differs, the generator is moved there and stays). The blended volume
+    stays on the CPU, so that a GPU needs memory for one batch of windows only.
+    precision: "bf16" runs the network under autocast; windows are blended in float32.
+    box: ((d0, d1), (h0, h1), (w0, w1)), half-open: only it and `margin` voxels around are super-resolved, what lies
+    outside is returned as it was.
+    progress: called with (windows done, windows in total) after every batch.
+    Returns (D, H, W) float32; the same input gives the same output. Raises ValueError for a volume that is not 3-D,
+    an overlap out of range, an empty box, a network that changes the shape.
+    """
+    from monai.inferers import sliding_window_inference
+
+    if volume.ndim != 3:
+        raise ValueError(f"volume must be (D, H, W), found shape {volume.shape}")
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap must lie in [0, 1), found {overlap}")
+    if patch_size < 1 or batch_size < 1:
+        raise ValueError(f"patch_size and batch_size must be at least 1, found {patch_size} and {batch_size}")
+    target = torch.device(device) if device is not None else _device_of(generator)
+    if device is not None:
+        generator.to(target)
+    crop = _crop(volume.shape, box, margin)
+    region = torch.from_numpy(np.array(volume[crop], np.float32))[None, None]
+    total, done = window_count(tuple(region.shape[2:]), patch_size, overlap), 0
+
+    def predict(windows: Tensor) -> Tensor:
+        nonlocal done
+        if channels_last:
+            windows = windows.contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(target.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = generator(windows)
+        if output.shape != windows.shape:
+            raise ValueError(f"the generator must keep the shape: {tuple(windows.shape)} became {tuple(output.shape)}")
+        done += len(windows)
+        if progress is not None:
+            progress(done, total)
+        return output.float().contiguous()
+
+    with evaluating(generator), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        blended = sliding_window_inference(
+            region,
+            roi_size=(patch_size,) * 3,
+            sw_batch_size=batch_size,
+            predictor=predict,
+            overlap=overlap,
+            mode="gaussian",
+            padding_mode="replicate",
+            sw_device=target,
+            device=torch.device("cpu"),
+        )
+    if not isinstance(blended, Tensor):
+        raise ValueError(f"the generator must return one tensor, found {type(blended).__name__}")
+    result = np.array(volume, np.float32)
+    result[crop] = blended[0, 0].numpy()
+    return result

@@ -1,0 +1,102 @@
+"""Sliding-window inference: what goes in comes out, whatever the shape."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mrisr.inference import superresolve_array, window_count
+from mrisr.models import MDCSRN
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _volume(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape, dtype=np.float32)
+
+
+def _network() -> MDCSRN:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = MDCSRN(growth_rate=4, blocks=2, units=2)
+    return network
+
+
+@pytest.mark.parametrize("shape", [(33, 41, 29), (16, 16, 16), (7, 40, 5), (3, 3, 3), (50, 16, 17)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
+def test_identity_returns_the_input(shape: tuple[int, ...], overlap: float) -> None:
+    volume = _volume(shape)
+    calls: list[tuple[int, int]] = []
+    result = superresolve_array(
+        nn.Identity(), volume, patch_size=16, overlap=overlap, batch_size=3, progress=lambda *a: calls.append(a)
+    )
+    assert result.shape == shape and result.dtype == np.float32
+    np.testing.assert_allclose(result, volume, atol=1e-5)
+    total = window_count(shape, 16, overlap)
+    assert calls[-1] == (total, total)
+
+
+def test_one_window_is_the_network_itself() -> None:
+    network, volume = _network().eval(), _volume((12, 12, 12))
+    with torch.no_grad():
+        direct = network(torch.from_numpy(volume)[None, None])[0, 0].numpy()
+    np.testing.assert_allclose(superresolve_array(network, volume, patch_size=12), direct, atol=1e-5)
+
+
+def test_modes_parameters_and_random_state_are_left_alone() -> None:
+    network = _network().train()
+    first = next(network.children())
+    first.eval()
+    modes = [part.training for part in network.modules()]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = torch.random.get_rng_state()
+    results = [superresolve_array(network, _volume((20, 18, 17)), patch_size=12) for _ in range(2)]
+    np.testing.assert_array_equal(*results)
+    assert [part.training for part in network.modules()] == modes
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_modes_are_restored_after_an_error() -> None:
+    network = nn.Sequential(nn.Conv3d(1, 1, 3)).train()
+    with pytest.raises(ValueError, match="must keep the shape"):
+        superresolve_array(network, _volume((8, 8, 8)), patch_size=8)
+    assert network.training and network[0].training
+
+
+def test_outside_the_box_the_input_is_returned() -> None:
+    volume = _volume((30, 28, 26))
+    box = ((10, 20), (9, 18), (12, 15))
+    result = superresolve_array(_Plus(), volume, patch_size=8, box=box, margin=2)
+    changed = np.zeros(volume.shape, bool)
+    changed[8:22, 7:20, 10:17] = True
+    np.testing.assert_allclose(result[changed], volume[changed] + 1, atol=1e-5)
+    np.testing.assert_array_equal(result[~changed], volume[~changed])
+
+
+class _Plus(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_bf16_stays_near_fp32(channels_last: bool) -> None:
+    network, volume = _network(), _volume((20, 20, 20))
+    full = superresolve_array(network, volume, patch_size=16, channels_last=channels_last)
+    half = superresolve_array(network, volume, patch_size=16, channels_last=channels_last, precision="bf16")
+    assert half.dtype == np.float32
+    assert 0 < np.abs(full - half).max() < 0.05
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match=r"\(D, H, W\)"):
+        superresolve_array(nn.Identity(), _volume((1, 8, 8, 8)))
+    with pytest.raises(ValueError, match="overlap"):
+        superresolve_array(nn.Identity(), _volume((8, 8, 8)), overlap=1.0)
+    with pytest.raises(ValueError, match="holds no voxel"):
+        superresolve_array(nn.Identity(), _volume((8, 8, 8)), box=((20, 24), (0, 8), (0, 8)))
