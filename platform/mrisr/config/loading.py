@@ -1,0 +1,99 @@
+"""YAML file + `section.key=value` overrides -> a checked Experiment, or an error that says what to change."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mrisr.config.schema import Experiment
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. The message has one line per problem: key, value, remedy."""
+
+
+def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file (None: the defaults), apply overrides such as `training.gp_weight=5`, check it all.
+
+    Values of overrides are YAML: `degradation.fraction=[0.3,0.8]`, `generator.init_from=null`.
+    Raises ConfigError naming the file, or each wrong key with its value and the remedy.
+    """
+    raw = {} if path is None else _read(path)
+    for item in overrides:
+        _override(raw, item)
+    try:
+        return Experiment.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error))) from None
+
+
+def dump_experiment(experiment: Experiment) -> str:
+    """The resolved experiment as YAML that `load_experiment` reads back to an equal object."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+
+
+def field_reference() -> Iterator[tuple[str, str, Any, str]]:
+    """(dotted key, type, default, meaning) of every key, in file order: what `--help` shows."""
+    yield from _fields(Experiment, "")
+
+
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, Any, str]]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _fields(kind, f"{prefix}{name}.")
+        else:
+            text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind).replace("typing.", "")
+            yield f"{prefix}{name}", text, field.default, field.description or ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: holds {type(raw).__name__}, not a mapping of keys; see jobs/configs/ for examples")
+    return raw
+
+
+def _override(raw: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{item!r} is not an override; write section.key=value, e.g. training.gp_weight=5")
+    *sections, leaf = key.lstrip("-").split(".")
+    node = raw
+    for section in sections:
+        child = node.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{key}: {section} holds {child!r}, not a section; check the key's spelling")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}: {text!r} is not a YAML value; quote it, e.g. {key}='\"text\"'") from None
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    reference = {key: f"{meaning} (default {default})" for key, _, default, meaning in field_reference()}
+    known, sections = list(reference), list(Experiment.model_fields)
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("tuple[", "function-")))
+        if problem["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(key, known + sections, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else "`mrisr train --help` lists every key"
+            yield f"{key} = {problem['input']!r}: unknown key; {hint}"
+        elif problem["type"] == "value_error":
+            message = problem["msg"].removeprefix("Value error, ")
+            simple = isinstance(problem["input"], str | int | float | list | tuple | Path)
+            yield f"{key} = {problem['input']!r}: {message}" if key and simple else message
+        else:
+            meaning = f"; the key means: {reference[key]}" if key in reference else ""
+            yield f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}{meaning}"

@@ -1,0 +1,237 @@
+"""The pydantic models behind an experiment file. Field descriptions are the reference that `--help` prints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mrisr.degradation import KINDS, PROTOCOLS, DegradationRange, check
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+def home() -> Path:
+    """Where stores, runs and the embedded tracking database live by default: $MRISR_HOME or ~/mrisr."""
+    return Path(os.environ.get("MRISR_HOME", "~/mrisr")).expanduser().absolute()
+
+
+def in_ray_job() -> bool:
+    """Whether this process is the driver of a submitted Ray job, whose working directory is a throw-away copy."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _absolute(path: Path) -> Path:
+    text = str(path)
+    if text == "$MRISR_HOME" or text.startswith("$MRISR_HOME/"):
+        return home() / text.removeprefix("$MRISR_HOME").lstrip("/")
+    path = path.expanduser()
+    if not path.is_absolute() and in_ray_job():
+        raise ValueError(
+            "a relative path inside a Ray job points into a copy that is thrown away; give an absolute path"
+        )
+    return path.absolute()
+
+
+def _pair(value: Any) -> Any:
+    """A single number stands for the interval that holds only it."""
+    return (value, value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the lower end comes first: use [{value[1]}, {value[0]}]")
+    return value
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+Interval = Annotated[tuple[float, float], BeforeValidator(_pair), AfterValidator(_ordered)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Data(Section):
+    store: AbsolutePath = Field(Path("$MRISR_HOME/store.zarr"), description="Zarr volume store, made by `mrisr convert`")
+    splits: dict[str, float] = Field(
+        {"train": 0.8, "validation": 0.1, "test": 0.1},
+        description="subjects per split at conversion: fractions (sum <= 1) or counts",
+    )
+    split_seed: int = Field(0, description="seed of the split")
+    min_size: Positive = Field(64, description="volumes with a shorter axis are left out at conversion, voxels")
+
+
+class DegradationSection(Section):
+    kind: Literal["truncate", "box", "shift", "mixed", "gaussian"] = Field(
+        "truncate", description="what is zeroed in k-space (see mrisr.degradation)"
+    )
+    axes: tuple[NonNegative, ...] = Field((1, 2), description="zeroed axes: 0 left-right, 1 post-ant, 2 inf-sup")
+    fraction: Interval = Field((0.5, 0.5), description="zeroed fraction f of each axis, drawn from [low, high]")
+    voxels: Annotated[tuple[int, int], BeforeValidator(_pair), AfterValidator(_ordered)] | None = Field(
+        None, description="zeroed width in k-space samples, both sides together; replaces fraction"
+    )
+    mix: Interval = Field((0.0, 1.0), description="mixed: share of the weight zeroed about DC, drawn from [low, high]")
+    sigma: Interval = Field((0.0, 0.0), description="gaussian: blur, voxels, drawn from [low, high]")
+    base: Literal["box", "truncate"] = Field("box", description="gaussian: the hard weight under the blur")
+
+    def range(self) -> DegradationRange:
+        return DegradationRange(**{name: getattr(self, name) for name in DegradationRange._fields})
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Self:
+        assert self.kind in KINDS
+        r = self.range()
+        for end in (0, 1):
+            sample = r._replace(**{k: (getattr(r, k)[end],) * 2 for k in ("fraction", "mix", "sigma")})
+            check(sample._replace(voxels=None).sample(_FixedDraw()))  # type: ignore[arg-type]
+        widest = self.fraction[1] if self.voxels is None else self.voxels[1]
+        if widest <= 0:
+            key = "fraction" if self.voxels is None else "voxels"
+            raise ValueError(f"degradation.{key} zeroes nothing at its widest ({widest}); give it a band above 0")
+        return self
+
+
+class _FixedDraw:
+    """Stands where a generator would, to check the ends of an interval: uniform(a, a) is a."""
+
+    def uniform(self, low: float, high: float) -> float:
+        assert low == high
+        return low
+
+
+class Stream(Section):
+    patch_size: Positive = Field(64, description="edge of the cubic training patches, voxels")
+    patches_per_row: Positive = Field(16, description="patches cut from one degraded volume: spreads one FFT")
+    interleave_rows: Positive = Field(2, description="volumes whose patches are mixed within one lane of the batch")
+    min_foreground: float = Field(0.3, ge=0, le=1, description="least share of foreground in a training patch")
+    cpus_per_task: float = Field(1.0, gt=0, description="logical CPUs that one data task reserves")
+    prefetch_rounds: Positive = Field(2, description="rounds of groups (one per lane) that are kept ready")
+
+
+class Generator(Section):
+    growth_rate: Positive = Field(16, description="channels that each dense unit adds")
+    blocks: Positive = Field(4, description="dense blocks")
+    units: Positive = Field(4, description="dense units per block")
+    residual: bool = Field(False, description="output = input + network, last layer initialised to zero")
+    recompute: bool = Field(False, description="recompute dense blocks in the backward pass: less memory, same numbers")
+    init_from: str | None = Field(
+        None, description="start from: state_dict file (.pt, .safetensors), run folder, or models:/NAME@ALIAS"
+    )
+
+
+class Critic(Section):
+    kind: Literal["full", "pointwise", "separable"] = Field("separable", description="architecture (design: 4.5)")
+
+
+class ScheduleSection(Section):
+    total_steps: Positive = Field(750_000, description="length of the run; a step is one update of one network")
+    pretrain_steps: NonNegative = Field(250_000, description="L1 steps of the generator before the adversarial stage")
+    critic_warmup_steps: NonNegative = Field(10_000, description="critic steps before the generator moves again")
+    critic_per_generator: Positive = Field(7, description="critic steps for each adversarial generator step")
+    boost_every: Positive = Field(500, description="after this many alternating steps ...")
+    boost_steps: NonNegative = Field(200, description="... come this many steps of the critic alone")
+
+
+class Training(Section):
+    batch_size: Positive = Field(2, description="patches per step over all workers")
+    micro_batch: Positive | None = Field(
+        None, description="patches per forward pass and worker, gradients accumulate; null: all of a worker's"
+    )
+    pretrain_lr: Rate = Field(1e-4, description="Adam learning rate of the L1 stage")
+    generator_lr: Rate = Field(5e-6, description="Adam learning rate of the generator in the adversarial stage")
+    critic_lr: Rate = Field(5e-6, description="Adam learning rate of the critic")
+    adversarial_weight: float = Field(1e-3, ge=0, description="weight of the adversarial term beside L1")
+    gp_weight: float = Field(10.0, ge=0, description="gradient-penalty weight")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="autocast of the generator; the critic is fp32")
+    channels_last: bool = Field(True, description="channels_last_3d memory format")
+    strategy: Literal["fsdp", "ddp", "single"] = Field("fsdp", description="how parameters are sharded")
+    log_every: Positive = Field(50, description="steps between metric records")
+    checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
+    keep_checkpoints: Positive = Field(2, description="newest checkpoints that are kept")
+    max_failures: int = Field(3, ge=-1, description="restarts after a lost worker; -1: without limit")
+
+
+class Validation(Section):
+    protocol: Literal["chen2018", "hz2538", "report160"] = Field(
+        "chen2018", description="the fixed degradation that figures are measured under; training never changes it"
+    )
+    split: str = Field("validation", description="split that chooses the best weights and the champion")
+    every: Positive = Field(2000, description="steps between validations")
+    patch_size: Positive = Field(64, description="edge of the cubes validated during training, voxels")
+    patches_per_subject: Positive = Field(4, description="cubes per subject; the same ones for ever")
+    max_subjects: Positive | None = Field(None, description="first N subjects of the split only; null: all")
+    overlap: float = Field(0.25, ge=0, lt=1, description="overlap of blended patches on whole volumes")
+    metric: Literal["psnr", "ssim"] = Field("psnr", description="figure that decides, higher is better")
+
+
+class Resources(Section):
+    workers: Positive = Field(1, description="training workers (ranks)")
+    gpus: bool | None = Field(None, description="one GPU per worker; null: if the cluster has enough")
+    cpus_per_worker: float | None = Field(
+        None, gt=0, description="logical CPUs a worker reserves; null: what leaves room for the data tasks"
+    )
+    threads_per_worker: Positive | None = Field(None, description="CPU threads per worker; null: its share of cores")
+
+
+class Tracking(Section):
+    uri: str | None = Field(
+        None, description="MLflow tracking URI; null: $MLFLOW_TRACKING_URI, else sqlite in $MRISR_HOME/mlflow.db"
+    )
+    experiment: str = Field("mrisr", min_length=1, description="MLflow experiment")
+    model: str = Field("mdcsrn", min_length=1, description="name in the model registry")
+
+
+class Experiment(Section):
+    """A whole experiment: data, networks, schedule, resources, tracking."""
+
+    name: str = Field("mdcsrn", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="run name; a second start resumes")
+    seed: NonNegative = Field(0, description="seed of every random draw")
+    output: AbsolutePath = Field(Path("$MRISR_HOME/runs"), description="folder of runs: output/name holds checkpoints")
+    data: Data = Data()
+    degradation: DegradationSection = DegradationSection()
+    stream: Stream = Stream()
+    generator: Generator = Generator()
+    critic: Critic = Critic()
+    schedule: ScheduleSection = ScheduleSection()
+    training: Training = Training()
+    validation: Validation = Validation()
+    resources: Resources = Resources()
+    tracking: Tracking = Tracking()
+
+    @property
+    def run_folder(self) -> Path:
+        return self.output / self.name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        batch, workers = self.training.batch_size, self.resources.workers
+        if batch % workers:
+            raise ValueError(
+                f"training.batch_size = {batch} does not divide among resources.workers = {workers}; "
+                f"use a multiple of {workers}, e.g. {workers * max(1, batch // workers)}"
+            )
+        micro = self.training.micro_batch
+        if micro is not None and (batch // workers) % micro:
+            raise ValueError(
+                f"training.micro_batch = {micro} does not divide a worker's share of the batch, {batch // workers}"
+            )
+        if self.training.strategy == "single" and workers > 1:
+            raise ValueError(f"training.strategy = 'single' is for one worker, not resources.workers = {workers}")
+        if self.schedule.pretrain_steps > self.schedule.total_steps:
+            raise ValueError(
+                f"schedule.pretrain_steps = {self.schedule.pretrain_steps} is more than "
+                f"schedule.total_steps = {self.schedule.total_steps}; raise total_steps"
+            )
+        for key, size in (("stream", self.stream.patch_size), ("validation", self.validation.patch_size)):
+            if size > self.data.min_size:
+                raise ValueError(
+                    f"{key}.patch_size = {size} is larger than data.min_size = {self.data.min_size}: volumes that "
+                    "small may be in the store; raise data.min_size or choose a smaller patch"
+                )
+        assert self.validation.protocol in PROTOCOLS
+        return self
