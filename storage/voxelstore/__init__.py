@@ -1,0 +1,23 @@
+"""Brain volumes in a Zarr v3 store: NIfTI and MGH in, canonical and lossless inside, the source's own space out."""
+
+from voxelstore.convert import convert_volume, find_volumes, subject_id
+from voxelstore.errors import StoreError, VolumeError
+from voxelstore.intensity import IntensityMap, intensity_map
+from voxelstore.record import SubjectRecord
+from voxelstore.store import VolumeStore
+from voxelstore.volume import SourceVolume, read_volume, write_volume
+
+__all__ = [
+    "IntensityMap",
+    "SourceVolume",
+    "StoreError",
+    "SubjectRecord",
+    "VolumeError",
+    "VolumeStore",
+    "convert_volume",
+    "find_volumes",
+    "intensity_map",
+    "read_volume",
+    "subject_id",
+    "write_volume",
+]

@@ -1,0 +1,66 @@
+"""From a folder of volume files to subjects of a store; what one task does, free of any scheduler."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from voxelstore.errors import VolumeError
+from voxelstore.record import SubjectRecord
+from voxelstore.store import VolumeStore
+from voxelstore.volume import EXTENSIONS, read_volume
+
+
+def find_volumes(folder: str | Path) -> list[Path]:
+    """Every .nii, .nii.gz and .mgz file below `folder`, sorted; hidden files and folders are passed over.
+
+    Raises NotADirectoryError.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root}: no such folder; give the one that holds the volumes")
+    found = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, n) for n in names if n.lower().endswith(EXTENSIONS) and n[0] != "."]
+    return sorted(found)
+
+
+def subject_id(path: str | Path, root: str | Path | None = None) -> str:
+    """A name for the subject in `path`, safe as a folder's: letters, digits, '.', '_', '-'.
+
+    'sub-01_T1w.nii.gz' -> 'sub-01_T1w'. Folders below `root` are part of it, 'site1/sub-01.nii' -> 'site1__sub-01', so that
+    equal names in two folders are two subjects. Where a character had to be replaced, eight digits of the SHA-256 of the
+    relative path keep the name unique.
+    """
+    path = Path(path)
+    parts = list(path.relative_to(root).parts) if root is not None else [path.name]
+    extension = next((e for e in EXTENSIONS if parts[-1].lower().endswith(e)), "")
+    plain = "__".join([*parts[:-1], parts[-1][: len(parts[-1]) - len(extension)]])
+    safe = re.sub(r"[^A-Za-z0-9._-]", "-", plain).lstrip(".") or "subject"
+    if safe != plain or len(safe) > 150:
+        safe = f"{safe[:150]}-{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:8]}"
+    return safe
+
+
+def convert_volume(
+    path: str | Path, store_path: str | Path, subject: str, min_size: int = 32
+) -> SubjectRecord:
+    """Read, check and store one file; the store must exist. Raises VolumeError (left out), StoreError, OSError."""
+    volume = read_volume(path)
+    if min(volume.voxels.shape) < min_size:
+        raise VolumeError(
+            path,
+            "too-small",
+            f"shape {volume.voxels.shape} has an edge below {min_size} voxels; "
+            "lower min_size, and the patch size with it, or leave it out",
+        )
+    return VolumeStore.open(store_path).write_subject(subject, volume)
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, read piece by piece."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

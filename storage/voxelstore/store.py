@@ -1,0 +1,211 @@
+"""The volume store: one Zarr v3 group per subject, and a manifest that says which subjects there are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from voxelstore.errors import StoreError
+from voxelstore.files import atomic_write_json, clean, locked
+from voxelstore.record import SubjectRecord
+from voxelstore.splits import assign_splits
+from voxelstore.subject import (
+    open_voxels,
+    read_foreground,
+    read_record,
+    read_source,
+    write_group,
+    write_split,
+    write_subject,
+)
+from voxelstore.volume import SourceVolume, to_physical
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+SUBJECTS = "subjects"
+WRITERS_LOCK = ".writers.lock"
+MANIFEST_LOCK = ".manifest.lock"
+
+Region = tuple[slice, slice, slice]
+
+
+class VolumeStore:
+    """A folder of brain volumes. Readers see the subjects that the manifest lists, as it was when the store was opened.
+
+    Cheap to pickle (its path and manifest); opened arrays are kept per process. Volumes are (D, H, W), canonical
+    orientation (RAS+).
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self._take(manifest)
+
+    @classmethod
+    def open(cls, path: str | Path) -> VolumeStore:
+        """Open an existing store. Raises StoreError if it is missing, of another schema version, or damaged."""
+        path = Path(path).resolve()
+        return cls(path, _read_manifest(path))
+
+    @classmethod
+    def create(cls, path: str | Path) -> VolumeStore:
+        """Open the store at `path`, which is made if nothing is there."""
+        path = Path(path).resolve()
+        if not (path / MANIFEST).exists():
+            (path / SUBJECTS).mkdir(parents=True, exist_ok=True)
+            with locked(path / MANIFEST_LOCK):
+                if not (path / MANIFEST).exists():
+                    write_group(path, {})
+                    write_group(path / SUBJECTS, {})
+                    atomic_write_json(path / MANIFEST, _manifest({}, {}))
+        return cls.open(path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": {}}
+
+    def __repr__(self) -> str:
+        return f"VolumeStore({str(self.path)!r}, {len(self._records)} subjects)"
+
+    def subjects(self, split: str | None = None) -> list[str]:
+        """Names of all subjects, or of those in `split`, sorted."""
+        return [s for s, record in self._records.items() if split is None or record.split == split]
+
+    def splits(self) -> dict[str, list[str]]:
+        """Subjects by split, sorted; those without a split are in none."""
+        names = sorted({record.split for record in self._records.values() if record.split is not None})
+        return {name: self.subjects(name) for name in names}
+
+    def record(self, subject: str) -> SubjectRecord:
+        """What is known of a subject. Raises StoreError if the manifest does not list it."""
+        try:
+            return self._records[subject]
+        except KeyError:
+            raise StoreError(
+                f"{self.path}: no subject {subject!r} among its {len(self._records)}; "
+                "subjects() lists them, converting adds them"
+            ) from None
+
+    def read(self, subject: str, region: Region | None = None) -> np.ndarray:
+        """Physical intensities, float32: the volume (D, H, W), or the part of it that three slices choose."""
+        record = self.record(subject)
+        return to_physical(self._voxels(subject, region), record.slope, record.intercept)
+
+    def read_normalised(self, subject: str, region: Region | None = None) -> np.ndarray:
+        """`read`, mapped so that the subject's robust `low` is 0 and its `high` is 1; not clipped."""
+        return self.record(subject).intensity.normalise(self.read(subject, region))
+
+    def foreground(self, subject: str) -> np.ndarray:
+        """Coarse foreground mask, bool, ceil(shape / mask_block): True where the block holds foreground."""
+        return read_foreground(self._folder(subject), self.record(subject))
+
+    def source(self, subject: str) -> SourceVolume:
+        """The subject as `read_volume` gave it: what `write_volume` needs to go back to the input's own space."""
+        return read_source(self._folder(subject), self._voxels(subject, None))
+
+    def fingerprint(self, split: str | None = None) -> str:
+        """SHA-256 over the subjects (of one split, or all), their sources' SHA-256 and their splits."""
+        lines = [f"{s} {self._records[s].sha256} {self._records[s].split}\n" for s in self.subjects(split)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def left_out(self) -> dict[str, dict[str, Any]]:
+        """Source files that conversion left out: path -> reason, message, size, mtime_ns and so on."""
+        return dict(self._left_out)
+
+    def write_subject(self, subject: str, volume: SourceVolume, sha256: str | None = None) -> SubjectRecord:
+        """Store a volume under `subject`, atomically; one that is there is replaced and keeps its split.
+
+        sha256: of the source file, where it is another than the one read. The manifest lists it from `update_manifest` on.
+        Raises StoreError for a name that cannot be a folder's.
+        """
+        with locked(self.path / WRITERS_LOCK, shared=True):
+            return write_subject(self._folder(subject), volume, sha256 or volume.sha256)
+
+    def stored_records(self) -> dict[str, SubjectRecord]:
+        """The records in the subjects' own folders, whether or not the manifest lists them, sorted by name."""
+        folders = sorted(p for p in (self.path / SUBJECTS).iterdir() if p.is_dir() and p.name[0] != ".")
+        return {folder.name: read_record(folder) for folder in folders}
+
+    def clean(self) -> list[str]:
+        """Remove what killed writers left behind, unless a writer is at work. Returns the names removed."""
+        with locked(self.path / WRITERS_LOCK, wait=False) as alone:
+            return clean(self.path / SUBJECTS) + clean(self.path) if alone else []
+
+    def update_manifest(
+        self,
+        fractions_or_counts: Mapping[str, float | int],
+        seed: int,
+        left_out: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """List every stored subject, and give a split to those that have none (`assign_splits` says how).
+
+        The split goes into the subject's own record first and into the manifest last, so that the manifest can always be
+        rebuilt. Raises ValueError for splits that do not add up.
+        """
+        with locked(self.path / MANIFEST_LOCK):
+            records = self.stored_records()
+            assigned = {subject: record.split for subject, record in records.items()}
+            for subject, split in assign_splits(assigned, records, fractions_or_counts, seed).items():
+                if split != assigned[subject]:
+                    records[subject] = write_split(self._folder(subject), split)
+            self._write_manifest(records, self._left_out if left_out is None else left_out)
+
+    def rebuild_manifest(self) -> None:
+        """Write the manifest anew from the subjects' own records, their splits included."""
+        with locked(self.path / MANIFEST_LOCK):
+            self._write_manifest(self.stored_records(), self._left_out)
+
+    def _write_manifest(self, records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any]) -> None:
+        manifest = _manifest(records, left_out)
+        atomic_write_json(self.path / MANIFEST, manifest)
+        self._take(json.loads(json.dumps(manifest)))
+
+    def _take(self, manifest: Mapping[str, Any]) -> None:
+        where = str(self.path / MANIFEST)
+        subjects = sorted(manifest["subjects"].items())
+        self._records = {
+            subject: SubjectRecord.from_json(value, f"{where}, {subject}") for subject, value in subjects
+        }
+        self._left_out: dict[str, Any] = dict(manifest["left_out"])
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+
+    def _folder(self, subject: str) -> Path:
+        if not subject or subject[0] == "." or "/" in subject:
+            raise StoreError(f"subject {subject!r} cannot be a folder's name; subject_id() makes one")
+        return self.path / SUBJECTS / subject
+
+    def _voxels(self, subject: str, region: Region | None) -> np.ndarray:
+        array = self._arrays.get(subject)
+        if array is None:
+            array = self._arrays[subject] = open_voxels(self._folder(subject), self.record(subject))
+        return np.asarray(array[region if region is not None else ...])
+
+
+def _manifest(records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any]) -> dict[str, Any]:
+    subjects = {subject: record.to_json() for subject, record in records.items()}
+    return {"schema": SCHEMA, "subjects": subjects, "left_out": dict(left_out)}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path}: no volume store ({MANIFEST} is missing); convert a folder into it first"
+        ) from None
+    except ValueError as error:
+        raise StoreError(
+            f"{file}: damaged ({error}); delete it and convert again, which rebuilds it"
+        ) from error
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA or not {"subjects", "left_out"} <= manifest.keys():
+        raise StoreError(
+            f"{file}: schema version {schema!r}, this code reads {SCHEMA}; convert the sources into a new store"
+        )
+    return manifest

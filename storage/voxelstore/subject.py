@@ -1,0 +1,182 @@
+"""One subject on disk: a Zarr v3 group with the voxels, the coarse foreground mask, and its record as attributes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from voxelstore.errors import StoreError
+from voxelstore.files import atomic_write_json, whole_folder
+from voxelstore.formats import SourceLayout
+from voxelstore.intensity import MASK_BLOCK, foreground, intensity_map
+from voxelstore.record import SubjectRecord
+from voxelstore.volume import SourceVolume
+
+VOXELS = "voxels"
+FOREGROUND = "foreground"
+CHUNK = 64  # docs/storage.md has the measurement
+
+
+def write_subject(folder: Path, volume: SourceVolume, sha256: str) -> SubjectRecord:
+    """Write the group `folder`, atomically; the split of a group that it replaces is kept."""
+    physical = volume.physical()
+    mask, box = foreground(physical)
+    shape = volume.voxels.shape
+    record = SubjectRecord(
+        subject=folder.name,
+        split=read_record(folder).split if (folder / "zarr.json").exists() else None,
+        shape=(shape[0], shape[1], shape[2]),
+        spacing=volume.spacing,
+        dtype=volume.voxels.dtype.name,
+        slope=volume.slope,
+        intercept=volume.intercept,
+        affine=tuple(tuple(float(x) for x in row) for row in volume.affine),
+        intensity=intensity_map(physical),
+        foreground_box=(box[0], box[1], box[2]),
+        mask_block=MASK_BLOCK,
+        source=str(volume.path.resolve()),
+        sha256=sha256,
+        size=volume.size,
+        mtime_ns=volume.mtime_ns,
+        content=content_hash(volume),
+    )
+    with whole_folder(folder) as temporary:
+        write_array(temporary / VOXELS, volume.voxels)
+        write_array(temporary / FOREGROUND, mask)
+        write_group(temporary, {"record": record.to_json(), "layout": _layout_to_json(volume.layout)})
+    return record
+
+
+def content_hash(volume: SourceVolume) -> str:
+    """SHA-256 of type, shape, scale and voxels: the same for one image in two containers, or under two headers."""
+    head = f"{volume.voxels.dtype.name} {volume.voxels.shape} {volume.slope!r} {volume.intercept!r}\n"
+    digest = hashlib.sha256(head.encode())
+    digest.update(np.ascontiguousarray(volume.voxels).data)
+    return digest.hexdigest()
+
+
+def write_array(folder: Path, data: np.ndarray, chunk: int = CHUNK) -> None:
+    """A Zarr v3 array: chunks of chunk^3 voxels, each with a checksum, all of them in one shard, which is one file."""
+    chunks = tuple(min(chunk, n) for n in data.shape)
+    array = zarr.create_array(
+        zarr.storage.LocalStore(folder),
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=chunks,
+        shards=tuple(math.ceil(n / c) * c for n, c in zip(data.shape, chunks, strict=True)),
+        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
+        # A chunk that is left out reads as zeros: then a lost one would, too.
+        config={"write_empty_chunks": True},
+        dimension_names=("left-right", "posterior-anterior", "inferior-superior"),
+    )
+    array[...] = data
+
+
+def open_voxels(folder: Path, record: SubjectRecord) -> zarr.Array[Any]:
+    """The voxel array of a subject. Raises StoreError if it is missing or of another shape than its record says."""
+    return _open_array(folder / VOXELS, record.shape)
+
+
+def read_foreground(folder: Path, record: SubjectRecord) -> np.ndarray:
+    """The coarse mask, bool, ceil(shape / mask_block)."""
+    d, h, w = (math.ceil(n / record.mask_block) for n in record.shape)
+    return np.asarray(_open_array(folder / FOREGROUND, (d, h, w))[...], dtype=bool)
+
+
+def read_record(folder: Path) -> SubjectRecord:
+    """The record in the subject's own group."""
+    return SubjectRecord.from_json(_attributes(folder).get("record"), str(folder))
+
+
+def read_source(folder: Path, voxels: np.ndarray) -> SourceVolume:
+    """The volume as it was read from its source file; its path need not exist any more."""
+    attributes = _attributes(folder)
+    record = SubjectRecord.from_json(attributes.get("record"), str(folder))
+    return SourceVolume(
+        voxels,
+        record.slope,
+        record.intercept,
+        np.array(record.affine),
+        Path(record.source),
+        _layout_from_json(attributes["layout"]),
+        record.sha256,
+        record.size,
+        record.mtime_ns,
+    )
+
+
+def write_split(folder: Path, split: str | None) -> SubjectRecord:
+    """Put a subject's split into its own record."""
+    return _update_record(folder, replace(read_record(folder), split=split))
+
+
+def write_stat(folder: Path, source: Path, size: int, mtime_ns: int) -> SubjectRecord:
+    """Note where an unchanged source lies now, so that the next run need not hash it."""
+    changed = replace(read_record(folder), source=str(source.resolve()), size=size, mtime_ns=mtime_ns)
+    return _update_record(folder, changed)
+
+
+def write_group(folder: Path, attributes: dict[str, Any]) -> None:
+    """The metadata of a Zarr v3 group, atomically."""
+    value = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    atomic_write_json(folder / "zarr.json", value)
+
+
+def _update_record(folder: Path, record: SubjectRecord) -> SubjectRecord:
+    write_group(folder, {**_attributes(folder), "record": record.to_json()})
+    return record
+
+
+def _attributes(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / "zarr.json").read_bytes())["attributes"])
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise StoreError(
+            f"{folder}: no subject's group, or a damaged one ({error}); delete the folder and convert again"
+        ) from error
+
+
+def _open_array(folder: Path, shape: tuple[int, int, int]) -> zarr.Array[Any]:
+    try:
+        array = zarr.open_array(folder, mode="r", zarr_format=3)
+    except (FileNotFoundError, ValueError) as error:
+        raise StoreError(f"{folder}: {error}; delete the subject's folder and convert again") from error
+    # Zarr reads a missing file as zeros, without a word.
+    if array.shape != shape or not (folder / "c" / "0" / "0" / "0").exists():
+        raise StoreError(
+            f"{folder}: shape {array.shape}, the record says {shape}, or its data file is missing; "
+            "delete the subject's folder and convert again"
+        )
+    return array
+
+
+def _layout_to_json(layout: SourceLayout) -> dict[str, Any]:
+    return {
+        "format": layout.format,
+        "dtype": layout.dtype,
+        "shape": list(layout.shape),
+        "affine": layout.affine.tolist(),
+        "prefix": base64.b64encode(zlib.compress(layout.prefix)).decode(),
+        "suffix": base64.b64encode(zlib.compress(layout.suffix)).decode(),
+    }
+
+
+def _layout_from_json(value: dict[str, Any]) -> SourceLayout:
+    return SourceLayout(
+        value["format"],
+        value["dtype"],
+        tuple(value["shape"]),
+        np.array(value["affine"]),
+        zlib.decompress(base64.b64decode(value["prefix"])),
+        zlib.decompress(base64.b64decode(value["suffix"])),
+    )

@@ -1,0 +1,176 @@
+"""Reading a volume into canonical orientation, and writing one back into its source's own space."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from voxelstore.errors import VolumeError
+from voxelstore.files import atomic_write
+from voxelstore.formats import SourceLayout, decompressed, parse
+
+EXTENSIONS = (".nii.gz", ".nii", ".mgz")
+
+
+@dataclass(frozen=True)
+class SourceVolume:
+    """What a source file holds, turned to canonical orientation (RAS+, axis 0 = left to right).
+
+    voxels: (D, H, W), the type of the file (native byte order). Physical intensity = voxels * slope + intercept.
+    affine: (4, 4), canonical voxel indices to mm. sha256, size, mtime_ns: of the file as read.
+    layout: the original header, orientation and affine, from which `write_volume` goes back.
+    """
+
+    voxels: np.ndarray
+    slope: float
+    intercept: float
+    affine: np.ndarray
+    path: Path
+    layout: SourceLayout
+    sha256: str
+    size: int
+    mtime_ns: int
+
+    def physical(self) -> np.ndarray:
+        """(D, H, W) float32: voxels * slope + intercept, the product and the sum in float64."""
+        return to_physical(self.voxels, self.slope, self.intercept)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Edge lengths of a voxel in mm, along the canonical axes."""
+        d, h, w = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(d), float(h), float(w)
+
+
+def read_volume(path: str | Path) -> SourceVolume:
+    """Read a .nii, .nii.gz or .mgz file (NIfTI-1, NIfTI-2, MGH), gzipped or not.
+
+    Trailing singleton dimensions are dropped: (D, H, W, 1) is 3-D. Raises VolumeError: unreadable, truncated, unsupported,
+    not-3d, constant, not-finite.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            content = file.read()
+    except OSError as error:
+        raise VolumeError(
+            path, "unreadable", f"cannot be read ({error.strerror}); check path and permissions"
+        ) from error
+    parsed = parse(path, decompressed(path, content))
+    orientation = nib.io_orientation(parsed.layout.affine)
+    turned = nib.apply_orientation(parsed.raw, orientation)
+    voxels = np.ascontiguousarray(turned, dtype=turned.dtype.newbyteorder("="))
+    _check_intensities(path, voxels, parsed.slope, parsed.intercept)
+    affine = parsed.layout.affine @ nib.orientations.inv_ornt_aff(orientation, parsed.raw.shape)
+    return SourceVolume(
+        voxels,
+        parsed.slope,
+        parsed.intercept,
+        affine,
+        path,
+        parsed.layout,
+        hashlib.sha256(content).hexdigest(),
+        status.st_size,
+        status.st_mtime_ns,
+    )
+
+
+def write_volume(path: str | Path, data: np.ndarray, like: SourceVolume) -> None:
+    """Write physical intensities into the space of `like`, atomically.
+
+    data: (D, H, W) real, canonical orientation, the shape of `like`. The file has the orientation, affine, header, type,
+    slope and intercept of `like`; for integer types the values are rounded to the nearest step and clipped to what the type
+    holds. Unmodified integer voxels come back identical as long as |voxel + intercept / slope| < 2^23, float32's own limit
+    (data may be float64 beyond it). The extension chooses the format; a NIfTI source written to .mgz, or the reverse, keeps
+    affine and type where the other format has them (MGH knows neither slopes nor unsigned and 64-bit types: float32 then).
+    Raises ValueError for another shape, another extension or values that are not finite.
+    """
+    path = Path(path)
+    if data.shape != like.voxels.shape:
+        raise ValueError(f"{path}: data has shape {data.shape}, its source {like.path} {like.voxels.shape}")
+    if not np.isfinite(data).all():
+        raise ValueError(f"{path}: data holds NaN or infinity; nothing was written")
+    target = next((e for e in EXTENSIONS if path.name.lower().endswith(e)), None)
+    if target is None:
+        raise ValueError(f"{path}: extension {path.suffix!r} is none of {', '.join(EXTENSIONS)}")
+    if (target == ".mgz") == (like.layout.format == "mgh"):
+        dtype = np.dtype(like.layout.dtype)
+        raw = to_source_orientation(to_stored(data, dtype, like.slope, like.intercept), like.layout)
+        pieces = [like.layout.prefix, raw.tobytes(order="F"), like.layout.suffix]
+    else:
+        pieces = [_in_other_format(target, data, like)]
+    content = b"".join(pieces)
+    if target != ".nii":
+        content = gzip.compress(content, compresslevel=6, mtime=0)
+    atomic_write(path, content)
+
+
+def to_source_orientation(canonical: np.ndarray, layout: SourceLayout) -> np.ndarray:
+    """(D, H, W) in canonical orientation to the axes and directions of the source's file (a view)."""
+    orientation = nib.io_orientation(layout.affine)
+    turned = canonical.transpose(orientation[:, 0].astype(int))
+    flips = tuple(slice(None, None, -1) if sign < 0 else slice(None) for sign in orientation[:, 1])
+    return turned[flips]
+
+
+def to_physical(voxels: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """voxels * slope + intercept as float32, computed in float64, one slab after the other to spare memory."""
+    if slope == 1.0 and intercept == 0.0:
+        return voxels.astype(np.float32)
+    return _by_slabs(voxels, np.dtype(np.float32), lambda slab: slab * slope + intercept)
+
+
+def to_stored(physical: np.ndarray, dtype: np.dtype, slope: float, intercept: float) -> np.ndarray:
+    """The inverse of `to_physical`: values of `dtype`, for integer types rounded and clipped to its range."""
+    if dtype.kind == "f":
+        return _by_slabs(physical, dtype, lambda slab: (slab - intercept) / slope)
+    limits = np.iinfo(dtype)
+    # The largest 64-bit integer is no float64; the next float64 below it is.
+    top = float(limits.max) if dtype.itemsize < 8 else float(np.nextafter(float(limits.max), 0.0))
+    return _by_slabs(
+        physical,
+        dtype,
+        lambda slab: np.clip(np.rint((slab - intercept) / slope), float(limits.min), top),
+    )
+
+
+def _by_slabs(
+    values: np.ndarray, dtype: np.dtype, function: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    out = np.empty(values.shape, dtype=dtype)
+    for start in range(0, values.shape[0], 16):
+        out[start : start + 16] = function(values[start : start + 16].astype(np.float64))
+    return out
+
+
+def _in_other_format(target: str, data: np.ndarray, like: SourceVolume) -> bytes:
+    dtype = np.dtype(like.layout.dtype).newbyteorder("=")
+    slope, intercept = like.slope, like.intercept
+    image_class = nib.MGHImage if target == ".mgz" else nib.Nifti1Image
+    if target == ".mgz" and (
+        (slope, intercept) != (1.0, 0.0) or dtype.str[1:] not in ("u1", "i2", "i4", "f4")
+    ):
+        dtype, slope, intercept = np.dtype(np.float32), 1.0, 0.0
+    raw = to_source_orientation(to_stored(data, dtype, slope, intercept), like.layout)
+    return bytes(image_class(raw, like.layout.affine).to_bytes())
+
+
+def _check_intensities(path: Path, voxels: np.ndarray, slope: float, intercept: float) -> None:
+    lowest, highest = voxels.min(), voxels.max()
+    ends = np.array([lowest, highest], dtype=np.float64) * slope + intercept
+    if not (np.abs(ends) <= np.finfo(np.float32).max).all():  # NaN fails the comparison
+        raise VolumeError(
+            path,
+            "not-finite",
+            f"intensities from {lowest} to {highest}; replace NaN and infinity, by 0 outside the head",
+        )
+    if lowest == highest:
+        raise VolumeError(path, "constant", f"every voxel is {lowest}; is it the right file?")
