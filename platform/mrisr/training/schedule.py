@@ -1,0 +1,93 @@
+"""Which network a step updates: a pure function of the step. A step is one update of one network, as in the papers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """What a step updates: the generator on L1 alone, the critic, or the generator on L1 and the critic's scores."""
+
+    PRETRAIN = "pretrain"
+    CRITIC = "critic"
+    GENERATOR = "generator"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """pretrain_steps, then critic_warmup_steps, then periods of boost_every + boost_steps up to total_steps.
+
+    Within the first boost_every steps of a period, critic_per_generator critic steps precede each generator step; then
+    come boost_steps critic steps. boost_steps = 0 switches the boosts off, and the cycle then runs on uninterrupted.
+    Source: Chen et al. 2018 (arXiv 1803.01417), section 3. Raises ValueError for counts that make no schedule.
+    """
+
+    pretrain_steps: int = 250_000
+    critic_warmup_steps: int = 10_000
+    critic_per_generator: int = 7
+    boost_every: int = 500
+    boost_steps: int = 200
+    total_steps: int = 500_000
+
+    def __post_init__(self) -> None:
+        for name in ("pretrain_steps", "critic_warmup_steps", "critic_per_generator", "boost_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"schedule.{name} is {getattr(self, name)}; it must be 0 or more")
+        for name in ("boost_every", "total_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"schedule.{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.boost_steps and self.boost_every <= self.critic_per_generator:
+            raise ValueError(f"schedule.boost_every is {self.boost_every}, too short for a single generator step after "
+                             f"{self.critic_per_generator} of the critic; make it {self.critic_per_generator + 1} or more")
+
+    @property
+    def adversarial_start(self) -> int:
+        """The first step after pretraining and the critic's warm-up."""
+        return self.pretrain_steps + self.critic_warmup_steps
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether any step uses the critic: false for a run that only pretrains."""
+        return self.total_steps > self.pretrain_steps
+
+
+@dataclass(frozen=True)
+class UpdateCounts:
+    """How many updates of each kind lie before a step."""
+
+    pretrain: int
+    critic: int
+    generator: int
+
+
+def phase(schedule: Schedule, step: int) -> Phase:
+    """What step `step` (counted from 0) updates. Raises ValueError outside [0, total_steps)."""
+    if not 0 <= step < schedule.total_steps:
+        raise ValueError(f"step {step} is outside the schedule of {schedule.total_steps} steps")
+    if step < schedule.pretrain_steps:
+        return Phase.PRETRAIN
+    if step < schedule.adversarial_start:
+        return Phase.CRITIC
+    place = step - schedule.adversarial_start
+    if schedule.boost_steps:
+        place %= schedule.boost_every + schedule.boost_steps
+        if place >= schedule.boost_every:
+            return Phase.CRITIC
+    cycle = schedule.critic_per_generator + 1
+    return Phase.GENERATOR if place % cycle == cycle - 1 else Phase.CRITIC
+
+
+def updates_before(schedule: Schedule, step: int) -> UpdateCounts:
+    """The updates made by steps 0 ... step - 1, in closed form. Raises ValueError outside [0, total_steps]."""
+    if not 0 <= step <= schedule.total_steps:
+        raise ValueError(f"step {step} is outside the schedule of {schedule.total_steps} steps")
+    pretrain = min(step, schedule.pretrain_steps)
+    cycle = schedule.critic_per_generator + 1
+    place = max(0, step - schedule.adversarial_start)
+    if schedule.boost_steps:
+        periods, place = divmod(place, schedule.boost_every + schedule.boost_steps)
+        generator = periods * (schedule.boost_every // cycle) + min(place, schedule.boost_every) // cycle
+    else:
+        generator = place // cycle
+    return UpdateCounts(pretrain, step - pretrain - generator, generator)

@@ -1,0 +1,138 @@
+"""How networks are spread over ranks: one code path for CPU with gloo and CUDA with nccl, for one rank or many."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mrisr.models.batchnorm import batchnorms
+
+STRATEGIES = ("fsdp", "ddp", "single")
+
+
+def world_size() -> int:
+    """The number of ranks; 1 without an initialised process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 without an initialised process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def device_for_worker() -> torch.device:
+    """The GPU of this worker by LOCAL_RANK (Ray Train and torchrun set it), made current; the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def shard(module: nn.Module, strategy: str, device: torch.device | None = None) -> nn.Module:
+    """Move `module` to `device` and spread it over the ranks, as ONE unit.
+
+    `fsdp`: FSDP2, parameters become DTensors, the module is changed in place; `ddp`: wrapped in DistributedDataParallel;
+    `single`: one process, nothing to spread. Without a process group `fsdp` and `ddp` mean `single`.
+    The module must hold the same weights on every rank (they do: a seed makes them).
+    Raises ValueError for an unknown strategy, and for `single` with several ranks, which would drift apart.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"training.strategy is {strategy!r}; choose one of {', '.join(STRATEGIES)}")
+    if strategy == "single" and world_size() > 1:
+        raise ValueError(f"training.strategy is 'single' with {world_size()} workers; choose fsdp or ddp, or one worker")
+    device = device or torch.device("cpu")
+    module.to(device)
+    if strategy == "single" or not dist.is_initialized():
+        return module
+    if strategy == "fsdp":
+        return fully_shard(module, mesh=init_device_mesh(device.type, (world_size(),)))
+    # BatchNorm's statistics belong to each rank until average_batchnorm: no broadcast of rank 0's at every forward.
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    keep_own = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"  # renamed in 2.13
+    options: dict[str, Any] = {keep_own: False, "device_ids": [device] if device.type == "cuda" else None}
+    return DistributedDataParallel(module, **options)
+
+
+def synchronise_batchnorm(generator: nn.Module, device: torch.device) -> nn.Module:
+    """SyncBatchNorm over all ranks where it exists (CUDA, several ranks), else `generator` as it is; call before `shard`.
+
+    The numbers then depend on the world size: each normalisation spans one micro-batch of every rank.
+    """
+    if device.type != "cuda" or world_size() == 1:
+        return generator
+    return nn.SyncBatchNorm.convert_sync_batchnorm(generator)
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """The module itself, without DistributedDataParallel's wrapper: its names are the same under every strategy."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+@contextmanager
+def accumulating(module: nn.Module, last: bool) -> Iterator[None]:
+    """Around one micro-batch's forward and backward: gradients travel between ranks only for the `last` one."""
+    if isinstance(module, DistributedDataParallel) and not last:
+        with module.no_sync():
+            yield
+        return
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+    yield
+
+
+def release(module: nn.Module) -> None:
+    """Give up the gathered parameters of an FSDP module; a gathered copy would be stale after the next update."""
+    if isinstance(module, FSDPModule):
+        module.reshard()
+
+
+def gather_rows(values: list[float], device: torch.device) -> list[list[float]]:
+    """Every rank's `values` (same length everywhere), in the order of ranks, on every rank; float64."""
+    row = torch.tensor(values, dtype=torch.float64, device=device)
+    if world_size() == 1:
+        return [row.tolist()]
+    rows = [torch.empty_like(row) for _ in range(world_size())]
+    dist.all_gather(rows, row)
+    return torch.stack(rows).tolist()
+
+
+def average_batchnorm(generator: nn.Module) -> None:
+    """Average BatchNorm's running statistics over the ranks, in place; every rank must call it.
+
+    They are linear in the micro-batches' statistics (see models.batchnorm.shared_update), so that averaging now is the
+    same as averaging after every step, and twice the same as once.
+    """
+    buffers = [buffer for norm in batchnorms(generator) for buffer in (norm.running_mean, norm.running_var)
+               if buffer is not None]
+    if world_size() == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.detach().flatten() for buffer in buffers])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for buffer, value in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(value.view_as(buffer))
+
+
+def full_state(generator: nn.Module) -> dict[str, Tensor]:
+    """The whole state_dict as plain CPU tensors (copies) on every rank, under the plain module's names.
+
+    Every rank must call it. Running statistics are this rank's: call average_batchnorm first.
+    """
+    release(generator)
+    state: dict[str, Tensor] = {}
+    for name, value in plain(generator).state_dict().items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        state[name] = whole.detach().to("cpu", copy=True)
+    return state
