@@ -1,4 +1,4 @@
-"""Brain volumes in a Zarr v3 store: NIfTI and MGH in, canonical and lossless inside, the source's own space out."""
+"""Brain volumes in a Zarr v3 store: NIfTI and MGH in, lossless inside, the source's own space out."""
 
 from voxelstore.convert import convert_volume, find_volumes, subject_id
 from voxelstore.errors import StoreError, VolumeError

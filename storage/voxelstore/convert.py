@@ -31,9 +31,9 @@ def find_volumes(folder: str | Path) -> list[Path]:
 def subject_id(path: str | Path, root: str | Path | None = None) -> str:
     """A name for the subject in `path`, safe as a folder's: letters, digits, '.', '_', '-'.
 
-    'sub-01_T1w.nii.gz' -> 'sub-01_T1w'. Folders below `root` are part of it, 'site1/sub-01.nii' -> 'site1__sub-01', so that
-    equal names in two folders are two subjects. Where a character had to be replaced, eight digits of the SHA-256 of the
-    relative path keep the name unique.
+    'sub-01_T1w.nii.gz' -> 'sub-01_T1w'. Folders below `root` are part of it, 'site1/sub-01.nii' ->
+    'site1__sub-01', so that equal names in two folders are two subjects. Where a character had to be
+    replaced, eight digits of the SHA-256 of the relative path keep the name unique.
     """
     path = Path(path)
     parts = list(path.relative_to(root).parts) if root is not None else [path.name]
@@ -48,7 +48,7 @@ def subject_id(path: str | Path, root: str | Path | None = None) -> str:
 def convert_volume(
     path: str | Path, store_path: str | Path, subject: str, min_size: int = 32
 ) -> SubjectRecord:
-    """Read, check and store one file; the store must exist. Raises VolumeError (left out), StoreError, OSError."""
+    """Read, check and store one file; the store must exist. Raises VolumeError, StoreError, OSError."""
     volume = read_volume(path)
     if min(volume.voxels.shape) < min_size:
         raise VolumeError(

@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[bool
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A hidden sibling of `path` to write into; it becomes `path` at the end of the block, and vanishes on an error."""
+    """A hidden sibling of `path` to write into; it becomes `path` at the end, and vanishes on an error."""
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
     temporary.mkdir()
     try:
@@ -91,10 +91,8 @@ def clean(folder: Path) -> list[str]:
 def _rename_over(temporary: Path, path: Path) -> None:
     while True:
         replaced = path.with_name(f"{REPLACED}{uuid.uuid4().hex[:12]}-{path.name}")
-        try:
+        with suppress(FileNotFoundError):
             os.rename(path, replaced)
-        except FileNotFoundError:
-            pass
         try:
             os.rename(temporary, path)
         except OSError:

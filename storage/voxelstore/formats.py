@@ -1,7 +1,7 @@
 """The bytes of a NIfTI-1, NIfTI-2 or MGH file, taken apart so that they can be put together again.
 
-nibabel parses the headers; the bytes before and after the voxels are kept as they are, which is the only way to give back
-every field, extension and tag that a header object may drop or normalise on its way through.
+nibabel parses the headers; the bytes before and after the voxels are kept as they are, which is the only way
+to give back every field, extension and tag that a header object may drop or normalise on its way through.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from nibabel.freesurfer.mghformat import MGHHeader
 from nibabel.spatialimages import HeaderDataError
 
@@ -26,9 +27,9 @@ MGH_VOXELS_AT = 284
 class SourceLayout:
     """How the voxels lie in their file.
 
-    format: "nifti1", "nifti2" or "mgh". dtype: NumPy string with byte order, such as ">i2". shape: as on disk, trailing
-    singleton dimensions included. affine: (4, 4) of the voxels as stored, in mm. prefix, suffix: the bytes before and after
-    the voxels (header and extensions; footer and tags).
+    format: "nifti1", "nifti2" or "mgh". dtype: NumPy string with byte order, such as ">i2". shape: as on
+    disk, trailing singleton dimensions included. affine: (4, 4) of the voxels as stored, in mm. prefix,
+    suffix: the bytes before and after the voxels (header and extensions; footer and tags).
     """
 
     format: str
@@ -56,7 +57,7 @@ class ParsedFile:
 
 
 def decompressed(path: Path, content: bytes) -> bytes:
-    """`content` without its gzip container, where it has one (told by its first bytes, whatever the file is called)."""
+    """`content` without its gzip container, where it has one (told by its first bytes, not by its name)."""
     if not content.startswith(GZIP_MAGIC):
         return content
     try:
@@ -84,7 +85,7 @@ def parse(path: Path, content: bytes) -> ParsedFile:
             return _parse_nifti(path, content, nib.Nifti2Header, 540, "nifti2")
         if size[1] == 1:
             return _parse_mgh(path, content)
-    except (HeaderDataError, nib.filebasedimages.ImageFileError, KeyError, np.linalg.LinAlgError) as error:
+    except (HeaderDataError, ImageFileError, KeyError, np.linalg.LinAlgError) as error:
         raise VolumeError(
             path, "unreadable", f"its header is damaged ({error}); export the volume again"
         ) from error

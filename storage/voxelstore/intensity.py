@@ -45,10 +45,11 @@ class IntensityMap:
 def intensity_map(physical: np.ndarray) -> IntensityMap:
     """The robust intensity map of a volume.
 
-    physical: (D, H, W) real, finite, not constant. low is the 0.1st percentile of the volume: the level of the background,
-    where there is one. high is the 99.9th percentile of the voxels above Otsu's threshold, so that the share of background,
-    which differs between skull-stripped, cropped and full-head volumes, does not move it, nor do a few bright vessels.
-    Volumes of more than 4 million voxels are sampled at every second voxel along each axis. Raises ValueError.
+    physical: (D, H, W) real, finite, not constant. low is the 0.1st percentile of the volume: the level of
+    the background, where there is one. high is the 99.9th percentile of the voxels above Otsu's threshold, so
+    that the share of background, which differs between skull-stripped, cropped and full-head volumes, does
+    not move it, nor do a few bright vessels. Volumes of more than 4 million voxels are sampled at every
+    second voxel along each axis. Raises ValueError.
     """
     sample = physical[::2, ::2, ::2] if physical.size > 4_000_000 else physical
     lowest, highest = float(physical.min()), float(physical.max())
@@ -66,7 +67,8 @@ def intensity_map(physical: np.ndarray) -> IntensityMap:
 def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
     """The threshold that best separates `values` (any shape, real) into two classes (Otsu 1979).
 
-    The histogram ends at the 99.9th percentile: a single hot voxel would otherwise leave every other one in the first bin.
+    The histogram ends at the 99.9th percentile: a single hot voxel would otherwise leave every other one in
+    the first bin.
     """
     low, high = float(values.min()), float(np.percentile(values, HIGH_PERCENTILE))
     if not low < high:
@@ -84,10 +86,11 @@ def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
 def foreground(physical: np.ndarray) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
     """Where the head (or the brain of a skull-stripped volume) lies.
 
-    physical: (D, H, W) real. Returns the coarse mask, bool, ceil(shape / MASK_BLOCK), one value per block of 8^3 voxels, and
-    the box ((d0, d1), (h0, h1), (w0, w1)), half-open, in voxels, that just holds the mask's voxels. The voxels above half of
-    Otsu's threshold, counted from the background's level, are gathered per block; the largest connected part stays, and its
-    holes (ventricles, sinuses) are filled. Half: bright fat draws the threshold above grey matter in full-head volumes.
+    physical: (D, H, W) real. Returns the coarse mask, bool, ceil(shape / MASK_BLOCK), one value per block of
+    8^3 voxels, and the box ((d0, d1), (h0, h1), (w0, w1)), half-open, in voxels, that just holds the mask's
+    voxels. The voxels above half of Otsu's threshold, counted from the background's level, are gathered per
+    block; the largest connected part stays, and its holes (ventricles, sinuses) are filled. Half: bright fat
+    draws the threshold above grey matter in full-head volumes.
     """
     sample = physical[::2, ::2, ::2] if physical.size > 4_000_000 else physical
     background = float(np.percentile(sample, LOW_PERCENTILE))

@@ -16,10 +16,11 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 class SubjectRecord:
     """One subject of a store; arrays are in canonical orientation (RAS+).
 
-    shape: (D, H, W). spacing: mm per voxel. dtype: of the stored voxels, such as "int16". Physical intensity = voxel * slope
-    + intercept. affine: 4 rows of 4, canonical indices to mm. foreground_box: half-open, in voxels. mask_block: edge of a
-    block of the coarse foreground mask, in voxels. source, size, mtime_ns, sha256: the file it came from. content: SHA-256 of
-    the voxels themselves, which tells the same image in another container.
+    shape: (D, H, W). spacing: mm per voxel. dtype: of the stored voxels, such as "int16". Physical intensity
+    = voxel * slope + intercept. affine: 4 rows of 4, canonical indices to mm. foreground_box: half-open, in
+    voxels. mask_block: edge of a block of the coarse foreground mask, in voxels. source, size, mtime_ns,
+    sha256: the file it came from. content: SHA-256 of the voxels themselves, which tells the same image in
+    another container.
     """
 
     subject: str
@@ -45,7 +46,7 @@ class SubjectRecord:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> SubjectRecord:
-        """The inverse of `to_json`; raises StoreError that names `where` if something is missing or of another type."""
+        """The inverse of `to_json`; raises StoreError that names `where` if it is damaged."""
         try:
             return cls(
                 **{
@@ -59,7 +60,8 @@ class SubjectRecord:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(
-                f"{where}: damaged record ({type(error).__name__}: {error}); delete that subject's folder and convert again"
+                f"{where}: damaged record ({type(error).__name__}: {error}); "
+                "delete that subject's folder and convert again"
             ) from error
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 
 def check_splits(splits: Mapping[str, float | int]) -> None:
-    """Raise ValueError unless `splits` are all counts (integers from 0) or fractions (0 to 1) that sum to 1."""
+    """Raise ValueError unless `splits` are all counts (integers from 0) or fractions that sum to 1."""
     if not splits:
         raise ValueError("splits: empty; name at least one, such as {train: 0.8, validation: 0.1, test: 0.1}")
     for name, share in splits.items():
@@ -32,11 +32,12 @@ def assign_splits(
 ) -> dict[str, str | None]:
     """The split of every subject.
 
-    assigned: what is already so, and stays. splits: fractions that sum to 1, or counts (all integers; a lone `{train: 1}` is
-    a count). The others are taken in the order of SHA-256(seed, subject) and go, one by one, where the deficit (the split's
-    quota minus what it holds) is greatest; the earlier-named split wins a tie. Once there are as many subjects as there are
-    splits with a quota, those that are empty come first, so that a small cohort has something in each. With counts, subjects
-    beyond their sum get None: silently growing a split would change the experiment that was asked for. Raises ValueError.
+    assigned: what is already so, and stays. splits: fractions that sum to 1, or counts (all integers; a lone
+    `{train: 1}` is a count). The others are taken in the order of SHA-256(seed, subject) and go, one by one,
+    where the deficit (the split's quota minus what it holds) is greatest; the earlier-named split wins a tie.
+    Once there are as many subjects as there are splits with a quota, those that are empty come first, so that
+    a small cohort has something in each. With counts, subjects beyond their sum get None: silently growing a
+    split would change the experiment that was asked for. Raises ValueError.
     """
     check_splits(splits)
     result: dict[str, str | None] = {s: assigned.get(s) for s in sorted(subjects)}

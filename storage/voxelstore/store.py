@@ -36,10 +36,10 @@ Region = tuple[slice, slice, slice]
 
 
 class VolumeStore:
-    """A folder of brain volumes. Readers see the subjects that the manifest lists, as it was when the store was opened.
+    """A folder of brain volumes; readers see the subjects that the manifest listed when it was opened.
 
-    Cheap to pickle (its path and manifest); opened arrays are kept per process. Volumes are (D, H, W), canonical
-    orientation (RAS+).
+    Cheap to pickle (its path and manifest); opened arrays are kept per process. Volumes are (D, H, W),
+    canonical orientation (RAS+).
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
@@ -48,7 +48,7 @@ class VolumeStore:
 
     @classmethod
     def open(cls, path: str | Path) -> VolumeStore:
-        """Open an existing store. Raises StoreError if it is missing, of another schema version, or damaged."""
+        """Open an existing store. Raises StoreError if it is missing, of another schema, or damaged."""
         path = Path(path).resolve()
         return cls(path, _read_manifest(path))
 
@@ -104,7 +104,7 @@ class VolumeStore:
         return read_foreground(self._folder(subject), self.record(subject))
 
     def source(self, subject: str) -> SourceVolume:
-        """The subject as `read_volume` gave it: what `write_volume` needs to go back to the input's own space."""
+        """The subject as `read_volume` gave it: what `write_volume` needs to go back to its own space."""
         return read_source(self._folder(subject), self._voxels(subject, None))
 
     def fingerprint(self, split: str | None = None) -> str:
@@ -120,14 +120,14 @@ class VolumeStore:
     def write_subject(self, subject: str, volume: SourceVolume, sha256: str | None = None) -> SubjectRecord:
         """Store a volume under `subject`, atomically; one that is there is replaced and keeps its split.
 
-        sha256: of the source file, where it is another than the one read. The manifest lists it from `update_manifest` on.
-        Raises StoreError for a name that cannot be a folder's.
+        sha256: of the source file, where it is another than the one read. The manifest lists it from
+        `update_manifest` on. Raises StoreError for a name that cannot be a folder's.
         """
         with locked(self.path / WRITERS_LOCK, shared=True):
             return write_subject(self._folder(subject), volume, sha256 or volume.sha256)
 
     def stored_records(self) -> dict[str, SubjectRecord]:
-        """The records in the subjects' own folders, whether or not the manifest lists them, sorted by name."""
+        """The records in the subjects' own folders, listed in the manifest or not, sorted by name."""
         folders = sorted(p for p in (self.path / SUBJECTS).iterdir() if p.is_dir() and p.name[0] != ".")
         return {folder.name: read_record(folder) for folder in folders}
 
@@ -144,8 +144,8 @@ class VolumeStore:
     ) -> None:
         """List every stored subject, and give a split to those that have none (`assign_splits` says how).
 
-        The split goes into the subject's own record first and into the manifest last, so that the manifest can always be
-        rebuilt. Raises ValueError for splits that do not add up.
+        The split goes into the subject's own record first and into the manifest last, so that the manifest
+        can always be rebuilt. Raises ValueError for splits that do not add up.
         """
         with locked(self.path / MANIFEST_LOCK):
             records = self.stored_records()
@@ -206,6 +206,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA or not {"subjects", "left_out"} <= manifest.keys():
         raise StoreError(
-            f"{file}: schema version {schema!r}, this code reads {SCHEMA}; convert the sources into a new store"
+            f"{file}: schema version {schema!r}, this code reads {SCHEMA}; "
+            "convert the sources into a new store"
         )
     return manifest

@@ -1,4 +1,4 @@
-"""One subject on disk: a Zarr v3 group with the voxels, the coarse foreground mask, and its record as attributes."""
+"""One subject on disk: a Zarr v3 group of voxels and coarse foreground mask; its record is an attribute."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_subject(folder: Path, volume: SourceVolume, sha256: str) -> SubjectRec
 
 
 def content_hash(volume: SourceVolume) -> str:
-    """SHA-256 of type, shape, scale and voxels: the same for one image in two containers, or under two headers."""
+    """SHA-256 of type, shape, scale and voxels: the same for one image in two containers or headers."""
     head = f"{volume.voxels.dtype.name} {volume.voxels.shape} {volume.slope!r} {volume.intercept!r}\n"
     digest = hashlib.sha256(head.encode())
     digest.update(np.ascontiguousarray(volume.voxels).data)
@@ -66,7 +66,7 @@ def content_hash(volume: SourceVolume) -> str:
 
 
 def write_array(folder: Path, data: np.ndarray, chunk: int = CHUNK) -> None:
-    """A Zarr v3 array: chunks of chunk^3 voxels, each with a checksum, all of them in one shard, which is one file."""
+    """A Zarr v3 array: chunks of chunk^3 voxels, each with a checksum, in one shard, which is one file."""
     chunks = tuple(min(chunk, n) for n in data.shape)
     array = zarr.create_array(
         zarr.storage.LocalStore(folder),
@@ -74,7 +74,7 @@ def write_array(folder: Path, data: np.ndarray, chunk: int = CHUNK) -> None:
         dtype=data.dtype,
         chunks=chunks,
         shards=tuple(math.ceil(n / c) * c for n, c in zip(data.shape, chunks, strict=True)),
-        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
+        compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec()],
         # A chunk that is left out reads as zeros: then a lost one would, too.
         config={"write_empty_chunks": True},
         dimension_names=("left-right", "posterior-anterior", "inferior-superior"),
@@ -83,7 +83,7 @@ def write_array(folder: Path, data: np.ndarray, chunk: int = CHUNK) -> None:
 
 
 def open_voxels(folder: Path, record: SubjectRecord) -> zarr.Array[Any]:
-    """The voxel array of a subject. Raises StoreError if it is missing or of another shape than its record says."""
+    """The voxel array of a subject. Raises StoreError if it is missing or of another shape than recorded."""
     return _open_array(folder / VOXELS, record.shape)
 
 

@@ -17,14 +17,15 @@ from voxelstore.files import atomic_write
 from voxelstore.formats import SourceLayout, decompressed, parse
 
 EXTENSIONS = (".nii.gz", ".nii", ".mgz")
+MGH_TYPES = ("u1", "i2", "i4", "f4")
 
 
 @dataclass(frozen=True)
 class SourceVolume:
     """What a source file holds, turned to canonical orientation (RAS+, axis 0 = left to right).
 
-    voxels: (D, H, W), the type of the file (native byte order). Physical intensity = voxels * slope + intercept.
-    affine: (4, 4), canonical voxel indices to mm. sha256, size, mtime_ns: of the file as read.
+    voxels: (D, H, W), the type of the file (native byte order). Physical intensity = voxels * slope +
+    intercept. affine: (4, 4), canonical voxel indices to mm. sha256, size, mtime_ns: of the file as read.
     layout: the original header, orientation and affine, from which `write_volume` goes back.
     """
 
@@ -52,8 +53,8 @@ class SourceVolume:
 def read_volume(path: str | Path) -> SourceVolume:
     """Read a .nii, .nii.gz or .mgz file (NIfTI-1, NIfTI-2, MGH), gzipped or not.
 
-    Trailing singleton dimensions are dropped: (D, H, W, 1) is 3-D. Raises VolumeError: unreadable, truncated, unsupported,
-    not-3d, constant, not-finite.
+    Trailing singleton dimensions are dropped: (D, H, W, 1) is 3-D. Raises VolumeError: unreadable, truncated,
+    unsupported, not-3d, constant, not-finite.
     """
     path = Path(path)
     try:
@@ -86,12 +87,13 @@ def read_volume(path: str | Path) -> SourceVolume:
 def write_volume(path: str | Path, data: np.ndarray, like: SourceVolume) -> None:
     """Write physical intensities into the space of `like`, atomically.
 
-    data: (D, H, W) real, canonical orientation, the shape of `like`. The file has the orientation, affine, header, type,
-    slope and intercept of `like`; for integer types the values are rounded to the nearest step and clipped to what the type
-    holds. Unmodified integer voxels come back identical as long as |voxel + intercept / slope| < 2^23, float32's own limit
-    (data may be float64 beyond it). The extension chooses the format; a NIfTI source written to .mgz, or the reverse, keeps
-    affine and type where the other format has them (MGH knows neither slopes nor unsigned and 64-bit types: float32 then).
-    Raises ValueError for another shape, another extension or values that are not finite.
+    data: (D, H, W) real, canonical orientation, the shape of `like`. The file has the orientation, affine,
+    header, type, slope and intercept of `like`; for integer types the values are rounded to the nearest step
+    and clipped to what the type holds. Unmodified integer voxels come back identical as long as |voxel +
+    intercept / slope| < 2^23, float32's own limit (data may be float64 beyond it). The extension chooses the
+    format; a NIfTI source written to .mgz, or the reverse, keeps affine and type where the other format has
+    them (MGH knows neither slopes nor unsigned and 64-bit types: float32 then). Raises ValueError for another
+    shape, another extension or values that are not finite.
     """
     path = Path(path)
     if data.shape != like.voxels.shape:
@@ -122,7 +124,7 @@ def to_source_orientation(canonical: np.ndarray, layout: SourceLayout) -> np.nda
 
 
 def to_physical(voxels: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """voxels * slope + intercept as float32, computed in float64, one slab after the other to spare memory."""
+    """voxels * slope + intercept as float32, computed in float64, slab by slab to spare memory."""
     if slope == 1.0 and intercept == 0.0:
         return voxels.astype(np.float32)
     return _by_slabs(voxels, np.dtype(np.float32), lambda slab: slab * slope + intercept)
@@ -155,12 +157,14 @@ def _in_other_format(target: str, data: np.ndarray, like: SourceVolume) -> bytes
     dtype = np.dtype(like.layout.dtype).newbyteorder("=")
     slope, intercept = like.slope, like.intercept
     image_class = nib.MGHImage if target == ".mgz" else nib.Nifti1Image
-    if target == ".mgz" and (
-        (slope, intercept) != (1.0, 0.0) or dtype.str[1:] not in ("u1", "i2", "i4", "f4")
-    ):
+    scaled = (slope, intercept) != (1.0, 0.0)
+    if target == ".mgz" and (scaled or dtype.str[1:] not in MGH_TYPES):
         dtype, slope, intercept = np.dtype(np.float32), 1.0, 0.0
     raw = to_source_orientation(to_stored(data, dtype, slope, intercept), like.layout)
-    return bytes(image_class(raw, like.layout.affine).to_bytes())
+    image = image_class(raw, like.layout.affine)
+    if target != ".mgz":
+        image.header.set_xyzt_units("mm", "sec")
+    return bytes(image.to_bytes())
 
 
 def _check_intensities(path: Path, voxels: np.ndarray, slope: float, intercept: float) -> None:
