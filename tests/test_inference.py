@@ -23,8 +23,7 @@ def _volume(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 def _network() -> MDCSRN:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = MDCSRN(growth_rate=4, blocks=2, units=2)
-    return network
+        return MDCSRN(growth_rate=4, blocks=2, units=2)
 
 
 @pytest.mark.parametrize("shape", [(33, 41, 29), (16, 16, 16), (7, 40, 5), (3, 3, 3), (50, 16, 17)])
@@ -33,9 +32,14 @@ def test_identity_returns_the_input(shape: tuple[int, ...], overlap: float) -> N
     volume = _volume(shape)
     calls: list[tuple[int, int]] = []
     result = superresolve_array(
-        nn.Identity(), volume, patch_size=16, overlap=overlap, batch_size=3, progress=lambda *a: calls.append(a)
+        nn.Identity(),
+        volume,
+        patch_size=16,
+        overlap=overlap,
+        batch_size=3,
+        progress=lambda *a: calls.append(a),
     )
-    assert result.shape == shape and result.dtype == np.float32
+    assert (result.shape, result.dtype) == (shape, np.float32)
     np.testing.assert_allclose(result, volume, atol=1e-5)
     total = window_count(shape, 16, overlap)
     assert calls[-1] == (total, total)
@@ -66,7 +70,7 @@ def test_modes_are_restored_after_an_error() -> None:
     network = nn.Sequential(nn.Conv3d(1, 1, 3)).train()
     with pytest.raises(ValueError, match="must keep the shape"):
         superresolve_array(network, _volume((8, 8, 8)), patch_size=8)
-    assert network.training and network[0].training
+    assert all(part.training for part in network.modules())
 
 
 def test_outside_the_box_the_input_is_returned() -> None:

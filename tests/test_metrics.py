@@ -37,7 +37,9 @@ def test_figures_equal_the_definitions() -> None:
     error = reference.astype(float) - estimate.astype(float)
     assert found["ssim"] == pytest.approx(_ssim_by_loops(reference, estimate, 7, 1.0).mean(), abs=1e-6)
     assert found["psnr"] == pytest.approx(-10 * np.log10(np.mean(error**2)), abs=1e-4)
-    assert found["nrmse"] == pytest.approx(np.linalg.norm(error) / np.linalg.norm(reference.astype(float)), rel=1e-5)
+    assert found["nrmse"] == pytest.approx(
+        np.linalg.norm(error) / np.linalg.norm(reference.astype(float)), rel=1e-5
+    )
 
 
 def test_mask_takes_the_map_and_the_voxels_inside() -> None:
@@ -50,7 +52,9 @@ def test_mask_takes_the_map_and_the_voxels_inside() -> None:
     inner[3:-3, 3:-3, 3:-3] = _ssim_by_loops(reference, estimate, 7, 1.0)
     assert found["ssim"] == pytest.approx(inner[mask].mean(), abs=1e-6)
     assert found["psnr"] == pytest.approx(-10 * np.log10(np.mean(error**2)), abs=1e-4)
-    assert found["nrmse"] == pytest.approx(np.linalg.norm(error) / np.linalg.norm(reference[mask].astype(float)), rel=1e-5)
+    assert found["nrmse"] == pytest.approx(
+        np.linalg.norm(error) / np.linalg.norm(reference[mask].astype(float)), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("slab", [1, 4, 16, 64])
@@ -68,7 +72,7 @@ def test_float32_is_exact_enough_on_flat_background() -> None:
     estimate[:16] *= 1e-3
     single = metrics.ssim_map(reference, estimate)
     double = metrics.ssim_map(reference.astype(np.float64), estimate.astype(np.float64))
-    assert single.dtype == np.float32 and double.dtype == np.float64
+    assert (single.dtype, double.dtype) == (np.float32, np.float64)
     assert np.abs(single - double).max() < 1e-4
     assert abs(single.mean(dtype=float) - double.mean()) < 1e-6
 
@@ -78,14 +82,20 @@ def test_float32_is_exact_enough_on_flat_background() -> None:
 def test_scaling_images_and_data_range_together_changes_nothing(factor: float, seed: int) -> None:
     reference, estimate = _pair((9, 8, 10), seed)
     plain = metrics.image_metrics(reference, estimate)
-    scaled = metrics.image_metrics(reference * np.float32(factor), estimate * np.float32(factor), data_range=factor)
+    scaled = metrics.image_metrics(
+        reference * np.float32(factor), estimate * np.float32(factor), data_range=factor
+    )
     for name in metrics.METRICS:
         assert scaled[name] == pytest.approx(plain[name], rel=1e-3)
 
 
 def test_identical_images_are_perfect() -> None:
     reference, _ = _pair()
-    assert metrics.image_metrics(reference, reference) == {"ssim": pytest.approx(1.0), "psnr": np.inf, "nrmse": 0.0}
+    assert metrics.image_metrics(reference, reference) == {
+        "ssim": pytest.approx(1.0),
+        "psnr": np.inf,
+        "nrmse": 0.0,
+    }
 
 
 def test_errors_say_what_was_found() -> None:
@@ -111,7 +121,9 @@ def test_shell_correlation_equals_a_sum_over_the_full_spectrum(shape: tuple[int,
     spacing = (0.7, 1.0, 1.2)
     found = metrics.fourier_shell_correlation(reference, estimate, spacing)
     f, g = np.fft.fftn(reference), np.fft.fftn(estimate)
-    radius = np.sqrt(sum(axis**2 for axis in np.meshgrid(*map(np.fft.fftfreq, shape, spacing), indexing="ij")))
+    radius = np.sqrt(
+        sum(axis**2 for axis in np.meshgrid(*map(np.fft.fftfreq, shape, spacing), indexing="ij"))
+    )
     width = found.frequency[1]
     for index, frequency in enumerate(found.frequency):
         shell = (radius >= frequency - width / 2) & (radius < frequency + width / 2)
@@ -135,10 +147,12 @@ def test_shell_correlation_falls_where_the_spectrum_was_cut() -> None:
 
 def test_bootstrap_agrees_with_scipy_and_leaves_global_state_alone() -> None:
     values = np.random.default_rng(1).normal(30, 2, 25)
-    before = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    before = np.random.get_state(legacy=True)[1].copy()  # noqa: NPY002
     found = metrics.bootstrap_interval(values, seed=7)
-    assert (np.random.get_state()[1] == before).all()  # type: ignore[index, union-attr]
-    expected = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(2)).confidence_interval
+    assert (np.random.get_state(legacy=True)[1] == before).all()  # noqa: NPY002
+    expected = stats.bootstrap(
+        (values,), np.mean, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
     assert found.mean == pytest.approx(values.mean())
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.05)
     assert found == metrics.bootstrap_interval(values, seed=7)

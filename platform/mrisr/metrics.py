@@ -1,10 +1,11 @@
 """Image quality of one volume against its reference: SSIM, PSNR, NRMSE, Fourier shell correlation.
 
-Every figure is computed on normalised intensities with `data_range` given explicitly (1.0 by default): scikit-image's
-own default for floats is 2.0 (the dtype's range, -1 to 1), which inflates SSIM and adds 6 dB to PSNR.
+Every figure is computed on normalised intensities with `data_range` given explicitly (1.0 by default):
+scikit-image's own default for floats is 2.0 (the dtype's range, -1 to 1), which inflates SSIM and adds 6 dB
+to PSNR.
 
-Cost on 256x320x320 float32, one core: about 3 s, nearly all of it SSIM. The SSIM map is made in slabs, so that it needs
-about 110 MB beside its result (105 MB) instead of some ten copies of the volume (1 GB).
+Cost on 256x320x320 float32, one core: about 3 s, nearly all of it SSIM. The SSIM map is made in slabs, so
+that it needs about 110 MB beside its result (105 MB) instead of some ten copies of the volume (1 GB).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Interval(NamedTuple):
 
 
 class ShellCorrelation(NamedTuple):
-    """Correlation of two spectra per shell; `frequency` is in cycles per unit of the spacing (cycles/mm for mm)."""
+    """Correlation of two spectra per shell; `frequency` is in cycles per unit of the spacing (cycles/mm for
+    mm)."""
 
     frequency: np.ndarray
     correlation: np.ndarray
@@ -38,26 +40,36 @@ class ShellCorrelation(NamedTuple):
 def _check(reference: np.ndarray, estimate: np.ndarray) -> None:
     if reference.ndim != 3 or reference.shape != estimate.shape:
         raise ValueError(
-            f"reference and estimate must be volumes (D, H, W) of one shape, found {reference.shape} and {estimate.shape}"
+            "reference and estimate must be volumes (D, H, W) of one shape, "
+            f"found {reference.shape} and {estimate.shape}"
         )
     bad = estimate.size - int(np.count_nonzero(np.isfinite(estimate)))
     if bad:
-        raise ValueError(f"estimate holds {bad} voxels that are not finite: the network that made it has diverged")
+        raise ValueError(
+            f"estimate holds {bad} voxels that are not finite: the network that made it has diverged"
+        )
 
 
 def ssim_map(
-    reference: np.ndarray, estimate: np.ndarray, data_range: float = 1.0, window: int = 7, slab: int = SLAB_PLANES
+    reference: np.ndarray,
+    estimate: np.ndarray,
+    data_range: float = 1.0,
+    window: int = 7,
+    slab: int = SLAB_PLANES,
 ) -> np.ndarray:
     """Local structural similarity, scikit-image's, with a uniform window of `window`^3 voxels.
 
-    reference, estimate: (D, H, W) float32 (float64 is computed in float64). float32 differs from float64 by less than
-    1e-4 in a voxel and 1e-6 in the mean. Made in slabs of `slab` planes with the window's reach on either side, which
-    gives the same map as the whole volume at once.
+    reference, estimate: (D, H, W) float32 (float64 is computed in float64). float32 differs from float64 by
+    less than 1e-4 in a voxel and 1e-6 in the mean. Made in slabs of `slab` planes with the window's reach on
+    either side, which gives the same map as the whole volume at once.
     Returns (D, H, W) of the same dtype. Raises ValueError if an axis is shorter than the window.
     """
     if min(reference.shape) < window:
-        raise ValueError(f"SSIM's window of {window} voxels does not fit into a volume of shape {reference.shape}")
-    # A slab at an end holds at least a window, and reflection at the volume's own borders is left to scikit-image.
+        raise ValueError(
+            f"SSIM's window of {window} voxels does not fit into a volume of shape {reference.shape}"
+        )
+    # A slab at an end holds at least a window, and reflection at the volume's own borders is left to
+    # scikit-image.
     result = np.empty(reference.shape, np.result_type(reference.dtype, np.float32))
     planes, reach = reference.shape[0], window // 2
     for start in range(0, planes, slab):
@@ -76,7 +88,10 @@ def _errors(reference: np.ndarray, estimate: np.ndarray, data_range: float) -> d
         raise ValueError("NRMSE is not defined: the reference is zero in every voxel of the region")
     with np.errstate(divide="ignore"):  # identical images: PSNR is infinite
         psnr = peak_signal_noise_ratio(reference, estimate, data_range=data_range)
-    return {"psnr": float(psnr), "nrmse": float(normalized_root_mse(reference, estimate, normalization="euclidean"))}
+    return {
+        "psnr": float(psnr),
+        "nrmse": float(normalized_root_mse(reference, estimate, normalization="euclidean")),
+    }
 
 
 def region_metrics(
@@ -89,8 +104,8 @@ def region_metrics(
     """SSIM, PSNR and NRMSE of several regions, with the costly SSIM map made once.
 
     masks: name -> bool (D, H, W), or None for the whole volume. See `image_metrics` for the definitions.
-    Returns name -> {"ssim", "psnr", "nrmse"}. Raises ValueError for shapes that differ, estimates that are not finite,
-    an empty mask.
+    Returns name -> {"ssim", "psnr", "nrmse"}. Raises ValueError for shapes that differ, estimates that are
+    not finite, an empty mask.
     """
     _check(reference, estimate)
     similarity = ssim_map(reference, estimate, data_range, window)
@@ -103,7 +118,9 @@ def region_metrics(
             errors = _errors(reference, estimate, data_range)
         else:
             if mask.shape != reference.shape or mask.dtype != np.bool_:
-                raise ValueError(f"mask {name!r} must be bool {reference.shape}, found {mask.dtype} {mask.shape}")
+                raise ValueError(
+                    f"mask {name!r} must be bool {reference.shape}, found {mask.dtype} {mask.shape}"
+                )
             if not mask.any():
                 raise ValueError(f"mask {name!r} is empty: there is no voxel to measure")
             ssim = similarity[mask].mean(dtype=np.float64)
@@ -121,17 +138,19 @@ def image_metrics(
 ) -> dict[str, float]:
     """SSIM, PSNR (dB) and NRMSE of one volume, or of the voxels of a mask.
 
-    reference, estimate: (D, H, W), normalised intensity. mask: bool (D, H, W); SSIM is then the mean of the SSIM map
-    over the mask, PSNR and NRMSE are over its voxels. Without a mask SSIM is scikit-image's: the mean over the voxels
-    whose window lies inside the volume.
-    NRMSE is the euclidean convention: norm(reference - estimate) / norm(reference). PSNR of identical images is inf.
+    reference, estimate: (D, H, W), normalised intensity. mask: bool (D, H, W); SSIM is then the mean of the
+    SSIM map over the mask, PSNR and NRMSE are over its voxels. Without a mask SSIM is scikit-image's: the
+    mean over the voxels whose window lies inside the volume.
+    NRMSE is the euclidean convention: norm(reference - estimate) / norm(reference). PSNR of identical images
+    is inf.
     Raises ValueError as `region_metrics`.
     """
     return region_metrics(reference, estimate, {"region": mask}, data_range, window)["region"]
 
 
 def _shells(shape: Sequence[int], spacing: Sequence[float], width: float, count: int) -> Iterator[np.ndarray]:
-    """Per plane of the half spectrum: each sample's shell index, `count` for what lies beyond the last shell."""
+    """Per plane of the half spectrum: each sample's shell index, `count` for what lies beyond the last
+    shell."""
     first, second = (fft.fftfreq(n, d) for n, d in zip(shape[:2], spacing[:2], strict=True))
     last = fft.rfftfreq(shape[2], spacing[2])
     in_plane = second[:, None] ** 2 + last[None, :] ** 2
@@ -140,13 +159,16 @@ def _shells(shape: Sequence[int], spacing: Sequence[float], width: float, count:
 
 
 def fourier_shell_correlation(
-    reference: np.ndarray, estimate: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.0), shells: int | None = None
+    reference: np.ndarray,
+    estimate: np.ndarray,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    shells: int | None = None,
 ) -> ShellCorrelation:
     """Normalised correlation of two volumes' spectra in shells of equal spatial frequency.
 
-    reference, estimate: (D, H, W). spacing: voxel edge per axis (mm). shells: how many, the first centred on zero, the
-    last ending at the Nyquist frequency of the coarsest axis; default half the shortest axis.
-    FSC = Re(sum F conj(G)) / sqrt(sum |F|^2 sum |G|^2) (Harauz and van Heel 1986). A shell without power is nan.
+    reference, estimate: (D, H, W). spacing: voxel edge per axis (mm). shells: how many, the first centred on
+    zero, the last ending at the Nyquist frequency of the coarsest axis; default half the shortest axis.
+    FSC = Re(sum F conj(G)) / sqrt(sum |F|^2 sum |G|^2) (Harauz and van Heel 1986); nan in a shell without power.
     """
     _check(reference, estimate)
     count = shells if shells is not None else min(reference.shape) // 2
@@ -174,8 +196,9 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile bootstrap interval of the mean over subjects (Efron 1979).
 
-    values: one finite figure per subject, at least one (a single one gives an interval of no width). seed: of a private
-    generator. level: coverage in (0, 1). Raises ValueError for no values, values that are not finite, or a bad level.
+    values: one finite figure per subject, at least one (a single one gives an interval of no width). seed: of
+    a private generator. level: coverage in (0, 1). Raises ValueError for no values, values that are not
+    finite, or a bad level.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():
