@@ -1,8 +1,9 @@
 """What each network minimises, each as one nn.Module.
 
 The critic's whole objective, gradient penalty included, is the forward of ONE module: with FSDP2 the second
-differentiation must happen while the parameters are gathered, which holds inside the sharded module's forward and nowhere
-else (pytorch issue 172543). Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs" (arXiv 1704.00028).
+differentiation must happen while the parameters are gathered, which holds inside the sharded module's forward
+and nowhere else (pytorch issue 172543). Source: Gulrajani et al. 2017, "Improved Training of Wasserstein
+GANs" (arXiv 1704.00028).
 """
 
 from __future__ import annotations
@@ -34,26 +35,30 @@ class GeneratorTerms(NamedTuple):
 class CriticObjective(nn.Module):
     """The critic and all that is ever computed with it, so that it can be sharded as a single unit.
 
-    critic: (B, 1, P, P, P) -> (B,) scores, without any coupling between samples. gp_weight: the penalty's weight.
-    Everything runs in float32, whatever autocast says: the penalty differentiates twice.
+    critic: (B, 1, P, P, P) -> (B,) scores, without any coupling between samples. gp_weight: the penalty's
+    weight. Everything runs in float32, whatever autocast says: the penalty differentiates twice.
     """
 
     def __init__(self, critic: nn.Module, gp_weight: float = 10.0) -> None:
         super().__init__()
         self.critic, self.gp_weight = critic, gp_weight
 
-    def forward(self, fake: Tensor, real: Tensor | None = None,
-                coefficients: Tensor | None = None) -> CriticTerms | Tensor:
-        """The critic's objective for fakes, reals and interpolation coefficients; for fakes alone, their scores.
+    def forward(
+        self, fake: Tensor, real: Tensor | None = None, coefficients: Tensor | None = None
+    ) -> CriticTerms | Tensor:
+        """The critic's objective for fakes, reals and interpolation coefficients; for fakes alone, their
+        scores.
 
-        fake, real: (B, 1, P, P, P); coefficients: (B,) in [0, 1], one per sample, of `real` in the interpolate.
-        With `real`: CriticTerms, whose loss is E[D(fake)] - E[D(real)] + gp_weight * penalty; no gradient reaches `fake`.
-        Without: scores (B,) for the generator's objective; the gradient reaches `fake`, and no parameter of the critic.
+        fake, real: (B, 1, P, P, P); coefficients: (B,) in [0, 1], one per sample, of `real` in the
+        interpolate. With `real`: CriticTerms, whose loss is E[D(fake)] - E[D(real)] + gp_weight * penalty; no
+        gradient reaches `fake`.
+        Without: scores (B,) for the generator's objective; the gradient reaches `fake`, and no parameter of
+        the critic.
         """
         with torch.autocast(fake.device.type, enabled=False):
             if real is None:
-                # Detached views freeze the parameters, gathered or not, without flipping requires_grad, which FSDP2
-                # ignores once it has gathered them, and which makes DCP drop optimizer state.
+                # Detached views freeze the parameters, gathered or not, without flipping requires_grad, which
+                # FSDP2 ignores once it has gathered them, and which makes DCP drop optimizer state.
                 frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
                 scores: Tensor = functional_call(self.critic, frozen, (fake.float(),))
                 return scores.clone()  # FSDP2 hangs its hooks on outputs, which must not be views
@@ -65,11 +70,15 @@ class CriticObjective(nn.Module):
         weight = coefficients.view(-1, *[1] * (real.ndim - 1))
         interpolate = torch.lerp(fake, real, weight).requires_grad_()
         # The critic couples no samples, so the gradient of the sum holds every sample's own gradient.
-        gradient, = torch.autograd.grad(self.critic(interpolate).sum(), interpolate, create_graph=True)
+        (gradient,) = torch.autograd.grad(self.critic(interpolate).sum(), interpolate, create_graph=True)
         norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
         penalty = (norms - 1).square().mean()
-        return CriticTerms(self.gp_weight * penalty - wasserstein, wasserstein.detach(), penalty.detach(),
-                           norms.mean().detach())
+        return CriticTerms(
+            self.gp_weight * penalty - wasserstein,
+            wasserstein.detach(),
+            penalty.detach(),
+            norms.mean().detach(),
+        )
 
 
 class PretrainObjective(nn.Module):
@@ -80,7 +89,7 @@ class PretrainObjective(nn.Module):
 
 
 class GeneratorObjective(nn.Module):
-    """L1 + adversarial_weight * -E[D(fake)]; the scores come from a CriticObjective called with the fakes alone."""
+    """L1 + adversarial_weight * -E[D(fake)]; the scores are a CriticObjective's, called with fakes alone."""
 
     def __init__(self, adversarial_weight: float = 1e-3) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How BatchNorm's running statistics move: once per step for the whole batch, never in a forward that is run again."""
+"""How BatchNorm's running statistics move: once a step for the whole batch, never in a repeated forward."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ def batchnorms(module: nn.Module) -> list[_BatchNorm]:
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Within this context a training forward normalises by its batch and leaves the running statistics as they are."""
+    """Within it a training forward normalises by its batch and leaves the running statistics alone."""
     norms = batchnorms(module)
     kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:
         # Scratch copies instead of momentum 0: 0 * inf would still turn the statistics into NaN.
-        norm._buffers.update({name: None if buffer is None else buffer.clone() for name, buffer in norm._buffers.items()})
+        norm._buffers.update(
+            {name: None if buffer is None else buffer.clone() for name, buffer in norm._buffers.items()}
+        )
     try:
         yield
     finally:
@@ -31,11 +33,13 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def shared_update(module: nn.Module, index: int, count: int) -> Iterator[None]:
-    """Micro-batch `index` of `count` that together make ONE update of the running statistics with the usual momentum m.
+    """Micro-batch `index` of `count` that together make ONE update of the running statistics with the usual
+    momentum m.
 
-    After all of them the statistics are (1 - m) * old + m * mean of the micro-batches' statistics. That mean is linear, so
-    averaging the statistics over ranks gives the same for any split of the batch over ranks.
-    With share s = m / count, micro-batch i weighs s / (1 - s * (count - 1 - i)): the later ones then shrink it to s.
+    After all of them the statistics are (1 - m) * old + m * mean of the micro-batches' statistics. That mean
+    is linear, so averaging the statistics over ranks gives the same for any split of the batch over ranks.
+    With share s = m / count, micro-batch i weighs s / (1 - s * (count - 1 - i)): the later ones then shrink
+    it to s.
     """
     norms = batchnorms(module)
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
@@ -51,6 +55,8 @@ def shared_update(module: nn.Module, index: int, count: int) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
-def recomputation_contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For torch.utils.checkpoint's context_fn: the forward as it is, its repetition with frozen statistics."""
+def recomputation_contexts(
+    module: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For checkpoint's context_fn: the forward as it is, its repetition with statistics frozen."""
     return nullcontext(), frozen_statistics(module)

@@ -1,7 +1,8 @@
 """The generator: mDCSRN, a multi-level densely connected super-resolution network.
 
-Source: Chen et al. 2018, "Efficient and Accurate MRI Super-Resolution using a Generative Adversarial Network and 3D
-Multi-Level Densely Connected Network" (arXiv 1803.01417). Layer names follow hz2538's public port, so that its weights load.
+Source: Chen et al. 2018, "Efficient and Accurate MRI Super-Resolution using a Generative Adversarial Network
+and 3D Multi-Level Densely Connected Network" (arXiv 1803.01417). Layer names follow hz2538's public port, so
+that its weights load.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from mrisr.models.seeding import initialise, uninitialised_conv3d
 def pointwise_over_parts(parts: list[Tensor], weight: Tensor) -> Tensor:
     """A 1x1x1 convolution over the channels of all `parts`, without concatenating them.
 
-    parts: tensors (B, C_i, D, H, W); weight: (C_out, sum of C_i, 1, 1, 1), its input channels in the order of the parts.
-    Returns (B, C_out, D, H, W), equal to `conv3d(cat(parts, 1), weight)` up to the rounding of the sum.
+    parts: tensors (B, C_i, D, H, W); weight: (C_out, sum of C_i, 1, 1, 1), its input channels in the order of
+    the parts. Returns (B, C_out, D, H, W), equal to `conv3d(cat(parts, 1), weight)` up to the rounding of the
+    sum.
     """
     total: Tensor | None = None
     for part, slab in zip(parts, weight.split([part.shape[1] for part in parts], dim=1), strict=True):
@@ -32,7 +34,7 @@ def pointwise_over_parts(parts: list[Tensor], weight: Tensor) -> Tensor:
 
 
 class DenseUnit(nn.Module):
-    """BatchNorm, ELU, 3x3x3 convolution without bias; its output is appended to its input: C -> C + growth channels."""
+    """BatchNorm, ELU, 3x3x3 convolution without bias; its output joins its input: C -> C + growth_rate."""
 
     def __init__(self, channels: int, growth_rate: int) -> None:
         super().__init__()
@@ -57,18 +59,27 @@ class MDCSRN(nn.Module):
 
     growth_rate: channels that each dense unit adds; conv0 and every block start from twice as many.
     blocks, units: dense blocks, and units in each (`b4u4` has 411,648 parameters at growth 16).
-    residual: output = input + network, with a last layer that starts at zero; without it, the published network.
-    seed: of the initial weights; the global random state is neither read nor changed.
-    recompute: run each dense block again in the backward pass instead of keeping its inner activations (less memory,
-        more time; numbers, gradients and running statistics stay the same).
+    residual: output = input + network, with a last layer that starts at zero; without it, the published
+    network. seed: of the initial weights; the global random state is neither read nor changed.
+    recompute: run each dense block again in the backward pass instead of keeping its inner activations (less
+        memory, more time; numbers, gradients and running statistics stay the same).
     channels_last: keep activations in torch.channels_last_3d (the same numbers up to rounding).
 
     Input and output: (B, 1, D, H, W) float32, normalised intensities, any D, H, W.
     Raises ValueError for a width or depth below one.
     """
 
-    def __init__(self, growth_rate: int = 16, blocks: int = 4, units: int = 4, residual: bool = False, *, seed: int = 0,
-                 recompute: bool = False, channels_last: bool = False) -> None:
+    def __init__(
+        self,
+        growth_rate: int = 16,
+        blocks: int = 4,
+        units: int = 4,
+        residual: bool = False,
+        *,
+        seed: int = 0,
+        recompute: bool = False,
+        channels_last: bool = False,
+    ) -> None:
         super().__init__()
         for name, value in (("growth_rate", growth_rate), ("blocks", blocks), ("units", units)):
             if value < 1:
@@ -91,7 +102,12 @@ class MDCSRN(nn.Module):
     @property
     def config(self) -> dict[str, int | bool]:
         """The generator_config that rebuilds this architecture: `MDCSRN(**generator.config)`."""
-        return {"growth_rate": self.growth_rate, "blocks": self.blocks, "units": self.units, "residual": self.residual}
+        return {
+            "growth_rate": self.growth_rate,
+            "blocks": self.blocks,
+            "units": self.units,
+            "residual": self.residual,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.conv0(x)
@@ -100,7 +116,7 @@ class MDCSRN(nn.Module):
         parts = [features]
         for block in range(self.blocks):
             if block:
-                features = pointwise_over_parts(parts, self.get_submodule(f"comp{block - 1}").weight)
+                features = pointwise_over_parts(parts, self.get_parameter(f"comp{block - 1}.weight"))
             parts.append(self._dense(self.get_submodule(f"block{block}"), features))
         out = pointwise_over_parts(parts, self.recon.weight)
         return x + out if self.residual else out
@@ -108,28 +124,45 @@ class MDCSRN(nn.Module):
     def _dense(self, block: nn.Module, features: Tensor) -> Tensor:
         if not (self.recompute and torch.is_grad_enabled()):
             return block(features)
-        return checkpoint(block, features, use_reentrant=False, preserve_rng_state=False,
-                          context_fn=lambda: recomputation_contexts(block))
+        return checkpoint(
+            block,
+            features,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: recomputation_contexts(block),
+        )
 
     def load_reference_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load the weights of hz2538's port (names conv0, block0.denselayer1.norm, ..., comp0, ..., recon), strictly.
+        """Load the weights of hz2538's port (names conv0, block0.denselayer1.norm, ..., comp0, ..., recon),
+        strictly.
 
-        state_dict: name -> tensor; names may carry DataParallel's `module.` prefix; BatchNorm's `num_batches_tracked`
-        may be absent, as in files older than PyTorch 0.4.1.
-        Raises ValueError that names what is missing, unexpected or of another shape, or when this network is residual
-        (the port has no path from its input to its output, so its weights would mean something else here).
+        state_dict: name -> tensor; names may carry DataParallel's `module.` prefix; BatchNorm's
+        `num_batches_tracked` may be absent, as in files older than PyTorch 0.4.1.
+        Raises ValueError that names what is missing, unexpected or of another shape, or when this network is
+        residual (the port has no path from its input to its output, so its weights would mean something else
+        here).
         """
         if self.residual:
-            raise ValueError("reference weights belong to a network without a residual path: set generator.residual to false")
+            raise ValueError(
+                "reference weights belong to a network without a residual path: set generator.residual: false"
+            )
         given = {name.removeprefix("module."): value for name, value in state_dict.items()}
         own = self.state_dict()
         missing = sorted(name for name in own.keys() - given.keys() if not name.endswith("num_batches_tracked"))
         unexpected = sorted(given.keys() - own.keys())
-        shapes = [f"{name} is {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
-                  for name in own if name in given and given[name].shape != own[name].shape]
-        problems = [f"{what}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
-                    for what, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes)) if names]
+        shapes = [
+            f"{name} is {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in own
+            if name in given and given[name].shape != own[name].shape
+        ]
+        problems = [
+            f"{what}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes))
+            if names
+        ]
         if problems:
-            raise ValueError(f"the reference weights do not fit MDCSRN(growth_rate={self.growth_rate}, blocks={self.blocks}, "
-                             f"units={self.units}): {'; '.join(problems)}; choose the size that the weights were trained with")
+            raise ValueError(
+                f"the reference weights do not fit growth_rate {self.growth_rate}, blocks {self.blocks}, "
+                f"units {self.units}: {'; '.join(problems)}; choose the size that the weights were trained with"
+            )
         self.load_state_dict({**own, **given})

@@ -10,16 +10,18 @@ from torch.nn.utils import skip_init
 
 
 def uninitialised_conv3d(in_channels: int, out_channels: int, **options: Any) -> nn.Conv3d:
-    """An nn.Conv3d whose weights `initialise` has yet to set: PyTorch's own initialisation draws from the global state."""
+    """An nn.Conv3d that `initialise` has yet to fill: PyTorch's own draws from the global state."""
     conv = skip_init(nn.Conv3d, in_channels, out_channels, **options)
     assert isinstance(conv, nn.Conv3d)
     return conv
 
 
 def initialise(module: nn.Module, seed: int, negative_slope: float = 0.0) -> None:
-    """He initialisation (normal, fan-in) of every convolution's weight, zeros for biases, in the order of the modules.
+    """He initialisation (normal, fan-in) of every convolution's weight, zeros for biases, in the order of the
+    modules.
 
-    negative_slope: of the leaky ReLU behind the convolutions. Normalisation layers keep PyTorch's ones and zeros.
+    negative_slope: of the leaky ReLU behind the convolutions. Normalisation layers keep PyTorch's ones and
+    zeros.
     """
     generator = torch.Generator().manual_seed(seed)
     for part in module.modules():

@@ -1,4 +1,4 @@
-"""Which network a step updates: a pure function of the step. A step is one update of one network, as in the papers."""
+"""Which network a step updates: a pure function of the step; a step is one update of one network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """What a step updates: the generator on L1 alone, the critic, or the generator on L1 and the critic's scores."""
+    """What a step updates: the generator on L1 alone, the critic, or the generator on L1 and scores."""
 
     PRETRAIN = "pretrain"
     CRITIC = "critic"
@@ -18,9 +18,10 @@ class Phase(StrEnum):
 class Schedule:
     """pretrain_steps, then critic_warmup_steps, then periods of boost_every + boost_steps up to total_steps.
 
-    Within the first boost_every steps of a period, critic_per_generator critic steps precede each generator step; then
-    come boost_steps critic steps. boost_steps = 0 switches the boosts off, and the cycle then runs on uninterrupted.
-    Source: Chen et al. 2018 (arXiv 1803.01417), section 3. Raises ValueError for counts that make no schedule.
+    Within the first boost_every steps of a period, critic_per_generator critic steps precede each generator
+    step; then come boost_steps critic steps. boost_steps = 0 switches the boosts off, and the cycle then runs
+    on uninterrupted. Source: Chen et al. 2018 (arXiv 1803.01417), section 3. Raises ValueError for counts
+    that make no schedule.
     """
 
     pretrain_steps: int = 250_000
@@ -38,8 +39,10 @@ class Schedule:
             if getattr(self, name) < 1:
                 raise ValueError(f"schedule.{name} is {getattr(self, name)}; it must be 1 or more")
         if self.boost_steps and self.boost_every <= self.critic_per_generator:
-            raise ValueError(f"schedule.boost_every is {self.boost_every}, too short for a single generator step after "
-                             f"{self.critic_per_generator} of the critic; make it {self.critic_per_generator + 1} or more")
+            raise ValueError(
+                f"schedule.boost_every is {self.boost_every}, too short for a single generator step after "
+                f"{self.critic_per_generator} of the critic; make it {self.critic_per_generator + 1} or more"
+            )
 
     @property
     def adversarial_start(self) -> int:
@@ -79,7 +82,7 @@ def phase(schedule: Schedule, step: int) -> Phase:
 
 
 def updates_before(schedule: Schedule, step: int) -> UpdateCounts:
-    """The updates made by steps 0 ... step - 1, in closed form. Raises ValueError outside [0, total_steps]."""
+    """The updates made by the steps before `step`, in closed form. ValueError outside [0, total_steps]."""
     if not 0 <= step <= schedule.total_steps:
         raise ValueError(f"step {step} is outside the schedule of {schedule.total_steps} steps")
     pretrain = min(step, schedule.pretrain_steps)

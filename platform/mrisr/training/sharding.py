@@ -1,4 +1,4 @@
-"""How networks are spread over ranks: one code path for CPU with gloo and CUDA with nccl, for one rank or many."""
+"""How networks are spread over ranks: one code path for CPU (gloo) and CUDA (nccl), one rank or many."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rank() -> int:
 
 
 def device_for_worker() -> torch.device:
-    """The GPU of this worker by LOCAL_RANK (Ray Train and torchrun set it), made current; the CPU where there is none."""
+    """This worker's GPU by LOCAL_RANK (Ray Train and torchrun set it), made current; without GPUs the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -43,30 +43,37 @@ def device_for_worker() -> torch.device:
 def shard(module: nn.Module, strategy: str, device: torch.device | None = None) -> nn.Module:
     """Move `module` to `device` and spread it over the ranks, as ONE unit.
 
-    `fsdp`: FSDP2, parameters become DTensors, the module is changed in place; `ddp`: wrapped in DistributedDataParallel;
-    `single`: one process, nothing to spread. Without a process group `fsdp` and `ddp` mean `single`.
-    The module must hold the same weights on every rank (they do: a seed makes them).
+    `fsdp`: FSDP2, parameters become DTensors, the module is changed in place; `ddp`: wrapped in
+    DistributedDataParallel; `single`: one process, nothing to spread. Without a process group `fsdp` and
+    `ddp` mean `single`. The module must hold the same weights on every rank (they do: a seed makes them).
     Raises ValueError for an unknown strategy, and for `single` with several ranks, which would drift apart.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"training.strategy is {strategy!r}; choose one of {', '.join(STRATEGIES)}")
     if strategy == "single" and world_size() > 1:
-        raise ValueError(f"training.strategy is 'single' with {world_size()} workers; choose fsdp or ddp, or one worker")
+        raise ValueError(
+            f"training.strategy is 'single' with {world_size()} workers; choose fsdp or ddp, or one worker"
+        )
     device = device or torch.device("cpu")
     module.to(device)
     if strategy == "single" or not dist.is_initialized():
         return module
     if strategy == "fsdp":
-        return fully_shard(module, mesh=init_device_mesh(device.type, (world_size(),)))
-    # BatchNorm's statistics belong to each rank until average_batchnorm: no broadcast of rank 0's at every forward.
+        fully_shard(module, mesh=init_device_mesh(device.type, (world_size(),)))
+        return module
+    # BatchNorm's statistics belong to each rank until average_batchnorm: no broadcast of rank 0's at every
+    # forward.
     parameters = inspect.signature(DistributedDataParallel).parameters
-    keep_own = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"  # renamed in 2.13
+    keep_own = (
+        "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    )  # renamed in 2.13
     options: dict[str, Any] = {keep_own: False, "device_ids": [device] if device.type == "cuda" else None}
     return DistributedDataParallel(module, **options)
 
 
 def synchronise_batchnorm(generator: nn.Module, device: torch.device) -> nn.Module:
-    """SyncBatchNorm over all ranks where it exists (CUDA, several ranks), else `generator` as it is; call before `shard`.
+    """SyncBatchNorm over all ranks where it exists (CUDA, several ranks), else `generator` as it is; call
+    before `shard`.
 
     The numbers then depend on the world size: each normalisation spans one micro-batch of every rank.
     """
@@ -76,13 +83,13 @@ def synchronise_batchnorm(generator: nn.Module, device: torch.device) -> nn.Modu
 
 
 def plain(module: nn.Module) -> nn.Module:
-    """The module itself, without DistributedDataParallel's wrapper: its names are the same under every strategy."""
+    """The module without DistributedDataParallel's wrapper: its names are the same under every strategy."""
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
 @contextmanager
 def accumulating(module: nn.Module, last: bool) -> Iterator[None]:
-    """Around one micro-batch's forward and backward: gradients travel between ranks only for the `last` one."""
+    """Around a micro-batch's forward and backward: gradients travel between ranks only for the last one."""
     if isinstance(module, DistributedDataParallel) and not last:
         with module.no_sync():
             yield
@@ -93,7 +100,7 @@ def accumulating(module: nn.Module, last: bool) -> Iterator[None]:
 
 
 def release(module: nn.Module) -> None:
-    """Give up the gathered parameters of an FSDP module; a gathered copy would be stale after the next update."""
+    """Give up an FSDP module's gathered parameters: that copy would be stale after the next update."""
     if isinstance(module, FSDPModule):
         module.reshard()
 
@@ -111,11 +118,15 @@ def gather_rows(values: list[float], device: torch.device) -> list[list[float]]:
 def average_batchnorm(generator: nn.Module) -> None:
     """Average BatchNorm's running statistics over the ranks, in place; every rank must call it.
 
-    They are linear in the micro-batches' statistics (see models.batchnorm.shared_update), so that averaging now is the
-    same as averaging after every step, and twice the same as once.
+    They are linear in the micro-batches' statistics (see models.batchnorm.shared_update), so that averaging
+    now is the same as averaging after every step, and twice the same as once.
     """
-    buffers = [buffer for norm in batchnorms(generator) for buffer in (norm.running_mean, norm.running_var)
-               if buffer is not None]
+    buffers = [
+        buffer
+        for norm in batchnorms(generator)
+        for buffer in (norm.running_mean, norm.running_var)
+        if buffer is not None
+    ]
     if world_size() == 1 or not buffers:
         return
     flat = torch.cat([buffer.detach().flatten() for buffer in buffers])

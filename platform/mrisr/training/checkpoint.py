@@ -1,0 +1,173 @@
+"""Saving and resuming training with torch.distributed.checkpoint, at any world size and under any strategy.
+
+The saved entries are enumerated here, name by name, from the modules and the optimizers' own state. DCP's
+state_dict helpers would leave out the optimizer state of frozen parameters without a word, and take a fake
+step to create what is not there yet (pytorch issues 192202, 140898).
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata
+from torch.distributed.checkpoint.metadata import StorageMeta
+
+from mrisr.training.networks import Networks
+from mrisr.training.sharding import average_batchnorm, plain, rank, release, world_size
+
+PROGRESS = "progress.json"
+METADATA = ".metadata"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of other networks than those it is to be loaded into."""
+
+
+def save(directory: str | Path, networks: Networks, progress: dict[str, Any]) -> None:
+    """Write networks, all optimizers and `progress` (anything JSON holds); every rank must call it.
+
+    directory: this rank's own folder or one that all ranks share; each rank writes files of its own names
+    (`__<rank>_*`), and rank 0 the metadata and progress.json, so that the folders can be merged. BatchNorm's
+    running statistics are averaged over the ranks first. Raises TypeError for a progress that JSON cannot
+    hold.
+    """
+    text = json.dumps(progress, indent=1, sort_keys=True)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    average_batchnorm(networks.generator)
+    with _alone() as no_dist:
+        dcp.save(_entries(networks), storage_writer=FileSystemWriter(folder, overwrite=True), no_dist=no_dist)
+    if rank() == 0:
+        (folder / PROGRESS).write_text(text)
+
+
+def load(directory: str | Path, networks: Networks) -> dict[str, Any]:
+    """Load what `save` wrote into `networks`, in place, and return the progress; every rank must call it.
+
+    directory: the whole checkpoint (of all ranks). World size and strategy may differ from those it was saved
+    with. Raises CheckpointError, naming the folder: when files are missing or damaged, or when the
+    checkpoint's entries or their shapes are not those of `networks`.
+    """
+    folder = Path(directory)
+    for name in (METADATA, PROGRESS):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} is no whole checkpoint: {name} is missing; choose a folder that a run finished writing"
+            )
+    reader = _PlainReader(folder)
+    entries = _entries(networks)
+    try:
+        progress = json.loads((folder / PROGRESS).read_text())
+        _compare(folder, reader.read_metadata(), entries)
+        with _alone() as no_dist:
+            dcp.load(entries, storage_reader=reader, no_dist=no_dist)
+    except CheckpointError:
+        raise
+    except (
+        OSError,
+        EOFError,
+        json.JSONDecodeError,
+        pickle.UnpicklingError,
+        dcp.api.CheckpointException,
+    ) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}; choose an earlier checkpoint") from error
+    return progress
+
+
+@contextmanager
+def _alone() -> Iterator[bool]:
+    """Whether this is the only rank, without DCP's warning that it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield world_size() == 1
+
+
+def _entries(networks: Networks) -> dict[str, Tensor]:
+    """Every tensor of the training state by its name; they share memory with the networks and optimizers."""
+    modules: dict[str, nn.Module] = {"generator": networks.generator}
+    if networks.critic is not None:
+        modules["critic"] = networks.critic
+    entries: dict[str, Tensor] = {}
+    owners: dict[Tensor, str] = {}
+    for part, module in modules.items():
+        release(module)
+        entries |= {f"{part}.{name}": value for name, value in plain(module).state_dict().items()}
+        owners |= {parameter: f"{part}.{name}" for name, parameter in plain(module).named_parameters()}
+    for name, optimizer in networks.optimizers.items():
+        for parameter, state in optimizer.state.items():
+            entries |= {f"optimizer.{name}.{owners[parameter]}.{key}": value for key, value in state.items()}
+    return entries
+
+
+def _compare(folder: Path, metadata: Metadata, entries: dict[str, Tensor]) -> None:
+    """Raise CheckpointError when the checkpoint's names or shapes differ from those of `entries`."""
+    saved = {
+        name: tuple(entry.size) if hasattr(entry, "size") else None
+        for name, entry in metadata.state_dict_metadata.items()
+    }
+    differences = {
+        "missing in it": sorted(entries.keys() - saved.keys()),
+        "unknown here": sorted(saved.keys() - entries.keys()),
+        "of another shape": [
+            f"{name} {saved[name]} instead of {tuple(value.shape)}"
+            for name, value in entries.items()
+            if name in saved and saved[name] != tuple(value.shape)
+        ],
+    }
+    problems = [f"{len(names)} {what} (first: {', '.join(names[:3])})" for what, names in differences.items() if names]
+    if problems:
+        raise CheckpointError(
+            f"{folder} holds other networks: {'; '.join(problems)}; use the generator and critic "
+            "settings of the run that wrote it"
+        )
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """DCP's metadata is a pickle: only what describes tensors and files may come out of it."""
+
+    _ALLOWED = frozenset(
+        [
+            ("torch.distributed.checkpoint.metadata", name)
+            for name in (
+                "Metadata",
+                "MetadataIndex",
+                "ChunkStorageMetadata",
+                "TensorStorageMetadata",
+                "TensorProperties",
+                "StorageMeta",
+                "_MEM_FORMAT_ENCODING",
+            )
+        ]
+        + [
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            ("torch.serialization", "_get_layout"),
+        ]
+        + [("torch", name) for name in ("Size", "float32", "int64")]
+        + [(module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")]
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._ALLOWED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"its metadata asks for {module}.{name}, which no checkpoint of ours holds")
+
+
+class _PlainReader(FileSystemReader):
+    """Reads a checkpoint without running anything that it holds; DCP loads tensors with weights_only=True."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with open(Path(self.path) / METADATA, "rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError(f"its metadata is a {type(metadata).__name__}")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata

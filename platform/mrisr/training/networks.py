@@ -1,0 +1,105 @@
+"""The networks of a run with their optimizers, spread over the ranks, and the settings that steps share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mrisr.models.mdcsrn import MDCSRN
+from mrisr.objectives import CriticObjective
+from mrisr.training.sharding import shard, synchronise_batchnorm, world_size
+
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """How a step is computed; all but seed, batch_size and the rates and weights leave its numbers alone up
+    to rounding.
+
+    batch_size: patches per step over all ranks. micro_batch: patches per forward on a rank, over which
+    BatchNorm normalises (so it is part of the numbers too). precision: of the generator; critic and penalty
+    are always float32. sync_batchnorm: SyncBatchNorm on CUDA, whose numbers do depend on the world size.
+    Raises ValueError, naming the key.
+    """
+
+    seed: int = 0
+    batch_size: int = 2
+    micro_batch: int = 1
+    pretrain_lr: float = 1e-4
+    generator_lr: float = 5e-6
+    critic_lr: float = 5e-6
+    adversarial_weight: float = 1e-3
+    gp_weight: float = 10.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    precision: str = "fp32"
+    channels_last: bool = True
+    recompute: bool = False
+    sync_batchnorm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+        for name in ("batch_size", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; it must be 1 or more")
+
+    def local_batch(self, workers: int) -> int:
+        """Patches per rank. Raises ValueError when batch_size is not a multiple of workers * micro_batch."""
+        if self.batch_size % (workers * self.micro_batch):
+            raise ValueError(
+                f"training.batch_size is {self.batch_size}; with {workers} workers and micro_batch "
+                f"{self.micro_batch} it must be a multiple of {workers * self.micro_batch}"
+            )
+        return self.batch_size // workers
+
+
+@dataclass
+class Networks:
+    """Generator and critic objective, each one sharded unit; optimizers pretrain, adversarial, critic."""
+
+    generator: nn.Module
+    critic: nn.Module | None
+    optimizers: dict[str, torch.optim.Adam]
+    device: torch.device
+    strategy: str
+
+
+def build_networks(
+    generator: MDCSRN,
+    critic: nn.Module | None,
+    config: StepConfig,
+    device: torch.device,
+    strategy: str = "fsdp",
+) -> Networks:
+    """Place and shard the networks and make their optimizers; `critic` None for a run that only pretrains.
+
+    critic: (B, 1, P, P, P) -> (B,). Every rank must pass networks of equal weights. Raises ValueError for a
+    batch size that the ranks cannot share or an unknown strategy.
+    """
+    config.local_batch(world_size())
+    generator.channels_last, generator.recompute = config.channels_last, config.recompute
+    whole: nn.Module = synchronise_batchnorm(generator, device) if config.sync_batchnorm else generator
+    sharded = shard(whole, strategy, device)
+    objective = None if critic is None else shard(CriticObjective(critic, config.gp_weight), strategy, device)
+    optimizers = {"pretrain": _adam(sharded, config.pretrain_lr, config)}
+    if objective is not None:
+        optimizers |= {
+            "adversarial": _adam(sharded, config.generator_lr, config),
+            "critic": _adam(objective, config.critic_lr, config),
+        }
+    return Networks(sharded, objective, optimizers, device, strategy)
+
+
+def _adam(module: nn.Module, rate: float, config: StepConfig) -> torch.optim.Adam:
+    """Adam whose state exists from the start, so that a checkpoint has the same entries at every step."""
+    optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=config.adam_betas)
+    for parameter in module.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(parameter).detach(),
+            "exp_avg_sq": torch.zeros_like(parameter).detach(),
+        }
+    return optimizer
