@@ -87,9 +87,7 @@ def measure(
         regions: list[Any] = [...]
         for axis, length in enumerate(data.shape):
             middle = length // 2 - SLAB // 2
-            regions.append(
-                tuple(slice(middle, middle + SLAB) if a == axis else slice(None) for a in range(3))
-            )
+            regions.append(tuple(slice(middle, middle + SLAB) if a == axis else slice(None) for a in range(3)))
         for region in regions:
             times = []
             for _ in range(repeats):
@@ -108,9 +106,7 @@ def measure(
 def main() -> None:
     """Measure every layout with one codec, every codec with one layout, and concurrent readers."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "volume", nargs="?", help="a .nii, .nii.gz or .mgz file instead of the synthetic head"
-    )
+    parser.add_argument("volume", nargs="?", help="a .nii, .nii.gz or .mgz file instead of the synthetic head")
     volume = parser.parse_args().volume
     data = read_volume(volume).voxels if volume else synthetic_head()
     console = Console(width=130)

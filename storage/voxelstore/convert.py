@@ -45,9 +45,7 @@ def subject_id(path: str | Path, root: str | Path | None = None) -> str:
     return safe
 
 
-def convert_volume(
-    path: str | Path, store_path: str | Path, subject: str, min_size: int = 32
-) -> SubjectRecord:
+def convert_volume(path: str | Path, store_path: str | Path, subject: str, min_size: int = 32) -> SubjectRecord:
     """Read, check and store one file; the store must exist. Raises VolumeError, StoreError, OSError."""
     volume = read_volume(path)
     if min(volume.voxels.shape) < min_size:
@@ -64,3 +62,23 @@ def file_hash(path: str | Path) -> str:
     """SHA-256 of a file, read piece by piece."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def drop_duplicates(store: VolumeStore) -> dict[str, tuple[SubjectRecord, str]]:
+    """Remove stored subjects whose voxels equal another's: subject -> (its record, the subject that stays).
+
+    Of equals the one that has a split stays (it may have been trained on), else one that the manifest lists,
+    else the first by name. One person in two splits would leak, whatever container or header the second file
+    has.
+    """
+    listed = set(store.subjects())
+    records = store.stored_records().values()
+    order = sorted(records, key=lambda r: (r.split is None, r.subject not in listed, r.subject))
+    kept: dict[str, str] = {}
+    dropped = {}
+    for record in order:
+        twin = kept.setdefault(record.content, record.subject)
+        if twin != record.subject:
+            store.remove_subject(record.subject)
+            dropped[record.subject] = record, twin
+    return dropped

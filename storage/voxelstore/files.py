@@ -69,6 +69,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
+def remove_folder(path: Path) -> None:
+    """Make a folder vanish in one step, then delete what it held."""
+    doomed = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed)
+
+
 def clean(folder: Path) -> list[str]:
     """Remove what killed writers left in `folder`, and bring back a folder whose replacement never came.
 

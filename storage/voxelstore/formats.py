@@ -67,9 +67,7 @@ def decompressed(path: Path, content: bytes) -> bytes:
             path, "truncated", f"the gzip stream ends early, after {len(content)} bytes; copy the file again"
         ) from error
     except (zlib.error, gzip.BadGzipFile) as error:
-        raise VolumeError(
-            path, "unreadable", f"the gzip stream is damaged ({error}); copy the file again"
-        ) from error
+        raise VolumeError(path, "unreadable", f"the gzip stream is damaged ({error}); copy the file again") from error
 
 
 def parse(path: Path, content: bytes) -> ParsedFile:
@@ -86,9 +84,7 @@ def parse(path: Path, content: bytes) -> ParsedFile:
         if size[1] == 1:
             return _parse_mgh(path, content)
     except (HeaderDataError, ImageFileError, KeyError, np.linalg.LinAlgError) as error:
-        raise VolumeError(
-            path, "unreadable", f"its header is damaged ({error}); export the volume again"
-        ) from error
+        raise VolumeError(path, "unreadable", f"its header is damaged ({error}); export the volume again") from error
     raise VolumeError(
         path,
         "unreadable",
@@ -117,9 +113,7 @@ def _parse_nifti(
     scale = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
     shape = tuple(int(n) for n in header.get_data_shape())
     offset = int(header.get_data_offset())
-    return _take_apart(
-        path, content, name, header.get_data_dtype(), shape, header.get_best_affine(), offset, scale
-    )
+    return _take_apart(path, content, name, header.get_data_dtype(), shape, header.get_best_affine(), offset, scale)
 
 
 def _parse_mgh(path: Path, content: bytes) -> ParsedFile:
@@ -149,13 +143,9 @@ def _take_apart(
     scale: tuple[float, float],
 ) -> ParsedFile:
     if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
-        raise VolumeError(
-            path, "not-3d", f"shape {shape}; extract one 3-D volume (D, H, W) into a file of its own"
-        )
+        raise VolumeError(path, "not-3d", f"shape {shape}; extract one 3-D volume (D, H, W) into a file of its own")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise VolumeError(
-            path, "unsupported", f"voxel type {dtype} is no real number of 8 to 64 bits; convert it"
-        )
+        raise VolumeError(path, "unsupported", f"voxel type {dtype} is no real number of 8 to 64 bits; convert it")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise VolumeError(
             path,
@@ -172,9 +162,7 @@ def _take_apart(
     end = offset + count * dtype.itemsize
     _require(path, content, end)
     raw = np.frombuffer(content, dtype=dtype, count=count, offset=offset).reshape(shape[:3], order="F")
-    layout = SourceLayout(
-        name, dtype.str, shape, np.array(affine, dtype=np.float64), content[:offset], content[end:]
-    )
+    layout = SourceLayout(name, dtype.str, shape, np.array(affine, dtype=np.float64), content[:offset], content[end:])
     return ParsedFile(raw, *scale, layout)
 
 

@@ -25,9 +25,7 @@ class IntensityMap:
 
     def __post_init__(self) -> None:
         if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
-            raise ValueError(
-                f"intensity map low={self.low}, high={self.high}: both finite, low below high, please"
-            )
+            raise ValueError(f"intensity map low={self.low}, high={self.high}: both finite, low below high, please")
 
     def normalise(self, physical: np.ndarray) -> np.ndarray:
         """Physical intensities, any shape, to float32 in about [0, 1]."""
@@ -54,9 +52,7 @@ def intensity_map(physical: np.ndarray) -> IntensityMap:
     sample = physical[::2, ::2, ::2] if physical.size > 4_000_000 else physical
     lowest, highest = float(physical.min()), float(physical.max())
     if not (np.isfinite([lowest, highest]).all() and lowest < highest):
-        raise ValueError(
-            f"intensities from {lowest} to {highest}: a finite volume that is not constant, please"
-        )
+        raise ValueError(f"intensities from {lowest} to {highest}: a finite volume that is not constant, please")
     low = float(np.percentile(sample, LOW_PERCENTILE))
     foreground = sample[sample > otsu_threshold(sample)]
     high = float(np.percentile(foreground, HIGH_PERCENTILE)) if foreground.size else highest

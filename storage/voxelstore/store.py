@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from voxelstore.errors import StoreError
-from voxelstore.files import atomic_write_json, clean, locked
+from voxelstore.files import atomic_write_json, clean, locked, remove_folder
 from voxelstore.record import SubjectRecord
 from voxelstore.splits import assign_splits
 from voxelstore.subject import (
@@ -22,6 +22,7 @@ from voxelstore.subject import (
     read_source,
     write_group,
     write_split,
+    write_stat,
     write_subject,
 )
 from voxelstore.volume import SourceVolume, to_physical
@@ -126,6 +127,16 @@ class VolumeStore:
         with locked(self.path / WRITERS_LOCK, shared=True):
             return write_subject(self._folder(subject), volume, sha256 or volume.sha256)
 
+    def remove_subject(self, subject: str) -> None:
+        """Delete a subject's folder; the manifest forgets it from `update_manifest` on."""
+        with locked(self.path / WRITERS_LOCK, shared=True):
+            remove_folder(self._folder(subject))
+
+    def note_source(self, subject: str, source: Path, size: int, mtime_ns: int) -> None:
+        """Record where an unchanged source lies now, so that the next conversion need not hash it."""
+        with locked(self.path / WRITERS_LOCK, shared=True):
+            write_stat(self._folder(subject), source, size, mtime_ns)
+
     def stored_records(self) -> dict[str, SubjectRecord]:
         """The records in the subjects' own folders, listed in the manifest or not, sorted by name."""
         folders = sorted(p for p in (self.path / SUBJECTS).iterdir() if p.is_dir() and p.name[0] != ".")
@@ -168,9 +179,7 @@ class VolumeStore:
     def _take(self, manifest: Mapping[str, Any]) -> None:
         where = str(self.path / MANIFEST)
         subjects = sorted(manifest["subjects"].items())
-        self._records = {
-            subject: SubjectRecord.from_json(value, f"{where}, {subject}") for subject, value in subjects
-        }
+        self._records = {subject: SubjectRecord.from_json(value, f"{where}, {subject}") for subject, value in subjects}
         self._left_out: dict[str, Any] = dict(manifest["left_out"])
         self._arrays: dict[str, zarr.Array[Any]] = {}
 
@@ -196,17 +205,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise StoreError(
-            f"{path}: no volume store ({MANIFEST} is missing); convert a folder into it first"
-        ) from None
+        raise StoreError(f"{path}: no volume store ({MANIFEST} is missing); convert a folder into it first") from None
     except ValueError as error:
-        raise StoreError(
-            f"{file}: damaged ({error}); delete it and convert again, which rebuilds it"
-        ) from error
+        raise StoreError(f"{file}: damaged ({error}); delete it and convert again, which rebuilds it") from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA or not {"subjects", "left_out"} <= manifest.keys():
         raise StoreError(
-            f"{file}: schema version {schema!r}, this code reads {SCHEMA}; "
-            "convert the sources into a new store"
+            f"{file}: schema version {schema!r}, this code reads {SCHEMA}; convert the sources into a new store"
         )
     return manifest

@@ -144,9 +144,7 @@ def to_stored(physical: np.ndarray, dtype: np.dtype, slope: float, intercept: fl
     )
 
 
-def _by_slabs(
-    values: np.ndarray, dtype: np.dtype, function: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
+def _by_slabs(values: np.ndarray, dtype: np.dtype, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     out = np.empty(values.shape, dtype=dtype)
     for start in range(0, values.shape[0], 16):
         out[start : start + 16] = function(values[start : start + 16].astype(np.float64))

@@ -1,0 +1,241 @@
+"""A folder of volume files into a volume store, one Ray task per file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from voxelstore import SubjectRecord, VolumeError, VolumeStore, convert_volume, find_volumes, subject_id
+from voxelstore.convert import drop_duplicates, file_hash
+from voxelstore.splits import check_splits
+
+# What may change without the file's size and time changing (permissions, a fetched annex, memory) is tried again.
+TRY_AGAIN = ("unreadable", "worker-died", "name-clash")
+
+
+class LeftOut(NamedTuple):
+    """A file that is not in the store: its path, a short reason (`VolumeError.reason`), and what to do about it."""
+
+    path: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ConversionSummary:
+    """What a conversion did. converted, unchanged, unassigned: subjects. splits: how many subjects each split has."""
+
+    converted: list[str]
+    unchanged: list[str]
+    left_out: list[LeftOut]
+    splits: dict[str, int]
+    unassigned: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0: every file is in the store; 3: something was left out."""
+        return 3 if self.left_out else 0
+
+    def lines(self) -> list[str]:
+        """The summary as plain lines, one per file left out."""
+        counts = f"{len(self.converted)} converted, {len(self.unchanged)} unchanged, {len(self.left_out)} left out"
+        shares = ", ".join(f"{name} {count}" for name, count in self.splits.items()) or "none"
+        lines = [counts, f"splits: {shares}"]
+        if self.unassigned:
+            lines.append(
+                f"{len(self.unassigned)} subjects are in no split, as data.splits asks for fewer: "
+                + ", ".join(self.unassigned[:5])
+                + (", ..." if len(self.unassigned) > 5 else "")
+            )
+        return lines + [f"left out ({item.reason}) {item.path}: {item.message}" for item in self.left_out]
+
+
+class _Job(NamedTuple):
+    path: str
+    subject: str
+    known: SubjectRecord | None  # what the store has under this name
+
+
+class _Outcome(NamedTuple):
+    status: str  # converted, unchanged or left-out
+    reason: str = ""
+    message: str = ""
+    twin: str = ""  # of a duplicate: the subject that stays
+
+
+def convert_folder(
+    source: str | Path,
+    store: str | Path,
+    splits: Mapping[str, float | int],
+    split_seed: int = 0,
+    min_size: int = 32,
+    *,
+    verify: bool = False,
+    progress: bool = True,
+    console: Console | None = None,
+) -> ConversionSummary:
+    """Convert every .nii, .nii.gz and .mgz file below `source` into the store, which is made if nothing is there.
+
+    Ray must be initialised; every node needs to see both paths. A file whose size and modification time are
+    those recorded is not read again (`verify` hashes it all the same); one whose SHA-256 is the recorded one
+    is not decoded. A killed conversion goes on where it was. splits: fractions or counts, see
+    `assign_splits`; who has a split keeps it. min_size: shortest edge in voxels. Files that cannot be used
+    are left out with a reason. Raises FileNotFoundError for a folder without volumes, ValueError for splits
+    that do not add up, StoreError.
+    """
+    check_splits(splits)
+    root = Path(source).resolve()
+    paths = find_volumes(root)
+    if not paths:
+        raise FileNotFoundError(f"{root}: holds no .nii, .nii.gz or .mgz file; give the folder of the volumes")
+    target = VolumeStore.create(store)
+    target.clean()
+    jobs, outcomes = _plan(root, paths, target, min_size, verify)
+    outcomes |= _run(jobs, target.path, min_size, progress, console)
+    subjects = {str(path): subject_id(path, root) for path in paths}
+    _leave_out_duplicates(target, outcomes, subjects)
+    target.update_manifest(splits, split_seed, left_out=_memory(target, root, outcomes, min_size))
+    return _summary(target, outcomes, subjects)
+
+
+def _plan(
+    root: Path, paths: list[Path], store: VolumeStore, min_size: int, verify: bool
+) -> tuple[list[_Job], dict[str, _Outcome]]:
+    """Which files need a task, and what is known of the others without reading them."""
+    records = store.stored_records()
+    owners: dict[str, str] = {}
+    for path in paths:
+        subject = subject_id(path, root)
+        record = records.get(subject)
+        if subject not in owners or (record is not None and record.source == str(path.resolve())):
+            owners[subject] = str(path)
+    jobs, outcomes = [], {}
+    for path in paths:
+        name, subject = str(path), subject_id(path, root)
+        record = records.get(subject)
+        if owners[subject] != name:
+            outcomes[name] = _clash(subject, owners[subject])
+        elif not verify and record is not None and record.source == str(path.resolve()) and _same(path, record):
+            outcomes[name] = _Outcome("unchanged")
+        elif not verify and (remembered := _remembered(path, store, records, min_size)) is not None:
+            outcomes[name] = remembered
+        else:
+            jobs.append(_Job(name, subject, record))
+    return jobs, outcomes
+
+
+def _run(jobs: list[_Job], store: Path, min_size: int, progress: bool, console: Console | None) -> dict[str, _Outcome]:
+    import ray
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+
+    task = ray.remote(num_cpus=1, max_retries=1)(_convert_one)
+    waiting = {task.remote(job, str(store), min_size): job for job in jobs}
+    outcomes: dict[str, _Outcome] = {}
+    columns = (TextColumn("converting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[last]}"), console=console, disable=not progress) as bar:
+        row = bar.add_task("", total=len(jobs), last="")
+        while waiting:
+            [done], _ = ray.wait(list(waiting), num_returns=1)
+            job = waiting.pop(done)
+            try:
+                outcome = ray.get(done)
+            except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
+                text = f"its task died twice ({type(error).__name__}); give a task more memory and convert again"
+                outcome = _Outcome("left-out", "worker-died", text)
+            outcomes[job.path] = outcome
+            bar.update(row, advance=1, last=f"{job.subject} {outcome.reason or outcome.status}")
+    return outcomes
+
+
+def _convert_one(job: _Job, store: str, min_size: int) -> _Outcome:
+    """One Ray task. Only what is wrong with this one file is caught; a full disk stops the conversion."""
+    try:
+        if job.known is not None:
+            path = Path(job.path)
+            status = path.stat()
+            if file_hash(path) == job.known.sha256:
+                source = path.resolve()
+                VolumeStore.open(store).note_source(job.subject, source, status.st_size, status.st_mtime_ns)
+                return _Outcome("unchanged")
+            if job.known.source != str(path.resolve()) and Path(job.known.source).exists():
+                return _clash(job.subject, job.known.source)
+        convert_volume(job.path, store, job.subject, min_size)
+    except VolumeError as error:
+        kept = "; the store keeps what was converted before" if job.known is not None else ""
+        return _Outcome("left-out", error.reason, error.message + kept)
+    return _Outcome("converted")
+
+
+def _leave_out_duplicates(store: VolumeStore, outcomes: dict[str, _Outcome], subjects: Mapping[str, str]) -> None:
+    paths = {subject: path for path, subject in subjects.items() if outcomes[path].status != "left-out"}
+    for subject, (record, twin) in drop_duplicates(store).items():
+        outcomes[paths.get(subject, record.source)] = _Outcome(
+            "left-out", "duplicate", f"holds the same voxels as subject {twin!r}; remove one of the two files", twin
+        )
+
+
+def _memory(
+    store: VolumeStore, root: Path, outcomes: Mapping[str, _Outcome], min_size: int
+) -> dict[str, dict[str, Any]]:
+    """The manifest's list of files left out: those of other folders as they were, those of this one as they are."""
+    memory = {p: v for p, v in store.left_out.items() if not Path(p).is_relative_to(root)}
+    for name, outcome in outcomes.items():
+        if outcome.status == "left-out":
+            entry: dict[str, Any] = {
+                "reason": outcome.reason,
+                "message": outcome.message,
+                "min_size": min_size,
+                "twin": outcome.twin,
+            }
+            if Path(name).exists():
+                status = Path(name).stat()
+                entry |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+            memory[name] = entry
+    return memory
+
+
+def _remembered(path: Path, store: VolumeStore, records: Mapping[str, SubjectRecord], min_size: int) -> _Outcome | None:
+    """Why the file was left out the last time, if nothing has changed since that could change it."""
+    entry = store.left_out.get(str(path))
+    if entry is None or entry["reason"] in TRY_AGAIN or entry["min_size"] != min_size:
+        return None
+    status = path.stat()
+    if (entry.get("size"), entry.get("mtime_ns")) != (status.st_size, status.st_mtime_ns):
+        return None
+    if entry["reason"] == "duplicate" and entry["twin"] not in records:
+        return None
+    return _Outcome("left-out", entry["reason"], entry["message"], entry["twin"])
+
+
+def _clash(subject: str, other: str) -> _Outcome:
+    text = f"its subject name {subject!r} is that of {other}; rename the file or its folder"
+    return _Outcome("left-out", "name-clash", text)
+
+
+def _same(path: Path, record: SubjectRecord) -> bool:
+    status = path.stat()
+    return (status.st_size, status.st_mtime_ns) == (record.size, record.mtime_ns)
+
+
+def _summary(store: VolumeStore, outcomes: Mapping[str, _Outcome], subjects: Mapping[str, str]) -> ConversionSummary:
+    def with_status(status: str) -> list[str]:
+        return [subjects[name] for name in sorted(outcomes) if outcomes[name].status == status]
+
+    left_out = [
+        LeftOut(name, outcomes[name].reason, outcomes[name].message)
+        for name in sorted(outcomes)
+        if outcomes[name].status == "left-out"
+    ]
+    listed = store.splits()
+    return ConversionSummary(
+        with_status("converted"),
+        with_status("unchanged"),
+        left_out,
+        {name: len(members) for name, members in listed.items()},
+        [s for s in store.subjects() if store.record(s).split is None],
+    )
