@@ -168,7 +168,7 @@ def fourier_shell_correlation(
 
     reference, estimate: (D, H, W). spacing: voxel edge per axis (mm). shells: how many, the first centred on
     zero, the last ending at the Nyquist frequency of the coarsest axis; default half the shortest axis.
-    FSC = Re(sum F conj(G)) / sqrt(sum |F|^2 sum |G|^2) (Harauz and van Heel 1986); nan in a shell without power.
+    FSC = Re(sum F conj(G)) / sqrt(sum |F|^2 sum |G|^2), Harauz and van Heel 1986; nan where there is no power.
     """
     _check(reference, estimate)
     count = shells if shells is not None else min(reference.shape) // 2

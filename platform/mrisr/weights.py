@@ -1,0 +1,82 @@
+"""Generator weights in files, read without unpickling: safetensors of ours, state dicts of the public
+ports."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mrisr.models import MDCSRN
+
+WEIGHTS, CONFIG = "generator.safetensors", "generator.json"
+
+
+def build_generator(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MDCSRN:
+    """An MDCSRN on the CPU, in eval mode, with these weights. Raises ValueError if they do not fit the
+    configuration."""
+    try:
+        generator = MDCSRN(**config)
+        generator.load_state_dict({name: value.detach().cpu() for name, value in state.items()})
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"the weights do not fit MDCSRN({dict(config)}): {error}") from error
+    return generator.eval().requires_grad_(False)
+
+
+def write_weights(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[Path, Path]:
+    """Write generator.safetensors (with the configuration in its header) and generator.json. Returns both
+    paths."""
+    weights, description = folder / WEIGHTS, folder / CONFIG
+    text = json.dumps(dict(config), indent=1, sort_keys=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    save_file(tensors, weights, metadata={"generator_config": text})
+    description.write_text(text + "\n")
+    return weights, description
+
+
+def read_weights_file(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """Read a weights file to (generator_config or None where the file does not say, state dict on the CPU).
+
+    .safetensors: the configuration comes from its header, or from generator.json beside it.
+    .pt, .pth: a state dict, or a dict with one under `state_dict` or `model_state_dict`; never unpickled
+    beyond tensors. Raises ValueError that names the file and the remedy; FileNotFoundError.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix not in (".pt", ".pth"):
+        raise ValueError(f"{path}: weights are read from .safetensors, .pt or .pth, not from {path.suffix!r}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path}: not a file of plain tensors, and nothing else is unpickled from it; "
+            f"save the network's state_dict() with torch.save ({str(error).splitlines()[0]})"
+        ) from error
+    for key in ("state_dict", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path}: holds {type(content).__name__}, expected a state dict of tensors")
+    return None, dict(content)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("generator_config")
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
+    beside = path.with_name(CONFIG)
+    if header is None and beside.is_file():
+        header = beside.read_text()
+    return (None if header is None else json.loads(header)), state
