@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 
+def widened(x: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class CriticTerms(NamedTuple):
     """Scalars of one micro-batch; only `loss` carries a graph."""
 
@@ -36,7 +41,7 @@ class CriticObjective(nn.Module):
     """The critic and all that is ever computed with it, so that it can be sharded as a single unit.
 
     critic: (B, 1, P, P, P) -> (B,) scores, without any coupling between samples. gp_weight: the penalty's
-    weight. Everything runs in float32, whatever autocast says: the penalty differentiates twice.
+    weight. Everything runs in float32 or wider, whatever autocast says: the penalty differentiates twice.
     """
 
     def __init__(self, critic: nn.Module, gp_weight: float = 10.0) -> None:
@@ -60,10 +65,10 @@ class CriticObjective(nn.Module):
                 # Detached views freeze the parameters, gathered or not, without flipping requires_grad, which
                 # FSDP2 ignores once it has gathered them, and which makes DCP drop optimizer state.
                 frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
-                scores: Tensor = functional_call(self.critic, frozen, (fake.float(),))
+                scores: Tensor = functional_call(self.critic, frozen, (widened(fake),))
                 return scores.clone()  # FSDP2 hangs its hooks on outputs, which must not be views
             assert coefficients is not None, "the penalty needs one interpolation coefficient per sample"
-            return self._terms(fake.detach().float(), real.float(), coefficients.float())
+            return self._terms(widened(fake.detach()), widened(real), widened(coefficients))
 
     def _terms(self, fake: Tensor, real: Tensor, coefficients: Tensor) -> CriticTerms:
         wasserstein = self.critic(real).mean() - self.critic(fake).mean()
@@ -82,10 +87,10 @@ class CriticObjective(nn.Module):
 
 
 class PretrainObjective(nn.Module):
-    """Mean absolute error of (B, 1, D, H, W) estimates, in float32."""
+    """Mean absolute error of (B, 1, D, H, W) estimates, in float32 or wider."""
 
     def forward(self, estimate: Tensor, reference: Tensor) -> Tensor:
-        return (estimate.float() - reference.float()).abs().mean()
+        return (widened(estimate) - widened(reference)).abs().mean()
 
 
 class GeneratorObjective(nn.Module):
@@ -99,5 +104,5 @@ class GeneratorObjective(nn.Module):
     def forward(self, estimate: Tensor, reference: Tensor, scores: Tensor) -> GeneratorTerms:
         """estimate, reference: (B, 1, P, P, P); scores: (B,), the critic's on `estimate`."""
         l1 = self.pixel(estimate, reference)
-        adversarial = -scores.float().mean()
+        adversarial = -widened(scores).mean()
         return GeneratorTerms(l1 + self.adversarial_weight * adversarial, l1.detach(), adversarial.detach())

@@ -150,7 +150,7 @@ class _MetadataUnpickler(pickle.Unpickler):
             ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
             ("torch.serialization", "_get_layout"),
         ]
-        + [("torch", name) for name in ("Size", "float32", "int64")]
+        + [("torch", name) for name in ("Size", "float32", "float64", "bfloat16", "int64")]
         + [(module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")]
     )
 

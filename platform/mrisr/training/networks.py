@@ -34,6 +34,7 @@ class StepConfig:
     adversarial_weight: float = 1e-3
     gp_weight: float = 10.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
     precision: str = "fp32"
     channels_last: bool = True
     recompute: bool = False
@@ -95,7 +96,7 @@ def build_networks(
 
 def _adam(module: nn.Module, rate: float, config: StepConfig) -> torch.optim.Adam:
     """Adam whose state exists from the start, so that a checkpoint has the same entries at every step."""
-    optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=config.adam_betas)
+    optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=config.adam_betas, eps=config.adam_eps)
     for parameter in module.parameters():
         optimizer.state[parameter] = {
             "step": torch.tensor(0.0),

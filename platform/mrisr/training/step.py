@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mrisr.models.batchnorm import frozen_statistics, shared_update
-from mrisr.objectives import CriticTerms, GeneratorObjective, PretrainObjective
+from mrisr.objectives import CriticTerms, GeneratorObjective, PretrainObjective, widened
 from mrisr.training.networks import Networks, StepConfig, build_networks
 from mrisr.training.schedule import Phase
 from mrisr.training.sharding import accumulating, gather_rows, plain, rank, release, world_size
@@ -103,7 +103,7 @@ def _parts(
 
     def generate(lr: Tensor, module: nn.Module = generator) -> Tensor:
         with torch.autocast(networks.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            return module(lr).float()
+            return widened(module(lr))
 
     def pretrain(index: int, count: int, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         with shared_update(generator, index, count):
@@ -125,7 +125,7 @@ def _parts(
         with torch.no_grad(), frozen_statistics(generator):
             fake = generate(lr, plain(generator))
         first = rank() * config.local_batch(world_size()) + index * config.micro_batch
-        coefficients = interpolation_coefficients(config.seed, step, first, lr.shape[0]).to(lr.device)
+        coefficients = interpolation_coefficients(config.seed, step, first, lr.shape[0]).to(hr)
         terms = critic(fake, hr, coefficients)
         assert isinstance(terms, CriticTerms)
         return terms._asdict()
