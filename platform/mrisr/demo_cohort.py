@@ -19,7 +19,7 @@ from voxelstore.files import atomic_write
 CONTROL_POINTS = (6, 7, 6)  # of the warp, along each axis: about 30 mm apart
 WARP_MM = 2.0  # standard deviation of the displacement along each axis; the largest is some 3 times that
 SCALE = 0.06  # standard deviation of the size along each axis
-MARGIN = (4, 20)  # voxels left around the brain on each side, least and most
+MARGIN = (8, 20)  # voxels left around the brain on each side, least and most
 NOISE = 0.005  # standard deviation, of the brightest tissue
 BRIGHTEST = 1000.0  # intensity of the brightest tissue, before the subject's gain
 
@@ -49,20 +49,22 @@ def make_cohort(folder: str | Path, subjects: int, seed: int = 0) -> list[Path]:
 
 
 def vary(template: np.ndarray, affine: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One subject. template: (D, H, W) float32 in [0, 1], 0 outside the brain. Returns int16 voxels and their affine."""
-    inside = ndimage.find_objects((template > 0).astype(np.uint8))[0]
-    below, above = (rng.integers(MARGIN[0], MARGIN[1], size=3) for _ in range(2))
-    start = np.array([s.start for s in inside]) - below
-    shape = tuple(int(n) for n in np.array([s.stop for s in inside]) + above - start)
-    centre = np.array([(s.start + s.stop - 1) / 2 for s in inside])
+    """One subject: int16 voxels and their affine. template: (D, H, W) float32 in [0, 1], 0 outside the brain."""
+    # (3, 2): where the brain starts and stops.
+    inside = np.array([(s.start, s.stop) for s in ndimage.find_objects((template > 0).astype(np.uint8))[0]])
+    centre = inside.mean(axis=1) - 0.5
     zoom = 1.0 + SCALE * rng.uniform(-1.0, 1.0, size=3)
+    half = np.ceil(np.diff(inside, axis=1)[:, 0] / 2 * zoom).astype(int)
+    start = np.floor(centre).astype(int) - half - rng.integers(*MARGIN, size=3)
+    shape = tuple(int(n) for n in np.floor(centre).astype(int) + half + rng.integers(*MARGIN, size=3) - start)
     grid = np.empty((3, *shape), np.float32)
     for axis in range(3):
-        places = (np.arange(shape[axis], dtype=np.float32) + start[axis] - centre[axis]) * zoom[axis] + centre[axis]
+        places = (np.arange(shape[axis], dtype=np.float32) + start[axis] - centre[axis]) / zoom[axis] + centre[axis]
         grid[axis] = places.reshape([-1 if a == axis else 1 for a in range(3)])
         grid[axis] += WARP_MM * smooth_field(shape, rng)
-    brain = ndimage.map_coordinates(template, grid, order=3, mode="constant", cval=0.0, prefilter=True)
     mask = ndimage.map_coordinates((template > 0).astype(np.float32), grid, order=1) > 0.5
+    brain = np.zeros(shape, np.float32)
+    brain[mask] = ndimage.map_coordinates(template, grid[:, mask], order=3)
     # An average of 152 heads, interpolated once more, is softer than one head; this gives its edges back.
     brain += 0.8 * (brain - ndimage.gaussian_filter(brain, 1.0))
     brain = np.clip(brain, 0.0, None) ** np.float32(rng.uniform(0.8, 1.25))
@@ -76,7 +78,7 @@ def vary(template: np.ndarray, affine: np.ndarray, rng: np.random.Generator) -> 
 
 
 def smooth_field(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """A random field of standard deviation about 1, float32: cubic splines through normal values at the control points."""
+    """A random field, float32, standard deviation about 1: cubic splines through normal control values."""
     field = rng.standard_normal(CONTROL_POINTS).astype(np.float32)
     for axis, (points, length) in enumerate(zip(CONTROL_POINTS, shape, strict=True)):
         # Interpolation is linear in the values: the spline through unit vectors is its matrix.

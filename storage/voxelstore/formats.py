@@ -7,6 +7,7 @@ to give back every field, extension and tag that a header object may drop or nor
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def _parse_nifti(
 
 def _parse_mgh(path: Path, content: bytes) -> ParsedFile:
     _require(path, content, MGH_VOXELS_AT)
-    header = MGHHeader(content[:MGH_VOXELS_AT] + bytes(MGHHeader.template_dtype.itemsize - MGH_VOXELS_AT))
+    header = MGHHeader.from_fileobj(io.BytesIO(content))
     shape = tuple(int(n) for n in header.get_data_shape())
     return _take_apart(
         path,

@@ -192,7 +192,12 @@ class VolumeStore:
         array = self._arrays.get(subject)
         if array is None:
             array = self._arrays[subject] = open_voxels(self._folder(subject), self.record(subject))
-        return np.asarray(array[region if region is not None else ...])
+        try:
+            return np.asarray(array[region if region is not None else ...])
+        except (ValueError, RuntimeError) as error:  # a checksum's and a codec's errors
+            raise StoreError(
+                f"{self._folder(subject)}: damaged data ({error}); delete the folder and convert again"
+            ) from error
 
 
 def _manifest(records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any]) -> dict[str, Any]:

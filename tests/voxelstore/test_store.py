@@ -1,0 +1,232 @@
+"""The store: lossless, atomic, and clear about damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from voxelstore import StoreError, VolumeStore, convert_volume, find_volumes, read_volume, subject_id, write_volume
+from voxelstore.convert import drop_duplicates
+
+SPLITS = {"train": 2, "validation": 1}
+
+
+@pytest.fixture
+def store(head: np.ndarray, nifti: Callable[..., Path], tmp_path: Path) -> VolumeStore:
+    """Three subjects: int16 with a scale, uint8, float32 flipped."""
+    store = VolumeStore.create(tmp_path / "store")
+    sources = {
+        "a": nifti(head, name="in/a.nii.gz", slope=0.5, intercept=4.0),
+        "b": nifti((head // 4).astype(np.uint8), name="in/b.nii"),
+        "c": nifti(head[:33].astype(np.float32) / 3, np.diag([-1.0, -1, 2, 1]), name="in/c.nii.gz"),
+    }
+    for subject, path in sources.items():
+        convert_volume(path, store.path, subject, min_size=32)
+    store.update_manifest(SPLITS, seed=0)
+    return store
+
+
+def test_voxels_are_lossless_in_their_own_type(store: VolumeStore) -> None:
+    assert [store.record(s).dtype for s in store.subjects()] == ["int16", "uint8", "float32"]
+    for subject in store.subjects():
+        source = read_volume(store.record(subject).source)
+        np.testing.assert_array_equal(store.read(subject), source.physical())
+        assert store.read(subject).dtype == np.float32
+        assert store.record(subject).shape == source.voxels.shape
+        assert store.record(subject).sha256 == source.sha256
+        np.testing.assert_allclose(store.record(subject).affine, source.affine)
+        array = zarr.open_group(store.path, mode="r")[f"subjects/{subject}/voxels"]
+        assert array.metadata.zarr_format == 3
+        np.testing.assert_array_equal(array[...], source.voxels)
+
+
+def test_regions_and_normalised_reads_are_parts_of_the_whole(store: VolumeStore) -> None:
+    region = (slice(3, 19), slice(0, 36), slice(10, 44))
+    for subject in store.subjects():
+        np.testing.assert_array_equal(store.read(subject, region), store.read(subject)[region])
+        expected = store.record(subject).intensity.normalise(store.read(subject))
+        np.testing.assert_array_equal(store.read_normalised(subject, region), expected[region])
+        assert store.foreground(subject).shape == tuple(-(-n // 8) for n in store.record(subject).shape)
+
+
+def test_output_goes_back_without_the_source_file(store: VolumeStore, tmp_path: Path) -> None:
+    source = Path(store.record("b").source)
+    before = source.read_bytes()
+    source.unlink()
+    write_volume(tmp_path / "back.nii", store.read("b"), like=store.source("b"))
+    assert (tmp_path / "back.nii").read_bytes() == before
+
+
+def test_a_store_travels_by_pickle_and_opens_again(store: VolumeStore) -> None:
+    store.read("a")
+    copy = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(copy.read("a"), store.read("a"))
+    assert len(pickle.dumps(store)) < 20_000
+    again = VolumeStore.open(store.path)
+    assert again.splits() == store.splits()
+    assert sorted(map(len, again.splits().values())) == [1, 2]
+
+
+def test_the_fingerprint_is_that_of_data_and_splits(store: VolumeStore) -> None:
+    before = {split: store.fingerprint(split) for split in (None, "train", "validation")}
+    assert len(set(before.values())) == 3
+    assert VolumeStore.open(store.path).fingerprint() == before[None]
+    store.remove_subject(store.subjects("train")[0])
+    store.rebuild_manifest()
+    assert store.fingerprint() != before[None]
+    assert store.fingerprint("validation") == before["validation"]
+
+
+def test_the_manifest_is_rebuilt_from_the_subjects_own_records(store: VolumeStore) -> None:
+    splits, fingerprint = store.splits(), store.fingerprint()
+    (store.path / "manifest.json").unlink()
+    with pytest.raises(StoreError, match=r"manifest\.json is missing"):
+        VolumeStore.open(store.path)
+    rebuilt = VolumeStore.create(store.path)
+    rebuilt.rebuild_manifest()
+    assert (VolumeStore.open(store.path).splits(), rebuilt.fingerprint()) == (splits, fingerprint)
+
+
+def test_a_replaced_subject_keeps_its_split(store: VolumeStore, head: np.ndarray, nifti: Callable[..., Path]) -> None:
+    split = store.record("a").split
+    convert_volume(nifti(head[:, ::-1].copy(), name="in/a.nii.gz"), store.path, "a", 32)
+    store.update_manifest({"train": 0, "other": 9}, seed=5)
+    assert store.record("a").split == split
+    np.testing.assert_array_equal(store.read("a"), head[:, ::-1])
+    assert [p.name for p in (store.path / "subjects").iterdir() if p.name[0] == "."] == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        ("schema", "schema version 99"),
+        ("json", "damaged"),
+        ("record", "damaged record"),
+        ("data", "data file is missing"),
+        ("array", "delete the subject's folder"),
+        ("bits", "damaged data"),
+    ],
+)
+def test_damage_is_an_error_and_never_zeros(damage: str, text: str, store: VolumeStore) -> None:
+    manifest, data = store.path / "manifest.json", store.path / "subjects" / "a" / "voxels"
+    value = json.loads(manifest.read_bytes())
+    if damage == "schema":
+        manifest.write_text(json.dumps({**value, "schema": 99}))
+    elif damage == "json":
+        manifest.write_bytes(manifest.read_bytes()[:-20])
+    elif damage == "record":
+        del value["subjects"]["a"]["affine"]
+        manifest.write_text(json.dumps(value))
+    elif damage == "data":
+        (data / "c/0/0/0").unlink()
+    elif damage == "array":
+        (data / "zarr.json").unlink()
+    else:
+        content = bytearray((data / "c/0/0/0").read_bytes())
+        content[len(content) // 2] ^= 1
+        (data / "c/0/0/0").write_bytes(content)
+    with pytest.raises(StoreError, match=text):
+        VolumeStore.open(store.path).read("a")
+
+
+@pytest.mark.parametrize("subject", ["", ".hidden", "a/b"])
+def test_names_that_are_no_folders_are_refused(subject: str, store: VolumeStore) -> None:
+    with pytest.raises(StoreError, match="cannot be a folder"):
+        store.write_subject(subject, store.source("a"))
+    with pytest.raises(StoreError, match="no subject"):
+        store.record(subject)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from voxelstore.files import locked, whole_folder
+root = Path(sys.argv[1])
+with locked(root / ".writers.lock", shared=True), whole_folder(root / "subjects" / "half") as folder:
+    (folder / "part").write_bytes(b"x" * 1000)
+    print("half", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_writer_left_is_invisible_and_cleaned_when_no_writer_is_at_work(store: VolumeStore) -> None:
+    command = [sys.executable, "-c", WRITER, str(store.path)]
+    paths = os.pathsep.join(p for p in sys.path if p)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"half\n"
+        assert store.clean() == []  # it is at work, and is left alone
+        os.kill(writer.pid, signal.SIGKILL)
+    assert "half" not in store.stored_records()
+    store.update_manifest(SPLITS, 0)
+    assert store.subjects() == ["a", "b", "c"]
+    [removed] = store.clean()
+    assert removed.endswith("-half")
+    assert sorted(p.name for p in (store.path / "subjects").iterdir()) == ["a", "b", "c", "zarr.json"]
+
+
+def test_a_replacement_that_was_cut_short_brings_the_old_subject_back(store: VolumeStore) -> None:
+    subjects = store.path / "subjects"
+    (subjects / "a").rename(subjects / ".replaced-0123456789ab-a")
+    assert store.clean() == []
+    np.testing.assert_array_equal(VolumeStore.open(store.path).read("a"), store.read("a"))
+
+
+def test_duplicates_leave_the_one_with_a_split(
+    store: VolumeStore, head: np.ndarray, nifti: Callable[..., Path]
+) -> None:
+    twin = nifti(
+        head, np.diag([1.0, 1, 3, 1]), name="in/0.nii", slope=0.5, intercept=4.0
+    )  # another container and header
+    convert_volume(twin, store.path, "0", 32)
+    dropped = drop_duplicates(store)
+    assert {name: kept for name, (_, kept) in dropped.items()} == {"0": "a"}
+    assert sorted(store.stored_records()) == ["a", "b", "c"]
+
+
+def test_volumes_are_found_and_named_by_their_place(tmp_path: Path) -> None:
+    files = [
+        "s1/sub-01_T1w.nii.gz",
+        "s2/sub-01_T1w.nii.gz",
+        "x.MGZ",
+        "y.nii",
+        "my scan.nii",
+        ".a.nii",
+        ".h/b.nii",
+        "r.txt",
+    ]
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_volumes(tmp_path)
+    assert [str(p.relative_to(tmp_path)) for p in found] == [
+        "my scan.nii",
+        "s1/sub-01_T1w.nii.gz",
+        "s2/sub-01_T1w.nii.gz",
+        "x.MGZ",
+        "y.nii",
+    ]
+    ids = [subject_id(p, tmp_path) for p in found]
+    assert ids[1:] == ["s1__sub-01_T1w", "s2__sub-01_T1w", "x", "y"]
+    assert ids[0].startswith("my-scan-")
+    assert subject_id(tmp_path / "s1/sub-01_T1w.nii.gz") == "sub-01_T1w"
+    assert subject_id("my scan.nii") != subject_id("my+scan.nii")
+    with pytest.raises(NotADirectoryError, match="no such folder"):
+        find_volumes(tmp_path / "nowhere")
+
+
+def test_a_store_moved_elsewhere_reads_the_same(store: VolumeStore, tmp_path: Path) -> None:
+    expected = store.read("c")
+    shutil.move(store.path, tmp_path / "moved")
+    np.testing.assert_array_equal(VolumeStore.open(tmp_path / "moved").read("c"), expected)
