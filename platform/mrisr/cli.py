@@ -1,0 +1,156 @@
+"""The `mrisr` command: one function per verb. jobs/VERB.py call the same functions through `ray job submit`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mrisr.config.loading import ConfigError, field_reference, load_experiment
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="3D brain-MRI super-resolution on Ray: convert -> train -> evaluate -> super-resolve.",
+)  # fmt: skip
+
+
+def _key_reference() -> str:
+    """Every configuration key with type, default and meaning; \\b keeps click from re-wrapping the lines."""
+    rows = [f"  {key}={default}\n      {meaning}" for key, _, default, meaning in field_reference()]
+    return "\b\nConfiguration keys (KEY=VALUE; values are YAML):\n" + "\n".join(rows)
+
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="experiment file (YAML)", dir_okay=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override configuration keys")]
+TrackingOption = Annotated[
+    str | None, typer.Option(help="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else $MRISR_HOME/mlflow.db")
+]
+
+
+@app.command(epilog=_key_reference())
+def convert(
+    source: Annotated[Path, typer.Argument(help="folder of .nii, .nii.gz and .mgz volumes, searched recursively")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    store: Annotated[Path | None, typer.Option(help="Zarr store; the same as data.store=...")] = None,
+) -> None:
+    """Convert a folder of NIfTI volumes to the Zarr store. A second run converts only what is new.
+
+    Exit code 3 says that some files were left out; the rest is in the store.
+    """
+    extra = [f"data.store={store.expanduser().absolute()}"] if store is not None else []
+    experiment = load_experiment(config, [*(overrides or []), *extra])
+    from mrisr import cluster
+    from mrisr.conversion import convert_folder
+
+    if not source.expanduser().is_dir():
+        raise ConfigError(f"{source}: is not a folder; give the folder that holds the volumes")
+    cluster.connect()
+    data = experiment.data
+    summary = convert_folder(source.expanduser().absolute(), data.store, data.splits, data.split_seed, data.min_size)
+    typer.echo("\n".join(summary.lines()))
+    typer.echo(f"store: {data.store}")
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command(epilog=_key_reference())
+def train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print configuration and plan, start nothing")] = False,
+) -> None:
+    """Train an experiment, or go on with it; then register the best weights in MLflow.
+
+    The same command after Ctrl-C, a crash or a reboot resumes at the last checkpoint.
+    """
+    experiment = load_experiment(config, overrides or [])
+    if dry_run:
+        from mrisr.planning import describe_plan
+
+        typer.echo(describe_plan(experiment))
+        return
+    from mrisr.publishing import publish
+    from mrisr.training.trainer import train as run
+
+    published = publish(run(experiment))
+    typer.echo("\n".join(published.lines()))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION, or a weights file")],
+    store: Annotated[Path, typer.Option(help="Zarr store")],
+    split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
+    protocol: Annotated[str, typer.Option(help="chen2018, hz2538 or report160")] = "chen2018",
+    output: Annotated[Path, typer.Option(help="folder for the CSV and the pictures")] = Path("evaluation"),
+    consistency: Annotated[
+        bool, typer.Option("--data-consistency", help="add a row: the model with the acquired band of k-space put back")
+    ] = False,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Evaluate on whole volumes: the zero-filled input, cubic spline and the model in one table."""
+    from mrisr.verbs import run_evaluation
+
+    typer.echo(
+        run_evaluation(model, store, split, protocol, output.expanduser().absolute(), consistency, tracking_uri)
+    )
+
+
+@app.command()
+def superresolve(
+    source: Annotated[Path, typer.Argument(help="NIfTI file, or a folder of them")],
+    target: Annotated[Path, typer.Argument(help="output file, or folder if the source is one")],
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION, or a weights file")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace existing output")] = False,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Super-resolve NIfTI files; the output keeps the input's affine, orientation, type and intensity range."""
+    from mrisr.verbs import run_superresolution
+
+    raise typer.Exit(run_superresolution(model, source, target, overwrite, tracking_uri))
+
+
+@app.command()
+def demo(
+    data: Annotated[Path | None, typer.Option(help="your own folder of volumes instead of the derived cohort")] = None,
+    home: Annotated[Path, typer.Option(help="everything the demo makes")] = Path("demo"),
+    overrides: Overrides = None,
+) -> None:
+    """The whole way in minutes, without a GPU: convert, train (L1, then WGAN-GP), register, evaluate."""
+    from mrisr.demo import run_demo
+
+    run_demo(None if data is None else data.expanduser().absolute(), home.expanduser().absolute(), overrides or [])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command. What the user can mend is told in a line and exit code 2, without a traceback."""
+    from mrisr.cluster import ResourceError
+
+    try:
+        code = app(arguments, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (ValueError, ResourceError, FileNotFoundError, FileExistsError) as error:
+        if os.environ.get("MRISR_TRACEBACK"):
+            raise
+        _fail(f"{error}\n(MRISR_TRACEBACK=1 shows where)", 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on where it stopped", 130)
+    except typer.Abort:
+        sys.exit(1)
+    except Exception as error:
+        if hasattr(error, "show"):  # click's own usage errors know how to present themselves
+            _show_usage(error)
+        raise
+
+
+def _show_usage(error: Any) -> None:
+    error.show()
+    sys.exit(error.exit_code)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"Error: {message}", err=True)
+    sys.exit(code)

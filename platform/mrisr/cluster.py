@@ -1,0 +1,89 @@
+"""Connecting to Ray, and dividing what a cluster has among workers and data tasks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from mrisr.config import Experiment
+
+# Set before Ray is imported. Authentication is explicit because a token file left by an earlier local session turns
+# it on in `ray start` but not in `ray job submit`; export RAY_AUTH_MODE=token to use tokens.
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class ResourceError(RuntimeError):
+    """A request that this cluster can never place. The message says what would fit."""
+
+
+class Share(NamedTuple):
+    """What each training worker gets. cpus: logical CPUs; gpu: whether it has one; data_cpus: for its data tasks."""
+
+    cpus: float
+    gpu: bool
+    data_cpus: float
+
+
+def connect() -> None:
+    """Join the cluster of $RAY_ADDRESS or a running local one; otherwise start one in this process' name."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
+    quiet()
+
+
+def quiet() -> None:
+    """Keep the libraries' progress notes out of the log, in drivers and workers; warnings and errors stay.
+
+    Ray Data's warning that no task can run yet is one of these notes here: `divide` has made room for the tasks, and
+    two ranks' executors that share it wait for each other now and then.
+    """
+    for name in ("ray.train", "ray.tune", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def divide(experiment: Experiment, cpus: float, gpus: float) -> Share:
+    """Divide a cluster's logical CPUs and GPUs. Raises ResourceError if the workers can never be placed.
+
+    Workers that took every CPU would leave none to the data tasks that feed them, which hangs without an error; so at
+    least one data task must fit beside them.
+    """
+    want, task = experiment.resources, experiment.stream.cpus_per_task
+    gpu = gpus >= want.workers if want.gpus is None else want.gpus
+    if gpu and gpus < want.workers:
+        raise ResourceError(
+            f"resources.workers = {want.workers} with resources.gpus = true needs {want.workers} GPUs; the cluster has "
+            f"{gpus:g}. Set resources.workers={int(gpus)} or resources.gpus=false"
+        )
+    room = (cpus - task) / want.workers
+    share = want.cpus_per_worker
+    if share is None:
+        share = min(1.0, math.floor(room * 100) / 100)
+    if share <= 0 or share > room + 1e-9:
+        raise ResourceError(
+            f"{want.workers} workers of {max(share, 0.01):g} CPUs and a data task of {task:g} do not fit into "
+            f"{cpus:g} logical CPUs; what fits: resources.cpus_per_worker={max(room, 0.0):.2f} at most, fewer "
+            "resources.workers, or a smaller stream.cpus_per_task (0.5, say)"
+        )
+    return Share(share, gpu, max(task, (cpus - share * want.workers) / want.workers))
+
+
+def available() -> tuple[float, float]:
+    """(logical CPUs, GPUs) of the connected cluster."""
+    import ray
+
+    total = ray.cluster_resources()
+    return float(total.get("CPU", 0)), float(total.get("GPU", 0))

@@ -1,0 +1,55 @@
+"""What a run will do, in words and numbers, before anything starts: `mrisr train --dry-run`."""
+
+from __future__ import annotations
+
+from mrisr.config import Experiment
+from mrisr.config.loading import dump_experiment
+from mrisr.models import MDCSRN, build_critic
+from mrisr.training.memory import peak_bytes
+from mrisr.training.schedule import updates_before
+from mrisr.training.trainer import open_store
+from mrisr.training.worker import generator_config, schedule_of, step_config
+
+
+def describe_plan(experiment: Experiment) -> str:
+    """The resolved configuration and the plan; needs the store, starts nothing. Raises ConfigError like `train`."""
+    store = open_store(experiment)
+    schedule, steps = schedule_of(experiment), step_config(experiment)
+    stream, workers = experiment.stream, experiment.resources.workers
+    splits = store.splits()
+    subjects = len(splits["train"])
+    patches = schedule.total_steps * steps.batch_size
+    rows = -(-patches // stream.patches_per_row)
+    updates = updates_before(schedule, schedule.total_steps)
+    config = generator_config(experiment)
+    networks = {"generator MDCSRN": MDCSRN(**config)}
+    if schedule.needs_critic:
+        kind = experiment.critic.kind
+        networks[f"critic {kind}"] = build_critic(kind, stream.patch_size)  # type: ignore[assignment]
+    peaks = peak_bytes(
+        config,
+        experiment.critic.kind if schedule.needs_critic else None,
+        stream.patch_size,
+        steps.micro_batch,
+        steps.precision,
+        experiment.generator.recompute,
+    )
+    parameters = ", ".join(
+        f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items()
+    )
+    degradation = experiment.degradation.range()
+    lines = [
+        f"volumes     {', '.join(f'{name} {len(names)}' for name, names in splits.items())}  in {store.path}",
+        f"rows        {rows:,}: one volume degraded once ({degradation.kind}, axes {list(degradation.axes)}, "
+        f"f in {list(degradation.fraction)}), {stream.patches_per_row} patches of {stream.patch_size}^3 each; "
+        f"{rows / subjects:,.1f} epochs",
+        f"steps       {schedule.total_steps:,} of {steps.batch_size} patches on {workers} workers ({steps.micro_batch} per "
+        f"forward pass): {updates.pretrain:,} L1, {updates.critic:,} critic, {updates.generator:,} adversarial",
+        f"parameters  {parameters}",
+        f"memory      {', '.join(f'{name} {peak / 2**30:.2f} GiB' for name, peak in peaks.items())} per worker and step "
+        f"({steps.precision}; live tensors, without kernel workspace), before sharding",
+        f"validation  {experiment.validation.protocol} every {experiment.validation.every:,} steps on split "
+        f"{experiment.validation.split!r}",
+        f"run         {experiment.run_folder}",
+    ]
+    return f"{dump_experiment(experiment)}\n" + "\n".join(lines)

@@ -1,0 +1,117 @@
+"""Peak memory of a step, found without running it: every tensor is fake, only its bytes are counted."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from mrisr.models import MDCSRN, build_critic
+from mrisr.objectives import CriticObjective, GeneratorObjective, PretrainObjective
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive, and their peak, while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_iter(out):
+            if isinstance(leaf, Tensor):
+                self.count(leaf)
+        return out
+
+    def count(self, tensor: Tensor) -> None:
+        """Count a tensor's storage from now until it is freed; views of a counted storage cost nothing."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def peak_bytes(
+    generator_config: dict[str, Any],
+    critic_kind: str | None,
+    patch_size: int,
+    micro_batch: int,
+    precision: str = "bf16",
+    recompute: bool = False,
+    device: str = "cpu",
+) -> dict[str, int]:
+    """Peak bytes per step kind (`pretrain`, and with a critic `critic` and `generator`), parameters, gradients and
+    Adam's moments of both networks included; workspace of convolution kernels and allocator slack are not."""
+
+    generator = MDCSRN(**generator_config, recompute=recompute)
+    critic = None if critic_kind is None else CriticObjective(build_critic(critic_kind, patch_size))
+
+    def generate(lr: Tensor) -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            return generator(lr).float()
+
+    def pretrain(lr: Tensor, hr: Tensor) -> None:
+        PretrainObjective()(generate(lr), hr).backward()
+
+    def adversarial(lr: Tensor, hr: Tensor) -> None:
+        assert critic is not None
+        fake = generate(lr)
+        GeneratorObjective()(fake, hr, critic(fake)).loss.backward()
+
+    def train_critic(lr: Tensor, hr: Tensor) -> None:
+        assert critic is not None
+        with torch.no_grad():
+            fake = generate(lr)
+        critic(fake, hr, torch.rand(lr.shape[0], device=device)).loss.backward()
+
+    steps: dict[str, Callable[..., None]] = {"pretrain": pretrain}
+    if critic_kind is not None:
+        steps |= {"critic": train_critic, "generator": adversarial}
+    peaks = {}
+    for name, step in steps.items():
+        for network in (generator, critic):
+            if network is not None:
+                network.zero_grad(set_to_none=True)
+        with FakeTensorMode(), LiveBytes() as bytes_:
+            for network in (generator, critic):
+                if network is not None:
+                    _make_fake(network, device)
+            parameters = [p for n in (generator, critic) if n is not None for p in n.parameters()]
+            for tensor in parameters:
+                bytes_.count(tensor)
+            # Two moments of Adam beside every parameter; the pretraining optimizer of the generator has its own.
+            moments = [torch.empty_like(p) for p in parameters for _ in range(2)]
+            moments += [torch.empty_like(p) for p in generator.parameters() for _ in range(2)] if critic else []
+            lr, hr = (torch.empty(micro_batch, 1, *[patch_size] * 3, device=device) for _ in range(2))
+            step(lr, hr)
+            del moments
+        peaks[name] = bytes_.peak
+    return peaks
+
+
+def _make_fake(module: nn.Module, device: str) -> None:
+    """Replace all parameters and buffers by fake ones of the same shapes on `device`."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(torch.empty(parameter.shape, device=device))
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)

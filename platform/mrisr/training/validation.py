@@ -1,0 +1,99 @@
+"""Validation during training: the same cubes of the same subjects under a protocol that never changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from matplotlib.figure import Figure
+from torch import nn
+
+from mrisr.degradation import PROTOCOLS, degrade
+from mrisr.metrics import image_metrics
+from mrisr.patches import cut, sample_corners
+from mrisr.pictures import validation_figure
+from voxelstore import VolumeStore
+
+# Cubes are chosen by this seed and the subject's place alone: a new experiment seed must not move the yardstick.
+CUBE_SEED = 20180304
+
+
+@dataclass(frozen=True)
+class Cubes:
+    """The validation cubes of one subject: lr, hr (n, P, P, P) float32, normalised intensities."""
+
+    subject: str
+    lr: np.ndarray
+    hr: np.ndarray
+
+
+def subject_cubes(store: VolumeStore, subject: str, protocol: str, patch: int, count: int) -> Cubes:
+    """Degrade the whole volume under the protocol and cut `count` cubes that hold foreground."""
+    record = store.record(subject)
+    rng = np.random.default_rng([CUBE_SEED, *subject.encode()])
+    corners = sample_corners(
+        store.foreground(subject), record.mask_block, record.shape, patch, count, min_foreground=0.7, rng=rng
+    )
+    hr = store.read_normalised(subject)
+    lr = degrade(hr, PROTOCOLS[protocol])
+    return Cubes(subject, *(np.stack([cut(v, c, patch) for c in corners]) for v in (lr, hr)))
+
+
+class Validator:
+    """A rank's share of the validation subjects, read once; `run` gives the mean over all ranks' subjects."""
+
+    def __init__(
+        self, store: VolumeStore, subjects: list[str], protocol: str, patch: int, count: int, rank: int, world_size: int
+    ) -> None:
+        mine = subjects[rank::world_size]
+        self.cubes = [subject_cubes(store, subject, protocol, patch, count) for subject in mine]
+        self.world_size = world_size
+        self._input: dict[str, float] | None = None
+
+    def run(self, generator: nn.Module, device: torch.device) -> tuple[dict[str, float], Figure | None]:
+        """Mean PSNR, SSIM and NRMSE of the generator and, once per run, of the zero-filled input; every rank calls it.
+
+        generator: a plain module in evaluation mode, equal on every rank. Returns the figures, equal on every rank,
+        keyed `psnr`, `input_psnr`, `psnr_gain`, ..., and a picture of this rank's first cube (None without subjects).
+        """
+        scores: dict[str, dict[str, float]] = {}
+        inputs: dict[str, dict[str, float]] = {}
+        figure = None
+        for cubes in self.cubes:
+            outputs = [superresolve_cube(generator, lr, device) for lr in cubes.lr]
+            scores[cubes.subject] = _mean([image_metrics(h, s) for h, s in zip(cubes.hr, outputs, strict=True)])
+            if self._input is None:
+                inputs[cubes.subject] = _mean([image_metrics(h, x) for h, x in zip(cubes.hr, cubes.lr, strict=True)])
+            if figure is None:
+                figure = validation_figure(cubes.lr[0], outputs[0], cubes.hr[0])
+        if self._input is None:
+            self._input = _mean(_gathered(inputs, self.world_size))
+        figures = _mean(_gathered(scores, self.world_size))
+        result = dict(figures)
+        for key, value in figures.items():
+            result[f"input_{key}"] = self._input[key]
+            result[f"{key}_gain"] = value - self._input[key]
+        return result, figure
+
+
+@torch.no_grad()
+def superresolve_cube(generator: nn.Module, lr: np.ndarray, device: torch.device) -> np.ndarray:
+    """One cube through the network in one piece, float32: (P, P, P) -> (P, P, P)."""
+    x = torch.from_numpy(lr)[None, None].to(device)
+    return generator(x)[0, 0].float().cpu().numpy()
+
+
+def _gathered(mine: dict[str, dict[str, float]], world_size: int) -> list[dict[str, float]]:
+    """The figures of every rank's subjects, in the order of their names, so that sums agree on every rank."""
+    parts: list[dict[str, dict[str, float]] | None] = [mine]
+    if world_size > 1:
+        parts = [None] * world_size
+        dist.all_gather_object(parts, mine)
+    together = {subject: figures for part in parts if part for subject, figures in part.items()}
+    return [together[subject] for subject in sorted(together)]
+
+
+def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([f[key] for f in figures])) for key in figures[0]}

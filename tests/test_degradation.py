@@ -1,0 +1,175 @@
+"""The degradation against an independent complex FFT, and the invariants that every kind keeps."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrisr.degradation import (
+    KINDS,
+    PROTOCOLS,
+    Degradation,
+    DegradationRange,
+    check,
+    degrade,
+    enforce_consistency,
+    kept_band,
+    spectral_weight,
+)
+
+shapes = st.tuples(*[st.integers(5, 14)] * 3)
+axis_choices = st.sampled_from([c for n in (1, 2, 3) for c in itertools.combinations(range(3), n)])
+degradations = st.builds(
+    Degradation,
+    kind=st.sampled_from(KINDS),
+    axes=axis_choices,
+    fraction=st.floats(0.0, 0.95),
+    voxels=st.none(),
+    mix=st.floats(0.0, 1.0),
+    sigma=st.floats(0.0, 2.0),
+    base=st.sampled_from(["box", "truncate"]),
+)
+some = settings(max_examples=60, deadline=None)
+
+
+def volume(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape).astype(np.float32)
+
+
+def reference(hr: np.ndarray, d: Degradation) -> np.ndarray:
+    """Sample by sample, from the definitions, through the full complex FFT in double precision."""
+    spectrum = np.fft.fftn(hr.astype(np.float64))
+    for index in np.ndindex(*hr.shape):
+        bands = {"truncate": [], "box": [], "shift": []}
+        blur = 1.0
+        for axis in d.axes:
+            n = hr.shape[axis]
+            k = index[axis] if index[axis] <= n // 2 else index[axis] - n
+            f = d.fraction
+            bands["truncate"].append(f > 0 and abs(k) >= (1 - f) * n / 2 - 1e-9)
+            bands["shift"].append(f > 0 and abs(k) <= f * n / 2 + 1e-9)
+            blur *= np.exp(-2 * np.pi**2 * d.sigma**2 * (k / n) ** 2)
+        weight = {
+            "truncate": 1.0 - any(bands["truncate"]),
+            "box": 1.0 - all(bands["truncate"]),
+            "shift": 1.0 - all(bands["shift"]),
+        }
+        weight["mixed"] = (1 - d.mix) * weight["box"] + d.mix * weight["shift"]
+        weight["gaussian"] = weight[d.base] * blur
+        spectrum[index] *= weight[d.kind]
+    out = np.fft.ifftn(spectrum)
+    assert np.abs(out.imag).max() < 1e-9, "an even weight leaves no imaginary part"
+    return out.real
+
+
+@some
+@given(shape=shapes, d=degradations)
+def test_equals_the_definition_through_a_complex_fft(shape: tuple[int, int, int], d: Degradation) -> None:
+    hr = volume(shape)
+    out = degrade(hr, d)
+    assert out.dtype == np.float32
+    assert out.shape == shape
+    np.testing.assert_allclose(out, reference(hr, d), atol=2e-6)
+
+
+@some
+@given(shape=shapes, d=degradations)
+def test_linear_and_never_adds_energy(shape: tuple[int, int, int], d: Degradation) -> None:
+    a, b = volume(shape, 1), volume(shape, 2)
+    np.testing.assert_allclose(degrade(2 * a - b, d), 2 * degrade(a, d) - degrade(b, d), atol=5e-6)
+    weight = spectral_weight(shape, d)
+    assert weight.min() >= 0
+    assert weight.max() <= 1
+    assert np.square(degrade(a, d)).sum() <= np.square(a).sum() * (1 + 1e-6)
+
+
+@some
+@given(shape=shapes, axes=axis_choices, kind=st.sampled_from(KINDS), mix=st.floats(0, 1))
+def test_zero_strength_is_the_identity(shape: tuple[int, int, int], axes: tuple[int, ...], kind: str, mix: float) -> None:
+    hr = volume(shape)
+    np.testing.assert_allclose(degrade(hr, Degradation(kind, axes, 0.0, mix=mix)), hr, atol=1e-6)
+
+
+@some
+@given(shape=shapes, axes=axis_choices, f=st.floats(0.05, 0.9), kind=st.sampled_from(["truncate", "box", "shift"]))
+def test_hard_weights_are_idempotent_and_keep_what_they_keep(
+    shape: tuple[int, int, int], axes: tuple[int, ...], f: float, kind: str
+) -> None:
+    d = Degradation(kind, axes, f)
+    once = degrade(volume(shape), d)
+    np.testing.assert_allclose(degrade(once, d), once, atol=2e-6)
+
+
+@some
+@given(shape=shapes, d=degradations)
+def test_consistency_never_raises_the_squared_error(shape: tuple[int, int, int], d: Degradation) -> None:
+    truth, guess = volume(shape, 1), volume(shape, 2)
+    observed = degrade(truth, d)
+    better = enforce_consistency(guess, observed, d)
+    assert np.square(better - truth).sum() <= np.square(guess - truth).sum() * (1 + 1e-5)
+    spectrum = np.fft.rfftn(better - truth, axes=d.axes)
+    kept = np.broadcast_to(kept_band(shape, d), spectrum.shape)
+    assert np.abs(spectrum[kept]).max(initial=0.0) < 1e-3
+
+
+def test_protocols_keep_what_their_papers_say() -> None:
+    shape = (256, 320, 320)
+    kept = spectral_weight(shape, PROTOCOLS["chen2018"])
+    # The symmetric band |k| < 80: the published 160 of 320 with its unpaired last sample left out.
+    assert kept.shape == (1, 320, 161)
+    assert kept[0, :, 0].sum() == 159
+    assert kept[0, 0].sum() == 80
+    assert spectral_weight(shape, PROTOCOLS["hz2538"])[0, :, 0].sum() == 63
+    report = spectral_weight(shape, PROTOCOLS["report160"])
+    assert report[0, 0, 0] == 0.5, "DC lies in the shifted box"
+    assert report[128, 160, 160] == 0.5, "Nyquist lies in the box"
+    assert report[128, 0, 0] == 1.0
+
+
+def test_voxels_mean_the_same_as_the_fraction_of_that_axis() -> None:
+    hr = volume((20, 16, 12))
+    by_voxels = degrade(hr, Degradation("truncate", (0, 1), voxels=8))
+    np.testing.assert_array_equal(by_voxels, degrade(hr, Degradation("truncate", (0, 1), fraction=(0.4, 0.5))))
+
+
+def test_intensity_scale_is_kept() -> None:
+    hr = volume((16, 20, 18)) * 700 + 300
+    for kind in ("truncate", "box", "gaussian"):
+        assert degrade(hr, Degradation(kind, (1, 2), 0.8, sigma=1.0)).mean() == pytest.approx(hr.mean(), rel=1e-5)
+
+
+def test_sampling_is_seeded_stays_inside_and_touches_no_global_state() -> None:
+    ranges = DegradationRange("mixed", (0, 2), fraction=(0.2, 0.7), mix=(0.1, 0.4), sigma=(0.5, 0.6))
+    before = np.random.get_state()[1].copy()
+    draws = [ranges.sample(np.random.default_rng(7)) for _ in range(2)]
+    assert draws[0] == draws[1]
+    many = [ranges.sample(np.random.default_rng(i)) for i in range(200)]
+    assert all(0.2 <= d.fraction <= 0.7 and 0.1 <= d.mix <= 0.4 for d in many)
+    assert len({d.fraction for d in many}) == 200
+    np.testing.assert_array_equal(before, np.random.get_state()[1])
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (Degradation("blur"), ["degradation.kind", "blur", "truncate"]),
+        (Degradation("box", (3,)), ["degradation.axes", "[3]", "0..2"]),
+        (Degradation("box", ()), ["degradation.axes", "[]"]),
+        (Degradation("box", (1, 1)), ["degradation.axes", "different"]),
+        (Degradation("truncate", fraction=1.0), ["degradation.fraction", "1.0", "empty passband"]),
+        (Degradation("truncate", fraction=-0.1), ["degradation.fraction", "-0.1"]),
+        (Degradation("truncate", (1, 2), (0.1, 0.2, 0.3)), ["degradation.fraction", "3 values for 2 axes"]),
+        (Degradation("truncate", voxels=40), ["degradation.voxels", "40", "axis 1"]),
+        (Degradation("mixed", mix=1.5), ["degradation.mix", "1.5"]),
+        (Degradation("gaussian", sigma=-1.0), ["degradation.sigma", "-1.0"]),
+        (Degradation("gaussian", base="ball"), ["degradation.base", "ball"]),
+    ],
+)
+def test_errors_name_the_key_the_value_and_the_remedy(bad: Degradation, words: list[str]) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        check(bad, (32, 40, 36))
+    assert all(word in str(error.value) for word in words)
