@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
@@ -64,9 +65,7 @@ def _device_of(generator: nn.Module) -> torch.device:
 def _crop(shape: tuple[int, ...], box: Box | None, margin: int) -> tuple[slice, ...]:
     if box is None:
         return tuple(slice(0, n) for n in shape)
-    crop = tuple(
-        slice(max(0, low - margin), min(n, high + margin)) for (low, high), n in zip(box, shape, strict=True)
-    )
+    crop = tuple(slice(max(0, low - margin), min(n, high + margin)) for (low, high), n in zip(box, shape, strict=True))
     if any(part.stop <= part.start for part in crop):
         raise ValueError(f"box {box} with margin {margin} holds no voxel of a volume of shape {shape}")
     return crop
@@ -123,9 +122,7 @@ def superresolve_array(
         with torch.autocast(target.type, torch.bfloat16, enabled=precision == "bf16"):
             output = generator(windows)
         if output.shape != windows.shape:
-            raise ValueError(
-                f"the generator must keep the shape: {tuple(windows.shape)} became {tuple(output.shape)}"
-            )
+            raise ValueError(f"the generator must keep the shape: {tuple(windows.shape)} became {tuple(output.shape)}")
         done += len(windows)
         if progress is not None:
             progress(done, total)
@@ -149,3 +146,38 @@ def superresolve_array(
     result = np.array(volume, np.float32)
     result[crop] = blended[0, 0].numpy()
     return result
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How whole volumes are super-resolved; see `superresolve_array`.
+
+    within_foreground: leave the air around the head as it is in the input, which is faster.
+    """
+
+    patch_size: int = 64
+    overlap: float = 0.25
+    batch_size: int = 1
+    device: str | None = None
+    precision: Precision = "fp32"
+    channels_last: bool = True
+    within_foreground: bool = False
+    margin: int = 8
+
+    def run(
+        self, generator: nn.Module, volume: np.ndarray, box: Box | None = None, progress: Progress | None = None
+    ) -> np.ndarray:
+        """Super-resolve a volume; `box`, where its foreground lies, is used if `within_foreground`."""
+        return superresolve_array(
+            generator,
+            volume,
+            patch_size=self.patch_size,
+            overlap=self.overlap,
+            batch_size=self.batch_size,
+            device=self.device,
+            precision=self.precision,
+            channels_last=self.channels_last,
+            box=box if self.within_foreground else None,
+            margin=self.margin,
+            progress=progress,
+        )

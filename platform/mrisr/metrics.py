@@ -45,9 +45,7 @@ def _check(reference: np.ndarray, estimate: np.ndarray) -> None:
         )
     bad = estimate.size - int(np.count_nonzero(np.isfinite(estimate)))
     if bad:
-        raise ValueError(
-            f"estimate holds {bad} voxels that are not finite: the network that made it has diverged"
-        )
+        raise ValueError(f"estimate holds {bad} voxels that are not finite: the network that made it has diverged")
 
 
 def ssim_map(
@@ -65,9 +63,7 @@ def ssim_map(
     Returns (D, H, W) of the same dtype. Raises ValueError if an axis is shorter than the window.
     """
     if min(reference.shape) < window:
-        raise ValueError(
-            f"SSIM's window of {window} voxels does not fit into a volume of shape {reference.shape}"
-        )
+        raise ValueError(f"SSIM's window of {window} voxels does not fit into a volume of shape {reference.shape}")
     # A slab at an end holds at least a window, and reflection at the volume's own borders is left to
     # scikit-image.
     result = np.empty(reference.shape, np.result_type(reference.dtype, np.float32))
@@ -83,15 +79,17 @@ def ssim_map(
     return result
 
 
+def psnr(reference: np.ndarray, estimate: np.ndarray, data_range: float = 1.0) -> float:
+    """Peak signal-to-noise ratio in dB, arrays of any one shape; inf for identical ones."""
+    with np.errstate(divide="ignore"):
+        return float(peak_signal_noise_ratio(reference, estimate, data_range=data_range))
+
+
 def _errors(reference: np.ndarray, estimate: np.ndarray, data_range: float) -> dict[str, float]:
     if not np.any(reference):
         raise ValueError("NRMSE is not defined: the reference is zero in every voxel of the region")
-    with np.errstate(divide="ignore"):  # identical images: PSNR is infinite
-        psnr = peak_signal_noise_ratio(reference, estimate, data_range=data_range)
-    return {
-        "psnr": float(psnr),
-        "nrmse": float(normalized_root_mse(reference, estimate, normalization="euclidean")),
-    }
+    nrmse = float(normalized_root_mse(reference, estimate, normalization="euclidean"))
+    return {"psnr": psnr(reference, estimate, data_range), "nrmse": nrmse}
 
 
 def region_metrics(
@@ -118,9 +116,7 @@ def region_metrics(
             errors = _errors(reference, estimate, data_range)
         else:
             if mask.shape != reference.shape or mask.dtype != np.bool_:
-                raise ValueError(
-                    f"mask {name!r} must be bool {reference.shape}, found {mask.dtype} {mask.shape}"
-                )
+                raise ValueError(f"mask {name!r} must be bool {reference.shape}, found {mask.dtype} {mask.shape}")
             if not mask.any():
                 raise ValueError(f"mask {name!r} is empty: there is no voxel to measure")
             ssim = similarity[mask].mean(dtype=np.float64)

@@ -105,8 +105,10 @@ def load(model_uri: str, uri: str) -> LoadedModel:
     found = find(model_uri, uri)
     with TemporaryDirectory() as folder:
         try:
+            # Not models:/..., which MLflow looks up in the process-wide registry, whatever it is told here.
+            location = client(uri).get_model_version_download_uri(found.name, found.version).rstrip("/")
             files = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{found.uri}/{EXTRA_FILES}", dst_path=folder, tracking_uri=uri, registry_uri=uri
+                artifact_uri=f"{location}/{EXTRA_FILES}", dst_path=folder, tracking_uri=uri
             )
             config, state = read_weights_file(Path(files) / WEIGHTS)
         except (MlflowException, OSError) as error:
