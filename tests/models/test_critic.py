@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from mrisr.models import build_critic
 from mrisr.models.critic import KINDS
-from torch import Tensor, nn
 
 
 def random_patch(seed: int, *shape: int) -> Tensor:
@@ -70,7 +71,7 @@ def test_another_patch_size_is_an_error_that_names_it(kind: str) -> None:
 
 
 def test_bad_arguments_are_errors() -> None:
-    with pytest.raises(ValueError, match="critic.kind is 'patchgan'"):
+    with pytest.raises(ValueError, match=r"critic\.kind is 'patchgan'"):
         build_critic("patchgan")
     with pytest.raises(ValueError, match="patch_size is 8; the separable critic needs 16 or more"):
         build_critic("separable", 8)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from mrisr.models import MDCSRN
 from mrisr.models.batchnorm import batchnorms, shared_update
 from mrisr.models.mdcsrn import pointwise_over_parts
-from torch import Tensor
 
 
 def random_patch(seed: int, *shape: int) -> Tensor:

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.seeding import initialise, uninitialised_conv3d
 from mrisr.training.checkpoint import load, save
 from mrisr.training.schedule import Schedule, phase
 from mrisr.training.sharding import average_batchnorm, full_state, rank, world_size
-from mrisr.training.step import Networks, StepConfig, build_networks, train_step
-from torch import nn
+from mrisr.training.step import Networks, NonFiniteError, StepConfig, build_networks, train_step
 
 SCHEDULE = Schedule(
     pretrain_steps=3, critic_warmup_steps=1, critic_per_generator=1, boost_every=4, boost_steps=1, total_steps=10
@@ -121,6 +122,26 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     return {"history": history, **states}
 
 
+def is_statistic(name: str) -> bool:
+    return "running" in name or "tracked" in name
+
+
+def poisoned(strategy: str) -> dict[str, Any]:
+    """What a step says on this rank when the LAST rank's batch holds a NaN, and whether the weights stood still."""
+    networks = networks_for(strategy, "float64", seed=1)
+    before = full_state(networks.generator)
+    lr, hr = batch(0, "float64")
+    if rank() == world_size() - 1:
+        hr[0, 0, 0, 0, 0] = float("nan")
+    try:
+        train_step(networks, CONFIGS["float64"], phase(SCHEDULE, 0), 0, lr, hr)
+    except NonFiniteError as error:
+        after = full_state(networks.generator)
+        still = all(torch.equal(before[name], after[name]) for name in before if not is_statistic(name))
+        return {"value": error.value, "ranks": error.ranks, "still": still}
+    return {}
+
+
 def main(folder: Path, own_rank: int, world: int, cases: list[Case]) -> None:
     torch.set_num_threads(1)
     meeting = f"file://{folder}/rendezvous-{world}"
@@ -129,6 +150,8 @@ def main(folder: Path, own_rank: int, world: int, cases: list[Case]) -> None:
         result = run(case, folder)
         if own_rank == 0:
             torch.save(result, folder / f"{world}-{case}.pt")
+    for strategy in ("fsdp", "ddp"):
+        torch.save(poisoned(strategy), folder / f"poisoned-{world}-{strategy}-{own_rank}.pt")
     dist.destroy_process_group()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import StorageMeta
 
 from mrisr.training.networks import Networks
@@ -71,14 +72,12 @@ def load(directory: str | Path, networks: Networks) -> dict[str, Any]:
             dcp.load(entries, storage_reader=reader, no_dist=no_dist)
     except CheckpointError:
         raise
-    except (
-        OSError,
-        EOFError,
-        json.JSONDecodeError,
-        pickle.UnpicklingError,
-        dcp.api.CheckpointException,
-    ) as error:
+    except (OSError, EOFError, json.JSONDecodeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}; choose an earlier checkpoint") from error
+    except CheckpointException as error:
+        causes = {f"rank {number}: {type(cause).__name__} {cause}" for number, (cause, _) in error.failures.items()}
+        reason = ", ".join(sorted(causes))
+        raise CheckpointError(f"{folder} cannot be read: {reason}; choose an earlier checkpoint") from error
     return progress
 
 
