@@ -126,8 +126,9 @@ def superresolve_files(
                 raise
             error = f"{type(problem).__name__}: {problem}"
         seconds = time.perf_counter() - started
-        results.append(FileResult(file, output, seconds, band.describe() if band and not error else None,
-        error)) if on_file is not None:
+        consistency = band.describe() if band is not None and error is None else None
+        results.append(FileResult(file, output, seconds, consistency, error))
+        if on_file is not None:
             on_file(results[-1])
     return Summary(tuple(results))
 
