@@ -129,11 +129,14 @@ def concurrent_rate(data: np.ndarray, processes: int, threads: int | None, reads
     with tempfile.TemporaryDirectory(prefix="bench-storage-") as folder:
         write_array(Path(folder, "a"), data)
         context = multiprocessing.get_context("spawn")
-        with context.Pool(processes, _set_threads, (threads,)) as pool:
-            pool.map(_read, [folder] * processes * 4, chunksize=1)  # start-up and page cache
-            start = time.perf_counter()
-            pool.map(_read, [folder] * reads, chunksize=1)
-            return reads / (time.perf_counter() - start)
+        pool = context.Pool(processes, _set_threads, (threads,))
+        pool.map(_read, [folder] * processes * 4, chunksize=1)  # start-up and page cache
+        start = time.perf_counter()
+        pool.map(_read, [folder] * reads, chunksize=1)
+        seconds = time.perf_counter() - start
+        pool.close()
+        pool.join()
+        return reads / seconds
 
 
 def _set_threads(threads: int | None) -> None:

@@ -44,7 +44,7 @@ def make_cohort(folder: str | Path, subjects: int, seed: int = 0) -> list[Path]:
             image = nib.Nifti1Image(voxels, moved)
             image.header.set_xyzt_units("mm", "sec")
             image.header["descrip"] = _label(seed, index)
-            atomic_write(path, gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
+            atomic_write(path, gzip.compress(image.to_bytes(), compresslevel=2, mtime=0))
     return paths
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class VolumeStore:
         path = Path(path).resolve()
         if not (path / MANIFEST).exists():
             (path / SUBJECTS).mkdir(parents=True, exist_ok=True)
-            with locked(path / MANIFEST_LOCK):
+            with locked(path / MANIFEST_LOCK), locked(path / WRITERS_LOCK, shared=True):
                 if not (path / MANIFEST).exists():
                     write_group(path, {})
                     write_group(path / SUBJECTS, {})
@@ -158,7 +159,7 @@ class VolumeStore:
         The split goes into the subject's own record first and into the manifest last, so that the manifest
         can always be rebuilt. Raises ValueError for splits that do not add up.
         """
-        with locked(self.path / MANIFEST_LOCK):
+        with self._changing_manifest():
             records = self.stored_records()
             assigned = {subject: record.split for subject, record in records.items()}
             for subject, split in assign_splits(assigned, records, fractions_or_counts, seed).items():
@@ -168,8 +169,13 @@ class VolumeStore:
 
     def rebuild_manifest(self) -> None:
         """Write the manifest anew from the subjects' own records, their splits included."""
-        with locked(self.path / MANIFEST_LOCK):
+        with self._changing_manifest():
             self._write_manifest(self.stored_records(), self._left_out)
+
+    @contextmanager
+    def _changing_manifest(self) -> Iterator[None]:
+        with locked(self.path / MANIFEST_LOCK), locked(self.path / WRITERS_LOCK, shared=True):
+            yield
 
     def _write_manifest(self, records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any]) -> None:
         manifest = _manifest(records, left_out)

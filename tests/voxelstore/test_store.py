@@ -47,6 +47,7 @@ def test_voxels_are_lossless_in_their_own_type(store: VolumeStore) -> None:
         assert store.record(subject).sha256 == source.sha256
         np.testing.assert_allclose(store.record(subject).affine, source.affine)
         array = zarr.open_group(store.path, mode="r")[f"subjects/{subject}/voxels"]
+        assert isinstance(array, zarr.Array)
         assert array.metadata.zarr_format == 3
         np.testing.assert_array_equal(array[...], source.voxels)
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nibabel.affines import from_matvec
+from nibabel.eulerangles import euler2mat
 
 from voxelstore import VolumeError, read_volume, write_volume
 
@@ -27,7 +29,7 @@ def affine_of(order: tuple[int, ...], signs: tuple[int, ...]) -> np.ndarray:
     affine[:3, :3] = 0.0
     for disk, (world, sign) in enumerate(zip(order, signs, strict=True)):
         affine[world, disk] = sign * (0.7 + 0.1 * disk)
-    tilt = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.05, -0.04, 0.03), [5, -6, 7])
+    tilt = from_matvec(euler2mat(0.05, -0.04, 0.03), [5, -6, 7])
     return tilt @ affine
 
 
@@ -55,7 +57,7 @@ def test_every_orientation_is_canonical_inside_and_identical_outside(
 def test_integers_come_back_identical_for_any_scale(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    dtype = np.dtype(data.draw(st.sampled_from(INTEGERS)))
+    dtype: np.dtype = np.dtype(data.draw(st.sampled_from(INTEGERS)))
     shape = data.draw(st.tuples(*[st.integers(2, 9)] * 3))
     slope = data.draw(st.floats(1e-4, 1e4)) * data.draw(st.sampled_from([1, -1]))
     steps = data.draw(st.integers(-1000, 1000))
