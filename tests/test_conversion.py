@@ -110,6 +110,7 @@ def test_each_bad_volume_is_left_out_with_its_reason_and_the_rest_converted(
     cut = save(bad / "cut.nii.gz", volume(23))
     cut.write_bytes(cut.read_bytes()[:20_000])
     (bad / "text.nii").write_text("no volume at all")
+    (bad / "link.nii").symlink_to(bad / "nowhere.nii")
     save(bad / "z_copy.mgz", np.asarray(nib.load(cohort / "s1/sub-1.nii.gz").dataobj))  # another container
     save(bad / "clash.nii", volume(24))
     save(bad / "clash.mgz", volume(25))
@@ -121,6 +122,7 @@ def test_each_bad_volume_is_left_out_with_its_reason_and_the_rest_converted(
         "small.nii.gz": "too-small",
         "cut.nii.gz": "truncated",
         "text.nii": "unreadable",
+        "link.nii": "unreadable",
         "sub-1.nii.gz": "duplicate",  # bad/z_copy sorts first
         "clash.nii": "name-clash",
     }
@@ -129,9 +131,9 @@ def test_each_bad_volume_is_left_out_with_its_reason_and_the_rest_converted(
     assert reasons(summary) == expected
     assert summary.converted == ["bad__clash", "bad__z_copy", "s1__sub-2", "s2__sub-1", "s2__sub-3", "single"]
     assert summary.exit_code == 3
-    assert "13/13" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "14/14" in console.file.getvalue()  # type: ignore[attr-defined]
     assert all(any(name in line for line in summary.lines()) for name in expected)
-    assert "6 converted, 0 unchanged, 8 left out" in summary.lines()[0]
+    assert "6 converted, 0 unchanged, 9 left out" in summary.lines()[0]
     again = convert(cohort, tmp_path)
     assert (again.converted, len(again.unchanged), reasons(again), again.exit_code) == ([], 6, expected, 3)
     lower = convert(cohort, tmp_path, min_size=30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,10 +158,9 @@ def _convert_one(job: _Job, store: str, min_size: int) -> _Outcome:
     try:
         if job.known is not None:
             path = Path(job.path)
-            status = path.stat()
-            if file_hash(path) == job.known.sha256:
-                source = path.resolve()
-                VolumeStore.open(store).note_source(job.subject, source, status.st_size, status.st_mtime_ns)
+            stat = _stat(path)
+            if stat is not None and os.access(path, os.R_OK) and file_hash(path) == job.known.sha256:
+                VolumeStore.open(store).note_source(job.subject, path.resolve(), *stat)
                 return _Outcome("unchanged")
             if job.known.source != str(path.resolve()) and Path(job.known.source).exists():
                 return _clash(job.subject, job.known.source)
@@ -192,10 +192,7 @@ def _memory(
                 "min_size": min_size,
                 "twin": outcome.twin,
             }
-            if Path(name).exists():
-                status = Path(name).stat()
-                entry |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-            memory[name] = entry
+            memory[name] = entry | {"stat": _stat(Path(name))}
     return memory
 
 
@@ -204,8 +201,7 @@ def _remembered(path: Path, store: VolumeStore, records: Mapping[str, SubjectRec
     entry = store.left_out.get(str(path))
     if entry is None or entry["reason"] in TRY_AGAIN or entry["min_size"] != min_size:
         return None
-    status = path.stat()
-    if (entry.get("size"), entry.get("mtime_ns")) != (status.st_size, status.st_mtime_ns):
+    if entry["stat"] is None or _stat(path) != tuple(entry["stat"]):
         return None
     if entry["reason"] == "duplicate" and entry["twin"] not in records:
         return None
@@ -218,8 +214,16 @@ def _clash(subject: str, other: str) -> _Outcome:
 
 
 def _same(path: Path, record: SubjectRecord) -> bool:
-    status = path.stat()
-    return (status.st_size, status.st_mtime_ns) == (record.size, record.mtime_ns)
+    return _stat(path) == (record.size, record.mtime_ns)
+
+
+def _stat(path: Path) -> tuple[int, int] | None:
+    """Size and modification time; None for what is not there, such as the target of a broken link."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _summary(store: VolumeStore, outcomes: Mapping[str, _Outcome], subjects: Mapping[str, str]) -> ConversionSummary:

@@ -116,7 +116,7 @@ class VolumeStore:
 
     @property
     def left_out(self) -> dict[str, dict[str, Any]]:
-        """Source files that conversion left out: path -> reason, message, size, mtime_ns and so on."""
+        """Source files that conversion left out: path -> reason, message, stat and so on."""
         return dict(self._left_out)
 
     def write_subject(self, subject: str, volume: SourceVolume, sha256: str | None = None) -> SubjectRecord:

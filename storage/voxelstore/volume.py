@@ -17,7 +17,7 @@ from voxelstore.files import atomic_write
 from voxelstore.formats import SourceLayout, decompressed, parse
 
 EXTENSIONS = (".nii.gz", ".nii", ".mgz")
-GZIP_LEVEL = 1  # nibabel's; level 6 takes five times as long and saves a few percent
+GZIP_LEVEL = 1  # nibabel's own; level 6 took nine times as long on 52 MB and saved 5 %
 MGH_TYPES = ("u1", "i2", "i4", "f4")
 
 
