@@ -147,7 +147,7 @@ def evaluate_store(
             bar.remove_task(windows)
             bar.advance(overall)
             if show_progress:
-                bar.console.print(result.describe())
+                bar.console.print(result.describe(), soft_wrap=True, markup=False, highlight=False)
             if on_subject is not None:
                 on_subject(result)
     return EvaluationResult(protocol_name, protocol.describe(), split, store.fingerprint(split), tuple(results))

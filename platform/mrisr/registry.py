@@ -91,8 +91,8 @@ def register(
 
     generator: a plain (not sharded) MDCSRN on any device, or its full state dict; generator_config: what
     built it. tags: see `model_tags`. The run's state (running, finished) and MLflow's global state stay as
-    they are. Takes about 4 s for the full network. Raises ValueError if weights and generator_config do not
-    fit.
+    they are. Takes about 4 s for the full network, nearly all of it the export. Raises ValueError if weights
+    and generator_config do not fit.
     """
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException

@@ -49,15 +49,11 @@ def resolve_uri(uri: str | None, root: Path) -> str:
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.absolute() / 'mlflow.db'}"
     if "://" not in uri or uri.startswith("file:"):
-        raise ValueError(
-            f"tracking URI {uri!r}: MLflow has given up its file store; use sqlite:////absolute/mlflow.db"
-        )
+        raise ValueError(f"tracking URI {uri!r}: MLflow has given up its file store; use sqlite:////absolute/mlflow.db")
     if uri.startswith("sqlite:"):
         path, _, query = uri.removeprefix("sqlite:///").partition("?")
         if not path or path.startswith((":memory:", "sqlite:")):
-            raise ValueError(
-                f"tracking URI {uri!r}: other processes cannot see it; use sqlite:////absolute/mlflow.db"
-            )
+            raise ValueError(f"tracking URI {uri!r}: other processes cannot see it; use sqlite:////absolute/mlflow.db")
         uri = f"sqlite:///{Path(path).absolute()}" + (f"?{query}" if query else "")
     return uri
 
@@ -81,9 +77,7 @@ def prepare(uri: str | None, artifact_root: Path, experiment: str) -> Tracking:
     lock: AbstractContextManager[object] = nullcontext()
     if not served:
         root.mkdir(parents=True, exist_ok=True)
-        database = (
-            Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:") else None
-        )
+        database = Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:") else None
         if database is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{database}.lock" if database is not None else root / ".mlflow.lock")
@@ -93,9 +87,7 @@ def prepare(uri: str | None, artifact_root: Path, experiment: str) -> Tracking:
         if found is None:
             location = None if served else (root / experiment).as_uri()
             try:
-                return Tracking(
-                    uri, store.create_experiment(experiment, artifact_location=location), experiment
-                )
+                return Tracking(uri, store.create_experiment(experiment, artifact_location=location), experiment)
             except MlflowException as error:
                 # Another machine was faster, where no file lock is shared.
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -103,8 +95,7 @@ def prepare(uri: str | None, artifact_root: Path, experiment: str) -> Tracking:
                 found = store.get_experiment_by_name(experiment)
     if found is None or found.lifecycle_stage != "active":
         raise ValueError(
-            f"MLflow experiment {experiment!r} is deleted: "
-            "restore it (mlflow experiments restore), or use another name"
+            f"MLflow experiment {experiment!r} is deleted: restore it (mlflow experiments restore), or use another name"
         )
     return Tracking(uri, found.experiment_id, experiment)
 
