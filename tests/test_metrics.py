@@ -37,9 +37,7 @@ def test_figures_equal_the_definitions() -> None:
     error = reference.astype(float) - estimate.astype(float)
     assert found["ssim"] == pytest.approx(_ssim_by_loops(reference, estimate, 7, 1.0).mean(), abs=1e-6)
     assert found["psnr"] == pytest.approx(-10 * np.log10(np.mean(error**2)), abs=1e-4)
-    assert found["nrmse"] == pytest.approx(
-        np.linalg.norm(error) / np.linalg.norm(reference.astype(float)), rel=1e-5
-    )
+    assert found["nrmse"] == pytest.approx(np.linalg.norm(error) / np.linalg.norm(reference.astype(float)), rel=1e-5)
 
 
 def test_mask_takes_the_map_and_the_voxels_inside() -> None:
@@ -82,9 +80,7 @@ def test_float32_is_exact_enough_on_flat_background() -> None:
 def test_scaling_images_and_data_range_together_changes_nothing(factor: float, seed: int) -> None:
     reference, estimate = _pair((9, 8, 10), seed)
     plain = metrics.image_metrics(reference, estimate)
-    scaled = metrics.image_metrics(
-        reference * np.float32(factor), estimate * np.float32(factor), data_range=factor
-    )
+    scaled = metrics.image_metrics(reference * np.float32(factor), estimate * np.float32(factor), data_range=factor)
     for name in metrics.METRICS:
         assert scaled[name] == pytest.approx(plain[name], rel=1e-3)
 
@@ -121,9 +117,7 @@ def test_shell_correlation_equals_a_sum_over_the_full_spectrum(shape: tuple[int,
     spacing = (0.7, 1.0, 1.2)
     found = metrics.fourier_shell_correlation(reference, estimate, spacing)
     f, g = np.fft.fftn(reference), np.fft.fftn(estimate)
-    radius = np.sqrt(
-        sum(axis**2 for axis in np.meshgrid(*map(np.fft.fftfreq, shape, spacing), indexing="ij"))
-    )
+    radius = np.sqrt(sum(axis**2 for axis in np.meshgrid(*map(np.fft.fftfreq, shape, spacing), indexing="ij")))
     width = found.frequency[1]
     for index, frequency in enumerate(found.frequency):
         shell = (radius >= frequency - width / 2) & (radius < frequency + width / 2)

@@ -26,9 +26,7 @@ def _no_uri_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _python(code: str, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], env=environment, text=True, stdout=-1, stderr=-1
-    )
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, text=True, stdout=-1, stderr=-1)
 
 
 def _history(store: tracking.Tracking, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -106,9 +104,7 @@ def test_a_run_records_its_configuration_and_no_secret(store: tracking.Tracking,
     assert "9000 characters" in params["long"]
     assert run.data.tags["dataset_fingerprint"] == "abc"
     assert run.data.tags["code_version"] == run_parameters.code_version()
-    text = Path(
-        tracking.client(store.uri).download_artifacts(run_id, "config.yaml", str(tmp_path))
-    ).read_text()
+    text = Path(tracking.client(store.uri).download_artifacts(run_id, "config.yaml", str(tmp_path))).read_text()
     assert "hunter2" not in text + str(params) + str(run.data.tags)
     written = yaml.safe_load(text)
     assert written["long"] == config["long"]

@@ -13,13 +13,9 @@ from pathlib import Path
 from typing import Any
 
 MASK = "***"
-_SECRET_KEY = re.compile(
-    r"passw|secret|token|credential|api[-_]?key|access[-_]?key|private[-_]?key", re.IGNORECASE
-)
+_SECRET_KEY = re.compile(r"passw|secret|token|credential|api[-_]?key|access[-_]?key|private[-_]?key", re.IGNORECASE)
 _USERINFO = re.compile(r"([a-zA-Z][\w+.-]*://)[^/@\s]*@")
-_SECRET_QUERY = re.compile(
-    r"([?&](?:sig|signature|passw\w*|\w*secret|\w*token|\w*key)=)[^&\s]+", re.IGNORECASE
-)
+_SECRET_QUERY = re.compile(r"([?&](?:sig|signature|passw\w*|\w*secret|\w*token|\w*key)=)[^&\s]+", re.IGNORECASE)
 # MLflow's limits.
 _PARAM_LENGTH, _PARAM_KEY_LENGTH = 6000, 250
 
@@ -62,10 +58,7 @@ def mask_secrets(value: Any) -> Any:
     """The same nested value with secrets replaced by `***`: by key (password, token, ...) and inside
     addresses."""
     if isinstance(value, dict):
-        return {
-            k: MASK if _SECRET_KEY.search(str(k)) and v is not None else mask_secrets(v)
-            for k, v in value.items()
-        }
+        return {k: MASK if _SECRET_KEY.search(str(k)) and v is not None else mask_secrets(v) for k, v in value.items()}
     if isinstance(value, list):
         return [mask_secrets(item) for item in value]
     if isinstance(value, str):
