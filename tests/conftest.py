@@ -63,12 +63,9 @@ def real_volumes() -> list[Path]:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One local Ray of 4 logical CPUs for all tests of this process."""
-    import os
-
     from mrisr import cluster
 
-    for key, value in cluster.ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+    cluster.prepare_environment()
     import ray
 
     if not ray.is_initialized():

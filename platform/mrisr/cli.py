@@ -94,9 +94,7 @@ def evaluate(
     """Evaluate on whole volumes: the zero-filled input, cubic spline and the model in one table."""
     from mrisr.verbs import run_evaluation
 
-    typer.echo(
-        run_evaluation(model, store, split, protocol, output.expanduser().absolute(), consistency, tracking_uri)
-    )
+    run_evaluation(model, store, split, protocol, output.expanduser().absolute(), consistency, tracking_uri)
 
 
 @app.command()
@@ -104,13 +102,17 @@ def superresolve(
     source: Annotated[Path, typer.Argument(help="NIfTI file, or a folder of them")],
     target: Annotated[Path, typer.Argument(help="output file, or folder if the source is one")],
     model: Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION, or a weights file")],
+    data_consistency: Annotated[
+        str | None,
+        typer.Option(help="put the acquired band back; the protocol that names it: chen2018, hz2538 or report160"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace existing output")] = False,
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Super-resolve NIfTI files; the output keeps the input's affine, orientation, type and intensity range."""
     from mrisr.verbs import run_superresolution
 
-    raise typer.Exit(run_superresolution(model, source, target, overwrite, tracking_uri))
+    raise typer.Exit(run_superresolution(model, source, target, data_consistency, overwrite, tracking_uri))
 
 
 @app.command()
@@ -127,8 +129,9 @@ def demo(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command. What the user can mend is told in a line and exit code 2, without a traceback."""
-    from mrisr.cluster import ResourceError
+    from mrisr.cluster import ResourceError, prepare_environment
 
+    prepare_environment()
     try:
         code = app(arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

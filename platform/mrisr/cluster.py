@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from mrisr.config import Experiment
 
-# Set before Ray is imported. Authentication is explicit because a token file left by an earlier local session turns
+# Authentication is explicit because a token file left by an earlier local session turns
 # it on in `ray start` but not in `ray job submit`; export RAY_AUTH_MODE=token to use tokens.
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
@@ -35,13 +36,18 @@ class Share(NamedTuple):
 
 def connect() -> None:
     """Join the cluster of $RAY_ADDRESS or a running local one; otherwise start one in this process' name."""
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+    prepare_environment()
     import ray
 
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
     quiet()
+
+
+def prepare_environment() -> None:
+    """Settings that Ray and MLflow read when they are imported; what the user has set stays."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
 
 
 def quiet() -> None:
@@ -50,7 +56,7 @@ def quiet() -> None:
     Ray Data's warning that no task can run yet is one of these notes here: `divide` has made room for the tasks, and
     two ranks' executors that share it wait for each other now and then.
     """
-    for name in ("ray.train", "ray.tune", "mlflow", "alembic"):
+    for name in ("ray.train", "ray.train.v2._internal.execution.context", "ray.tune", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 

@@ -59,7 +59,7 @@ def _file(source: str) -> str:
     if not path.is_dir():
         return str(path)
     # A run's folder holds checkpoints, whose names sort by step; a checkpoint holds the best weights up to then.
-    for folder in [path, *sorted(path.glob("checkpoint_*"), reverse=True)]:
+    for folder in [path, *sorted(path.glob("checkpoint_[0-9]*"), reverse=True)]:
         if (folder / BEST_WEIGHTS).is_file():
             return str(folder / BEST_WEIGHTS)
     raise FileNotFoundError(f"{path}: holds no checkpoint with {BEST_WEIGHTS}")

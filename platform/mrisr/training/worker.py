@@ -18,9 +18,9 @@ from mrisr.models import MDCSRN, build_critic
 from mrisr.stream import Batch, PatchMaker, RowPlan, rank_batches
 from mrisr.tracking import RunLogger
 from mrisr.training import checkpoint
+from mrisr.training.networks import Networks, StepConfig, build_networks
 from mrisr.training.schedule import Schedule, phase
 from mrisr.training.sharding import average_batchnorm, device_for_worker, full_state
-from mrisr.training.networks import Networks, StepConfig, build_networks
 from mrisr.training.step import train_step
 from mrisr.training.validation import Validator
 from mrisr.training.window import Window

@@ -1,0 +1,84 @@
+"""Whole-volume evaluation as Ray tasks: one subject per task, on a GPU where the cluster has one."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from mrisr import cluster
+from mrisr.config import ConfigError
+from mrisr.degradation import PROTOCOLS, Degradation
+from mrisr.evaluation import evaluate_subject
+from mrisr.evaluation_result import EvaluationResult, SubjectResult
+from mrisr.inference import InferenceOptions
+from voxelstore import VolumeStore
+
+
+def protocol_named(name: str) -> Degradation:
+    """The fixed degradation of that name. Raises ConfigError listing those that exist."""
+    if name not in PROTOCOLS:
+        raise ConfigError(f"protocol = {name!r}: unknown; use one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def evaluate_on_cluster(
+    store: VolumeStore,
+    split: str,
+    protocol: str,
+    generator: nn.Module | None,
+    patch_size: int = 64,
+    overlap: float = 0.25,
+    precision: str = "bf16",
+    consistency: bool = False,
+    console: Console | None = None,
+) -> EvaluationResult:
+    """Evaluate all subjects of a split under a named protocol, as many at a time as the cluster has room for.
+
+    generator: a plain network on the CPU, or None for the input and the spline alone. Prints a line per subject.
+    Raises ConfigError for an empty split or an unknown protocol.
+    """
+    import ray
+
+    degradation = protocol_named(protocol)
+    subjects = store.subjects(split)
+    if not subjects:
+        sizes = ", ".join(f"{name} ({len(names)})" for name, names in store.splits().items()) or "none"
+        raise ConfigError(f"split = {split!r}: the store {store.path} has no subject in it; its splits: {sizes}")
+    cluster.connect()
+    cpus, gpus = cluster.available()
+    parallel = max(1, min(len(subjects), int(gpus) if gpus >= 1 else int(cpus)))
+    options = InferenceOptions(
+        patch_size=patch_size, overlap=overlap, precision="bf16" if precision == "bf16" else "fp32",
+        device="cuda" if gpus >= 1 else "cpu",
+    )  # fmt: skip
+    share = max(1.0, cpus // parallel) if gpus < 1 else 1.0
+    task = ray.remote(num_cpus=min(share, cpus), num_gpus=1 if gpus >= 1 else 0)(_evaluate)
+    shared = ray.put(generator)
+    console = console or Console()
+    pending = [task.remote(store, name, degradation, shared, options, consistency, int(share)) for name in subjects]
+    results: dict[str, SubjectResult] = {}
+    with console.status(f"evaluating {len(subjects)} subjects under {protocol}"):
+        while pending:
+            (done,), pending = ray.wait(pending, num_returns=1)
+            result = ray.get(done)
+            results[result.subject] = result
+            console.print(f"[{len(results)}/{len(subjects)}] {result.describe()}", markup=False, highlight=False, soft_wrap=True)
+    ordered = tuple(results[name] for name in subjects)
+    return EvaluationResult(protocol, degradation.describe(), split, store.fingerprint(split), ordered)
+
+
+def _evaluate(
+    store: VolumeStore,
+    subject: str,
+    degradation: Degradation,
+    generator: nn.Module | None,
+    options: InferenceOptions,
+    consistency: bool,
+    threads: int,
+) -> SubjectResult:
+    if options.device == "cpu":
+        torch.set_num_threads(min(threads, os.cpu_count() or 1))
+    return evaluate_subject(store, subject, degradation, generator, options, consistency)

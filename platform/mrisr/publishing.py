@@ -1,0 +1,94 @@
+"""From the best weights of a run to a registered version, and to the champion if it is better."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from mrisr import registry, tracking
+from mrisr.evaluation_result import EvaluationResult
+from mrisr.evaluation_tasks import evaluate_on_cluster, protocol_named
+from mrisr.training.trainer import TrainedRun, open_store
+from mrisr.training.worker import generator_config
+from mrisr.weights import build_generator
+
+
+class Published(NamedTuple):
+    """A registered version. model_uri: models:/NAME/VERSION; decision: why it is or is not the champion."""
+
+    model_uri: str
+    name: str
+    version: str
+    promoted: bool
+    decision: str
+    best_step: int
+    run_id: str
+    tracking_uri: str
+
+    def lines(self) -> list[str]:
+        role = f"champion of {self.name!r}" if self.promoted else f"not the champion of {self.name!r}"
+        return [
+            f"registered {self.model_uri} (weights of step {self.best_step:,}): {role}; {self.decision}",
+            f"tracked in run {self.run_id} at {self.tracking_uri}",
+        ]
+
+
+def publish(run: TrainedRun) -> Published:
+    """Evaluate a finished run on the whole volumes of its validation split, register it, and let it compete.
+
+    Done once per run: a second call, after a resumption that trained no further, returns what the first one did.
+    """
+    record = run.experiment.run_folder / "published.json"
+    if record.exists():
+        done = Published(**json.loads(record.read_text()))
+        if done.best_step == run.best_step:
+            tracking.finish(run.tracking_uri, run.run_id)
+            return done
+    experiment = run.experiment
+    v, name = experiment.validation, experiment.tracking.model
+    store = open_store(experiment)
+    config = generator_config(experiment)
+
+    def measure(generator: nn.Module) -> EvaluationResult:
+        return evaluate_on_cluster(
+            store, v.split, v.protocol, generator, v.patch_size, v.overlap, experiment.training.precision
+        )
+
+    result = measure(build_generator(config, run.state))
+    _log(run, result)
+    tags = registry.model_tags(
+        v.protocol, protocol_named(v.protocol).describe(), result.fingerprint, store.fingerprint(), result.figures("val_")
+    )
+    version = registry.register(
+        run.state, config, run.run_id, name, {**tags, "trained_on": experiment.degradation.range().kind},
+        f"mDCSRN of run {experiment.name!r}, best weights of step {run.best_step:,}", run.tracking_uri,
+    )  # fmt: skip
+    decision = registry.promote(
+        name, version, run.tracking_uri, f"val_{v.metric}",
+        evaluate=lambda loaded: measure(loaded.generator).figures("val_"),
+    )  # fmt: skip
+    published = Published(
+        f"models:/{name}/{version}", name, version, decision.promoted, decision.reason, run.best_step, run.run_id,
+        run.tracking_uri,
+    )  # fmt: skip
+    _write_record(record, published)
+    tracking.finish(run.tracking_uri, run.run_id)
+    return published
+
+
+def _log(run: TrainedRun, result: EvaluationResult) -> None:
+    logger = tracking.RunLogger(run.tracking_uri, run.run_id)
+    logger.metrics(run.step, {f"volumes/{key}": value for key, value in result.as_metrics().items()})
+    for subject in result.subjects[:4]:
+        logger.figure(run.step, f"volume-{subject.subject}", subject.picture())
+
+
+def _write_record(path: Path, published: Published) -> None:
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    part.write_text(json.dumps(published._asdict(), indent=1))
+    part.replace(path)
+

@@ -1,0 +1,64 @@
+"""The layout's promises: the standard library's `platform` survives, packages import one way, jobs shadow nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("folder", [CHECKOUT, CHECKOUT / "jobs"])
+def test_the_standard_library_platform_imports_with_the_checkout_on_the_path(folder: Path) -> None:
+    code = (
+        "import platform, sys, sysconfig; sys.path.insert(0, '.'); "
+        "assert platform.__file__.startswith(sysconfig.get_path('stdlib')), platform.__file__; print(platform.system())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env={"PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "Linux" or done.stdout.strip()
+
+
+def test_platform_is_a_source_root_and_nothing_else() -> None:
+    assert not (CHECKOUT / "platform" / "__init__.py").exists()
+    beside = {p.name for p in (CHECKOUT / "platform").iterdir() if not p.name.endswith(".egg-info")}
+    assert beside == {"mrisr"}
+
+
+def test_the_science_imports_without_ray_mlflow_or_pydantic() -> None:
+    """A machine that has torch, numpy, scipy and scikit-image alone can import what a GPU check needs."""
+    code = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {'ray', 'mlflow', 'pydantic', 'zarr', 'nibabel', 'monai', 'optuna', 'typer'}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import mrisr.degradation, mrisr.patches, mrisr.models, mrisr.objectives, mrisr.metrics
+import mrisr.training.schedule, mrisr.training.step, mrisr.training.sharding, mrisr.training.checkpoint
+import mrisr.training.memory
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_verb_has_its_job_and_every_job_its_verb() -> None:
+    from mrisr.cli import app
+
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    jobs = {path.stem for path in (CHECKOUT / "jobs").glob("*.py")}
+    assert jobs == verbs
+
+
+def test_jobs_do_not_stand_in_for_packages_of_the_same_name() -> None:
+    """A job script's own folder leads sys.path; each removes it before it imports anything of ours."""
+    for job in (CHECKOUT / "jobs").glob("*.py"):
+        text = job.read_text()
+        assert text.index("sys.path = [") < text.index("from mrisr.cli import main")
+        assert find_spec(job.stem) is None or job.stem not in sys.stdlib_module_names
