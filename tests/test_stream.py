@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from mrisr.degradation import Degradation, DegradationRange, degrade
-from mrisr.stream import Batch, PatchMaker, RowPlan, interleave, rank_batches, rank_lanes
+from mrisr.stream import Batch, PatchMaker, RowPlan, StreamLimits, interleave, rank_batches, rank_lanes
 from voxelstore import VolumeStore
 
-LIMITS = {"cpu": 2.0, "object_store_memory": 200e6}
+LIMITS = StreamLimits(cpus=2.0, prefetch_rounds=1)
 RANGE = DegradationRange("truncate", fraction=(0.3, 0.7))
 
 

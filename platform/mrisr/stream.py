@@ -17,7 +17,7 @@ contiguous block of G/W lanes. From this follows what training relies on:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, islice
@@ -148,6 +148,13 @@ def _open_store(path: str) -> VolumeStore:
     return VolumeStore.open(path)
 
 
+class StreamLimits(NamedTuple):
+    """What one rank's stream may use. cpus: logical CPUs of its data tasks; prefetch_rounds: groups kept ready per lane."""
+
+    cpus: float
+    prefetch_rounds: int
+
+
 class Batch(NamedTuple):
     """What one rank sees in one step: lr, hr (B, 1, P, P, P) float16; row, patch (B,) int64 name them for replay."""
 
@@ -168,12 +175,12 @@ def rank_lanes(lanes: int, rank: int, world_size: int) -> range:
 
 
 def group_dataset(
-    maker: PatchMaker, lanes: Sequence[int], turns: range, skip: int, cpus_per_task: float, limits: dict[str, float]
+    maker: PatchMaker, lanes: Sequence[int], turns: range, skip: int, cpus_per_task: float, limits: StreamLimits
 ) -> Dataset:
     """A Ray dataset with one block per group, ordered by (turn, lane). Rows are three integers until the map.
 
-    skip: consumed patches of the first turn. limits: {"cpu": ..., "object_store_memory": ...} for this rank, since
-    every rank runs its own executor and would otherwise plan with the whole cluster.
+    skip: consumed patches of the first turn. limits: this rank's, since every rank runs its own executor and would
+    otherwise plan with the whole cluster, and compute as far ahead as the object store has room.
     """
     import ray.data
     from ray.data import ExecutionResources
@@ -182,21 +189,22 @@ def group_dataset(
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         maker, batch_size=None, batch_format="numpy", num_cpus=cpus_per_task, zero_copy_batch=True
     )
+    group_bytes = 2 * np.dtype(WIRE_DTYPE).itemsize * maker.patch_size**3 * maker.plan.group_size
+    ahead = (limits.prefetch_rounds + 1) * len(lanes) * group_bytes
     context: Any = dataset.context
     context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources(**limits)
+    context.execution_options.resource_limits = ExecutionResources(cpu=limits.cpus, object_store_memory=ahead)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # A group stays one block, so that consuming it in order copies nothing.
-    group_bytes = 2 * np.dtype(WIRE_DTYPE).itemsize * maker.patch_size**3 * maker.plan.group_size
     context.target_max_block_size = max(context.target_max_block_size or 0, 2 * group_bytes)
     return dataset
 
 
 def rank_batches(
-    maker: PatchMaker, rank: int, world_size: int, start_step: int, cpus_per_task: float, limits: dict[str, float]
-) -> Iterator[Batch]:
-    """Endless batches of a rank, beginning at `start_step`, streamed by Ray Data."""
+    maker: PatchMaker, rank: int, world_size: int, start_step: int, cpus_per_task: float, limits: StreamLimits
+) -> Generator[Batch, None, None]:
+    """Endless batches of a rank, beginning at `start_step`, streamed by Ray Data; close it to stop the data tasks."""
     plan = maker.plan
     lanes = rank_lanes(plan.lanes, rank, world_size)
     first, skip = divmod(start_step, plan.group_size)

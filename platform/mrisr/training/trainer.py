@@ -86,10 +86,7 @@ def train(experiment: Experiment) -> TrainedRun:
         "mlflow_run_id": run_id,
         "initial": None if initial is None else str(initial),
         "node_cpus": int(min(node.get("CPU", 1) for node in nodes if node.get("CPU"))),
-        "data_limits": {
-            "cpu": share.data_cpus,
-            "object_store_memory": 0.5 * sum(node.get("object_store_memory", 0) for node in nodes) / workers,
-        },
+        "data_cpus": share.data_cpus,
     }
     trainer = TorchTrainer(
         train_worker,

@@ -15,7 +15,7 @@ from torch import Tensor
 from mrisr import cluster
 from mrisr.config import Experiment
 from mrisr.models import MDCSRN, build_critic
-from mrisr.stream import Batch, PatchMaker, RowPlan, rank_batches
+from mrisr.stream import Batch, PatchMaker, RowPlan, StreamLimits, rank_batches
 from mrisr.tracking import RunLogger
 from mrisr.training import checkpoint
 from mrisr.training.networks import Networks, StepConfig, build_networks
@@ -102,7 +102,7 @@ class Best:
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """One rank of a run. settings: experiment (JSON), tracking_uri, mlflow_run_id, initial weights, Ray Data limits."""
+    """One rank of a run. settings: experiment (JSON), tracking_uri, mlflow_run_id, initial weights, data_cpus."""
     cluster.quiet()
     experiment = Experiment.model_validate(settings["experiment"])
     context = ray.train.get_context()
@@ -132,7 +132,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     validator = Validator(store, subjects, v.protocol, v.patch_size, v.patches_per_subject, rank, world)
     logger = RunLogger(settings["tracking_uri"], settings["mlflow_run_id"]) if rank == 0 else None
     maker = patch_maker(experiment, store.subjects("train"))
-    batches = rank_batches(maker, rank, world, step, experiment.stream.cpus_per_task, settings["data_limits"])
+    limits = StreamLimits(settings["data_cpus"], experiment.stream.prefetch_rounds)
+    batches = rank_batches(maker, rank, world, step, experiment.stream.cpus_per_task, limits)
 
     def validate() -> None:
         average_batchnorm(networks.generator)
@@ -188,6 +189,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             validate()
         if step % t.checkpoint_every == 0 or last:
             save()
+    batches.close()
     return {"step": step, "best": best.progress()}
 
 
