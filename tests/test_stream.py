@@ -15,7 +15,7 @@ from mrisr.degradation import Degradation, DegradationRange, degrade
 from mrisr.stream import Batch, PatchMaker, RowPlan, StreamLimits, interleave, rank_batches, rank_lanes
 from voxelstore import VolumeStore
 
-LIMITS = StreamLimits(cpus=2.0, prefetch_rounds=1)
+LIMITS = StreamLimits(cpus_per_task=1.0, cpus=2.0, rounds=1)
 RANGE = DegradationRange("truncate", fraction=(0.3, 0.7))
 
 
@@ -55,7 +55,7 @@ def test_every_step_is_the_same_for_1_2_and_3_workers(small_store: Path) -> None
 def test_ray_delivers_exactly_the_planned_batches(small_store: Path, world: int, start: int) -> None:
     maker = make(small_store)
     for rank in range(world):
-        got = list(islice(rank_batches(maker, rank, world, start, 1.0, LIMITS), 9))
+        got = list(rank_batches(maker, rank, world, start, start + 9, LIMITS))
         expected = local_batches(maker, rank, world, start, 9)
         for g, e in zip(got, expected, strict=True):
             for name in Batch._fields:
@@ -64,11 +64,14 @@ def test_ray_delivers_exactly_the_planned_batches(small_store: Path, world: int,
 
 @pytest.mark.integration
 @pytest.mark.usefixtures("local_ray")
-def test_segments_join_without_a_seam(small_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_join_without_a_seam_and_closing_early_is_clean(small_store: Path) -> None:
     maker = make(small_store)
-    expected = local_batches(maker, 0, 3, 0, 20)
-    monkeypatch.setattr("mrisr.stream.SEGMENT_GROUPS", 2)
-    assert digests(list(islice(rank_batches(maker, 0, 3, 0, 1.0, LIMITS), 20))) == digests(expected)
+    expected = digests(local_batches(maker, 0, 3, 0, 20))
+    for rounds in (1, 3):
+        stream = rank_batches(maker, 0, 3, 0, 20, LIMITS._replace(rounds=rounds))
+        assert digests(list(islice(stream, 17))) == expected[:17]
+        stream.close()
+    assert digests(list(rank_batches(maker, 0, 3, 0, 20, LIMITS))) == expected
 
 
 def test_resuming_after_k_steps_yields_exactly_the_rest_and_reads_nothing_consumed(

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
 # Patches travel from the data tasks to the workers as float16. On normalised intensities in [0, 2) the rounding error
 # is at most 2^-11 of the value (4.9e-4 at 1, below 1/1000 of the intensity range), about 75 dB below a unit range.
 WIRE_DTYPE = np.float16
-
-# A dataset is planned for this many groups at a time: enough to hide its start-up, few enough to plan at once.
-SEGMENT_GROUPS = 512
-
 
 class Row(NamedTuple):
     """One volume, degraded once. `index` is its place in the endless sequence of rows."""
@@ -148,13 +145,6 @@ def _open_store(path: str) -> VolumeStore:
     return VolumeStore.open(path)
 
 
-class StreamLimits(NamedTuple):
-    """What one rank's stream may use. cpus: logical CPUs of its data tasks; prefetch_rounds: groups kept ready per lane."""
-
-    cpus: float
-    prefetch_rounds: int
-
-
 class Batch(NamedTuple):
     """What one rank sees in one step: lr, hr (B, 1, P, P, P) float16; row, patch (B,) int64 name them for replay."""
 
@@ -174,49 +164,77 @@ def rank_lanes(lanes: int, rank: int, world_size: int) -> range:
     return range(rank * per_rank, (rank + 1) * per_rank)
 
 
-def group_dataset(
-    maker: PatchMaker, lanes: Sequence[int], turns: range, skip: int, cpus_per_task: float, limits: StreamLimits
-) -> Dataset:
+class StreamLimits(NamedTuple):
+    """What one rank's stream may use.
+
+    cpus_per_task: logical CPUs that a data task reserves; cpus: those of all its tasks together; rounds: groups per lane
+    that are computed at a time. Twice `rounds` groups per lane are in memory: those in use and those that come next.
+    """
+
+    cpus_per_task: float
+    cpus: float
+    rounds: int
+
+
+def group_dataset(maker: PatchMaker, lanes: Sequence[int], turns: range, skip: int, limits: StreamLimits) -> Dataset:
     """A Ray dataset with one block per group, ordered by (turn, lane). Rows are three integers until the map.
 
-    skip: consumed patches of the first turn. limits: this rank's, since every rank runs its own executor and would
-    otherwise plan with the whole cluster, and compute as far ahead as the object store has room.
+    skip: consumed patches of the first turn. limits: of this rank, since every rank runs its own executor, which would
+    otherwise plan with the whole cluster.
     """
     import ray.data
     from ray.data import ExecutionResources
 
     items = [{"turn": t, "lane": lane, "skip": skip if t == turns.start else 0} for t in turns for lane in lanes]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        maker, batch_size=None, batch_format="numpy", num_cpus=cpus_per_task, zero_copy_batch=True
+        maker, batch_size=None, batch_format="numpy", num_cpus=limits.cpus_per_task, zero_copy_batch=True
     )
-    group_bytes = 2 * np.dtype(WIRE_DTYPE).itemsize * maker.patch_size**3 * maker.plan.group_size
-    ahead = (limits.prefetch_rounds + 1) * len(lanes) * group_bytes
     context: Any = dataset.context
     context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources(cpu=limits.cpus, object_store_memory=ahead)
+    context.execution_options.resource_limits = ExecutionResources(cpu=limits.cpus)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # A group stays one block, so that consuming it in order copies nothing.
+    group_bytes = 2 * np.dtype(WIRE_DTYPE).itemsize * maker.patch_size**3 * maker.plan.group_size
     context.target_max_block_size = max(context.target_max_block_size or 0, 2 * group_bytes)
     return dataset
 
 
 def rank_batches(
-    maker: PatchMaker, rank: int, world_size: int, start_step: int, cpus_per_task: float, limits: StreamLimits
+    maker: PatchMaker, rank: int, world_size: int, start_step: int, stop_step: int, limits: StreamLimits
 ) -> Generator[Batch, None, None]:
-    """Endless batches of a rank, beginning at `start_step`, streamed by Ray Data; close it to stop the data tasks."""
+    """The batches of a rank for steps start_step ... stop_step - 1, streamed by Ray Data; close it to stop early.
+
+    One dataset computes `limits.rounds` groups of every lane to the end while the ones before are consumed. A single
+    endless dataset would do the same by backpressure, but then Ray Data's executor, a thread in the training process,
+    spins whenever it has nothing to start, and its hold of the GIL made a CPU training step three times as slow.
+    """
     plan = maker.plan
     lanes = rank_lanes(plan.lanes, rank, world_size)
     first, skip = divmod(start_step, plan.group_size)
-    turns_per_segment = max(1, SEGMENT_GROUPS // len(lanes))
-    for begin in count(first, turns_per_segment):
-        turns = range(begin, begin + turns_per_segment)
-        dataset = group_dataset(maker, lanes, turns, skip, cpus_per_task, limits)
-        blocks = dataset.iter_batches(
-            batch_size=plan.group_size, batch_format="numpy", prefetch_batches=len(lanes)
-        )
-        yield from interleave(iter(blocks), len(lanes), skip)
-        skip = 0
+    end = -(-stop_step // plan.group_size)
+
+    def compute(turns: range, skip: int) -> list[dict[str, np.ndarray]]:
+        dataset = group_dataset(maker, lanes, turns, skip, limits)
+        return list(dataset.iter_batches(batch_size=plan.group_size, batch_format="numpy", prefetch_batches=0))
+
+    rounds = [range(begin, min(begin + limits.rounds, end)) for begin in range(first, end, limits.rounds)]
+    if not rounds:
+        return
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stream")
+    try:
+        ahead = pool.submit(compute, rounds[0], skip)
+        left = stop_step - start_step
+        for following in [*rounds[1:], None]:
+            blocks = ahead.result()
+            if following is not None:
+                ahead = pool.submit(compute, following, 0)
+            for batch in islice(interleave(iter(blocks), len(lanes), skip), left):
+                yield batch
+                left -= 1
+            skip = 0
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def interleave(blocks: Iterator[dict[str, np.ndarray]], lanes: int, skip: int) -> Iterator[Batch]:

@@ -110,7 +110,7 @@ class Stream(Section):
     interleave_rows: Positive = Field(2, description="volumes whose patches are mixed within one lane of the batch")
     min_foreground: float = Field(0.3, ge=0, le=1, description="least share of foreground in a training patch")
     cpus_per_task: float = Field(1.0, gt=0, description="logical CPUs that one data task reserves")
-    prefetch_rounds: Positive = Field(2, description="rounds of groups (one per lane) that are kept ready")
+    rounds: Positive = Field(1, description="groups of interleaved volumes per lane that are computed ahead at a time")
 
 
 class Generator(Section):

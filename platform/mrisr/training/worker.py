@@ -132,8 +132,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     validator = Validator(store, subjects, v.protocol, v.patch_size, v.patches_per_subject, rank, world)
     logger = RunLogger(settings["tracking_uri"], settings["mlflow_run_id"]) if rank == 0 else None
     maker = patch_maker(experiment, store.subjects("train"))
-    limits = StreamLimits(settings["data_cpus"], experiment.stream.prefetch_rounds)
-    batches = rank_batches(maker, rank, world, step, experiment.stream.cpus_per_task, limits)
+    limits = StreamLimits(experiment.stream.cpus_per_task, settings["data_cpus"], experiment.stream.rounds)
+    batches = rank_batches(maker, rank, world, step, schedule.total_steps, limits)
 
     def validate() -> None:
         average_batchnorm(networks.generator)

@@ -1,0 +1,46 @@
+"""Dividing a cluster: workers never take the CPU that a data task needs, and what cannot be placed is said at once."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mrisr.cluster import ResourceError, divide
+from mrisr.config import Experiment, load_experiment
+
+
+def experiment(workers: int, *overrides: str) -> Experiment:
+    return load_experiment(None, [f"resources.workers={workers}", f"training.batch_size={workers}", *overrides])
+
+
+@given(workers=st.integers(1, 64), cpus=st.floats(1.1, 512), gpus=st.integers(0, 64))
+def test_a_data_task_always_fits_beside_the_workers(workers: int, cpus: float, gpus: int) -> None:
+    try:
+        share = divide(experiment(workers), cpus, gpus)
+    except ResourceError:
+        assert cpus - 1.0 < 0.01 * workers
+        return
+    assert share.cpus * workers + 1.0 <= cpus + 1e-6
+    assert share.gpu == (gpus >= workers)
+    assert share.data_cpus >= 1.0
+
+
+def test_two_cores_carry_two_workers_and_a_data_task() -> None:
+    assert divide(experiment(2), 2, 0).cpus == 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cpus", "gpus", "words"),
+    [
+        (["resources.cpus_per_worker=4"], 4, 0, ["resources.cpus_per_worker=1.50", "4 logical CPUs"]),
+        (["stream.cpus_per_task=2"], 2, 0, ["stream.cpus_per_task"]),
+        (["resources.gpus=true"], 8, 1, ["resources.workers=1", "resources.gpus=false"]),
+    ],
+)
+def test_what_cannot_be_placed_says_what_would_fit(
+    overrides: list[str], cpus: float, gpus: float, words: list[str]
+) -> None:
+    with pytest.raises(ResourceError) as error:
+        divide(experiment(2, *overrides), cpus, gpus)
+    assert all(word in str(error.value) for word in words), error.value
