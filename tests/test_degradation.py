@@ -89,7 +89,9 @@ def test_linear_and_never_adds_energy(shape: tuple[int, int, int], d: Degradatio
 
 @some
 @given(shape=shapes, axes=axis_choices, kind=st.sampled_from(KINDS), mix=st.floats(0, 1))
-def test_zero_strength_is_the_identity(shape: tuple[int, int, int], axes: tuple[int, ...], kind: str, mix: float) -> None:
+def test_zero_strength_is_the_identity(
+    shape: tuple[int, int, int], axes: tuple[int, ...], kind: str, mix: float
+) -> None:
     hr = volume(shape)
     np.testing.assert_allclose(degrade(hr, Degradation(kind, axes, 0.0, mix=mix)), hr, atol=1e-6)
 

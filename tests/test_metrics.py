@@ -141,9 +141,9 @@ def test_shell_correlation_falls_where_the_spectrum_was_cut() -> None:
 
 def test_bootstrap_agrees_with_scipy_and_leaves_global_state_alone() -> None:
     values = np.random.default_rng(1).normal(30, 2, 25)
-    before = np.random.get_state(legacy=True)[1].copy()  # noqa: NPY002
+    before = np.random.get_state(legacy=True)[1].copy()
     found = metrics.bootstrap_interval(values, seed=7)
-    assert (np.random.get_state(legacy=True)[1] == before).all()  # noqa: NPY002
+    assert (np.random.get_state(legacy=True)[1] == before).all()
     expected = stats.bootstrap(
         (values,), np.mean, method="percentile", rng=np.random.default_rng(2)
     ).confidence_interval

@@ -15,9 +15,7 @@ def brute_force_share(mask: np.ndarray, block: int, shape: tuple[int, ...], patc
     offsets = [candidate_offsets(n, patch, block) for n in shape]
     out = np.empty([len(o) for o in offsets])
     for index in np.ndindex(*out.shape):
-        touched = tuple(
-            slice(o[i] // block, -(-(o[i] + patch) // block)) for o, i in zip(offsets, index, strict=True)
-        )
+        touched = tuple(slice(o[i] // block, -(-(o[i] + patch) // block)) for o, i in zip(offsets, index, strict=True))
         out[index] = mask[touched].mean()
     return out
 

@@ -46,7 +46,7 @@ def test_every_step_is_the_same_for_1_2_and_3_workers(small_store: Path) -> None
     whole = digests(local_batches(maker, 0, 1, 0, 14))
     for world in (2, 3):
         ranks = [digests(local_batches(maker, r, world, 0, 14)) for r in range(world)]
-        assert [sum((rank[i] for rank in ranks), []) for i in range(14)] == whole
+        assert [[digest for rank in ranks for digest in rank[i]] for i in range(14)] == whole
 
 
 @pytest.mark.integration
@@ -155,5 +155,7 @@ def test_global_random_state_is_untouched(small_store: Path) -> None:
 
 
 def test_lanes_that_do_not_divide_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"training\.batch_size = 4 does not divide among 3 workers; use a multiple of 3"):
+    with pytest.raises(
+        ValueError, match=r"training\.batch_size = 4 does not divide among 3 workers; use a multiple of 3"
+    ):
         rank_lanes(4, 0, 3)

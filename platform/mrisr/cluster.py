@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def quiet() -> None:
     Ray Data's warning that no task can run yet is one of these notes here: `divide` has made room for the tasks, and
     two ranks' executors that share it wait for each other now and then.
     """
-    for name in ("ray.train", "ray.train.v2._internal.execution.context", "ray.tune", "mlflow", "alembic"):
+    reporting = sys.modules.get("ray.train.v2._internal.execution.context")
+    # Ray names that module's logger after its file, so that `ray.train` does not reach it.
+    names = ["ray.train", "ray.tune", "mlflow", "alembic", *([str(reporting.__file__)] if reporting else [])]
+    for name in names:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 

@@ -88,4 +88,6 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
     ):
         console.print(f"{label:<9} {text}", markup=False, soft_wrap=True)
     if not (result.beats_input("psnr") and result.beats_input("ssim")):
-        console.print("The model does not beat its own input: it has not super-resolved anything yet.", style="bold red")
+        console.print(
+            "The model does not beat its own input: it has not super-resolved anything yet.", style="bold red"
+        )

@@ -65,7 +65,9 @@ def evaluate_on_cluster(
             (done,), pending = ray.wait(pending, num_returns=1)
             result = ray.get(done)
             results[result.subject] = result
-            console.print(f"[{len(results)}/{len(subjects)}] {result.describe()}", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                f"[{len(results)}/{len(subjects)}] {result.describe()}", markup=False, highlight=False, soft_wrap=True
+            )
     ordered = tuple(results[name] for name in subjects)
     return EvaluationResult(protocol, degradation.describe(), split, store.fingerprint(split), ordered)
 

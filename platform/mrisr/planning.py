@@ -43,10 +43,10 @@ def describe_plan(experiment: Experiment) -> str:
         f"rows        {rows:,}: one volume degraded once ({degradation.kind}, axes {list(degradation.axes)}, "
         f"f in {list(degradation.fraction)}), {stream.patches_per_row} patches of {stream.patch_size}^3 each; "
         f"{rows / subjects:,.1f} epochs",
-        f"steps       {schedule.total_steps:,} of {steps.batch_size} patches on {workers} workers ({steps.micro_batch} per "
-        f"forward pass): {updates.pretrain:,} L1, {updates.critic:,} critic, {updates.generator:,} adversarial",
+        f"steps       {schedule.total_steps:,} of {steps.batch_size} patches on {workers} workers ({steps.micro_batch} "
+        f"per forward pass): {updates.pretrain:,} L1, {updates.critic:,} critic, {updates.generator:,} adversarial",
         f"parameters  {parameters}",
-        f"memory      {', '.join(f'{name} {peak / 2**30:.2f} GiB' for name, peak in peaks.items())} per worker and step "
+        f"memory      {', '.join(f'{name} {peak / 2**30:.2f} GiB' for name, peak in peaks.items())} per worker "
         f"({steps.precision}; live tensors, without kernel workspace), before sharding",
         f"validation  {experiment.validation.protocol} every {experiment.validation.every:,} steps on split "
         f"{experiment.validation.split!r}",

@@ -61,7 +61,11 @@ def publish(run: TrainedRun) -> Published:
     result = measure(build_generator(config, run.state))
     _log(run, result)
     tags = registry.model_tags(
-        v.protocol, protocol_named(v.protocol).describe(), result.fingerprint, store.fingerprint(), result.figures("val_")
+        v.protocol,
+        protocol_named(v.protocol).describe(),
+        result.fingerprint,
+        store.fingerprint(),
+        result.figures("val_"),
     )
     version = registry.register(
         run.state, config, run.run_id, name, {**tags, "trained_on": experiment.degradation.range().kind},
@@ -91,4 +95,3 @@ def _write_record(path: Path, published: Published) -> None:
     part = path.with_name(f".{path.name}.part{os.getpid()}")
     part.write_text(json.dumps(published._asdict(), indent=1))
     part.replace(path)
-

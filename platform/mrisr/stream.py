@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 # is at most 2^-11 of the value (4.9e-4 at 1, below 1/1000 of the intensity range), about 75 dB below a unit range.
 WIRE_DTYPE = np.float16
 
-class Row(NamedTuple):
+
+@dataclass(frozen=True)
+class Row:
     """One volume, degraded once. `index` is its place in the endless sequence of rows."""
 
     index: int
@@ -167,8 +169,8 @@ def rank_lanes(lanes: int, rank: int, world_size: int) -> range:
 class StreamLimits(NamedTuple):
     """What one rank's stream may use.
 
-    cpus_per_task: logical CPUs that a data task reserves; cpus: those of all its tasks together; rounds: groups per lane
-    that are computed at a time. Twice `rounds` groups per lane are in memory: those in use and those that come next.
+    cpus_per_task: logical CPUs that a data task reserves; cpus: those of all its tasks. rounds: groups per lane that are
+    computed at a time; twice as many are in memory, those in use and those that come next.
     """
 
     cpus_per_task: float
@@ -238,7 +240,7 @@ def rank_batches(
 
 
 def interleave(blocks: Iterator[dict[str, np.ndarray]], lanes: int, skip: int) -> Iterator[Batch]:
-    """Step by step through `lanes` groups at a time, each contributing its next patch; the first turn starts at skip."""
+    """Step by step through `lanes` groups at a time, each giving its next patch; the first turn starts at skip."""
     while turn := list(islice(blocks, lanes)):
         for i in range(skip, len(turn[0]["row"])):
             yield Batch(*(np.stack([block[name][i] for block in turn]) for name in Batch._fields))

@@ -1,4 +1,4 @@
-"""The same training through `ray start --head` and `ray job submit`, from a shell that has only `ray` and the checkout."""
+"""Training through `ray start --head` and `ray job submit`, from a shell that has only `ray` and the checkout."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mrisr.degradation import KINDS, PROTOCOLS, DegradationRange, check
+from mrisr.degradation import KINDS, PROTOCOLS, Degradation, DegradationRange, check
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -57,7 +57,9 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    store: AbsolutePath = Field(Path("$MRISR_HOME/store.zarr"), description="Zarr volume store, made by `mrisr convert`")
+    store: AbsolutePath = Field(
+        Path("$MRISR_HOME/store.zarr"), description="Zarr volume store, made by `mrisr convert`"
+    )
     splits: dict[str, float] = Field(
         {"train": 0.8, "validation": 0.1, "test": 0.1},
         description="subjects per split at conversion: fractions (sum <= 1) or counts",
@@ -87,21 +89,12 @@ class DegradationSection(Section):
         assert self.kind in KINDS
         r = self.range()
         for end in (0, 1):
-            sample = r._replace(**{k: (getattr(r, k)[end],) * 2 for k in ("fraction", "mix", "sigma")})
-            check(sample._replace(voxels=None).sample(_FixedDraw()))  # type: ignore[arg-type]
+            check(Degradation(r.kind, r.axes, r.fraction[end], None, r.mix[end], r.sigma[end], r.base))
         widest = self.fraction[1] if self.voxels is None else self.voxels[1]
         if widest <= 0:
             key = "fraction" if self.voxels is None else "voxels"
             raise ValueError(f"degradation.{key} zeroes nothing at its widest ({widest}); give it a band above 0")
         return self
-
-
-class _FixedDraw:
-    """Stands where a generator would, to check the ends of an interval: uniform(a, a) is a."""
-
-    def uniform(self, low: float, high: float) -> float:
-        assert low == high
-        return low
 
 
 class Stream(Section):

@@ -34,7 +34,7 @@ def prepare_initial_weights(experiment: Experiment, uri: str) -> Path | None:
 
 
 def read_initial_weights(experiment: Experiment, source: str, uri: str) -> dict[str, Tensor]:
-    """The state_dict behind a source: `models:/...`, a run's or checkpoint's folder, or a .pt/.pth/.safetensors file."""
+    """The state_dict behind a source: `models:/...`, a run's or checkpoint's folder, or a weights file."""
     config = generator_config(experiment)
     try:
         resolved = source if source.startswith("models:/") else _file(source)
@@ -48,8 +48,8 @@ def read_initial_weights(experiment: Experiment, source: str, uri: str) -> dict[
             generator.load_state_dict(state)
     except (ValueError, RuntimeError, FileNotFoundError) as error:
         raise ConfigError(
-            f"generator.init_from = {source!r}: {error}. Give a weights file, a run folder or models:/NAME@ALIAS of the "
-            "same generator, or null for seeded weights (then with schedule.pretrain_steps above 0)"
+            f"generator.init_from = {source!r}: {error}. Give a weights file, a run folder or models:/NAME@ALIAS of "
+            "the same generator, or null for seeded weights (then with schedule.pretrain_steps above 0)"
         ) from None
     return generator.state_dict()
 

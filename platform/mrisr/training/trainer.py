@@ -92,7 +92,9 @@ def train(experiment: Experiment) -> TrainedRun:
         train_worker,
         train_loop_config=settings,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=share.gpu, resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.gpu else {})}
+            num_workers=workers,
+            use_gpu=share.gpu,
+            resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.gpu else {})},
         ),
         run_config=ray.train.RunConfig(
             name=experiment.name,
@@ -123,7 +125,7 @@ def _outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) ->
 
 
 def _claim(experiment: Experiment, store: VolumeStore) -> None:
-    """Write the resolved configuration into the run's folder before the first step, or check it against the one there."""
+    """Write the resolved configuration into the run's folder before the first step, or check what is there."""
     folder, file = experiment.run_folder, experiment.run_folder / "experiment.yaml"
     folder.mkdir(parents=True, exist_ok=True)
     if file.exists():
@@ -135,8 +137,9 @@ def _claim(experiment: Experiment, store: VolumeStore) -> None:
         if changed:
             lines = [f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
             raise ConfigError(
-                f"name = {experiment.name!r}: {folder} holds a run of another configuration:\n" + "\n".join(lines) +
-                "\nUse the same values to resume it, or another name=... to start a new run"
+                f"name = {experiment.name!r}: {folder} holds a run of another configuration:\n"
+                + "\n".join(lines)
+                + "\nUse the same values to resume it, or another name=... to start a new run"
             )
         data = folder / "dataset.txt"
         if data.exists() and data.read_text() != store.fingerprint():
@@ -152,7 +155,9 @@ def _claim(experiment: Experiment, store: VolumeStore) -> None:
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}
-    return {k: v for name, child in node.items() for k, v in _flat(child, f"{prefix}.{name}" if prefix else name).items()}
+    return {
+        k: v for name, child in node.items() for k, v in _flat(child, f"{prefix}.{name}" if prefix else name).items()
+    }
 
 
 def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str) -> str:

@@ -56,7 +56,8 @@ class Window:
         return (
             f"step {step:>7,}/{total:,} {phase:<9} loss {record[f'{phase}/loss']:.5f}  "
             f"{record['throughput/patches_per_second']:.1f} patches/s  "
-            f"data wait {record['throughput/data_wait_share']:.0%}  eta {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}"
+            f"data wait {record['throughput/data_wait_share']:.0%}  "
+            f"eta {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}"
         )
 
     def progress(self) -> dict[str, Any]:

@@ -146,7 +146,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             if picture is not None:
                 logger.figure(step, "validation", picture)
             print(
-                f"step {step:>7,} validation  psnr {figures['psnr']:.3f} dB ({figures['psnr_gain']:+.3f} over the input)  "
+                f"step {step:>7,} validation  psnr {figures['psnr']:.3f} dB "
+                f"({figures['psnr_gain']:+.3f} over the input)  "
                 f"ssim {figures['ssim']:.4f} ({figures['ssim_gain']:+.4f}){'  best so far' if better else ''}",
                 flush=True,
             )
