@@ -169,8 +169,8 @@ def rank_lanes(lanes: int, rank: int, world_size: int) -> range:
 class StreamLimits(NamedTuple):
     """What one rank's stream may use.
 
-    cpus_per_task: logical CPUs that a data task reserves; cpus: those of all its tasks. rounds: groups per lane that are
-    computed at a time; twice as many are in memory, those in use and those that come next.
+    cpus_per_task: logical CPUs that a data task reserves; cpus: those of all its tasks. rounds: groups per lane that
+    are computed at a time; twice as many are in memory: those in use and those that come next.
     """
 
     cpus_per_task: float
