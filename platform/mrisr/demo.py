@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -77,13 +78,14 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
     console.print()
     console.print(result.table())
     model = f"models:/{published.name}@champion" if published.promoted else published.model_uri
-    command = ["mrisr", "superresolve", "--model", model, "--tracking-uri", published.tracking_uri]
+    tools = Path(sys.executable).parent
+    command = [str(tools / "mrisr"), "superresolve", "--model", model, "--tracking-uri", published.tracking_uri]
     command += [str(data / source) if not Path(source).is_absolute() else source, str(home / "superresolved.nii.gz")]
     for label, text in (
         ("model", f"{published.name} version {published.version} ({published.decision})"),
         ("pictures", ", ".join(str(path) for path in pictures)),
         ("figures", str(csv)),
-        ("curves", f"mlflow ui --backend-store-uri {published.tracking_uri}"),
+        ("curves", f"{tools / 'mlflow'} ui --backend-store-uri {published.tracking_uri}"),
         ("next", shlex.join(command)),
     ):
         console.print(f"{label:<9} {text}", markup=False, soft_wrap=True)
