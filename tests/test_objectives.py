@@ -100,3 +100,33 @@ def test_everything_is_float32_under_autocast() -> None:
         scores = objective(fake.bfloat16())
     assert torch.equal(plain.loss, cast.loss)
     assert scores.dtype is torch.float32
+
+
+@pytest.mark.parametrize("at_once", [1, 2, None])
+@pytest.mark.parametrize("gp_weight", [10.0, 0.0])
+def test_one_term_at_a_time_gives_the_gradient_of_the_plain_formula(at_once: int | None, gp_weight: float) -> None:
+    """The formula of the paper, written out and differentiated by autograd in one piece."""
+    critic = build_critic("separable", 16, seed=2).double()
+    fake, real = (random_patch(seed, 3, 1, 16, 16, 16).double() for seed in (9, 10))
+    weight = torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64)
+    mixed = torch.lerp(fake, real, weight.view(3, 1, 1, 1, 1)).requires_grad_()
+    (slope,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
+    penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+    loss = critic(fake).mean() - critic(real).mean() + gp_weight * penalty
+    expected = torch.autograd.grad(0.5 * loss, list(critic.parameters()), allow_unused=True)
+
+    terms = CriticObjective(critic, gp_weight, at_once)(fake, real, weight)
+    (0.5 * terms.loss).backward()
+    assert terms.loss.item() == pytest.approx(loss.item(), rel=1e-9)
+    assert terms.penalty.item() == pytest.approx(penalty.item(), rel=1e-9)
+    for parameter, gradient in zip(critic.parameters(), expected, strict=True):
+        assert gradient is not None
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-8, atol=1e-11)
+
+    estimate = fake.clone().requires_grad_()
+    scores = CriticObjective(critic, gp_weight, at_once)(estimate)
+    upstream = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    (found,) = torch.autograd.grad((scores * upstream).sum(), estimate)
+    plain = fake.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad((critic(plain) * upstream).sum(), plain)
+    assert torch.allclose(found, wanted, rtol=1e-8, atol=1e-12)

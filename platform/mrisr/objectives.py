@@ -8,10 +8,11 @@ GANs" (arXiv 1704.00028).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 
@@ -41,12 +42,19 @@ class CriticObjective(nn.Module):
     """The critic and all that is ever computed with it, so that it can be sharded as a single unit.
 
     critic: (B, 1, P, P, P) -> (B,) scores, without any coupling between samples. gp_weight: the penalty's
-    weight. Everything runs in float32 or wider, whatever autocast says: the penalty differentiates twice.
+    weight; 0 leaves the penalty out of the loss, and its figures are still reported. samples_at_once: how many samples
+    the critic scores at a time, None for all. Everything runs in float32 or wider, whatever autocast says: the penalty
+    differentiates twice.
+
+    Since the critic couples no samples, the gradient of the whole objective is a sum over samples and over the terms
+    real, fake and interpolate. Each is differentiated inside forward as soon as it is computed, and its graph is freed
+    before the next; the loss that comes out hands the sum on in backward. So the graph of one term of
+    `samples_at_once` samples is the most that is ever alive, at no extra computation.
     """
 
-    def __init__(self, critic: nn.Module, gp_weight: float = 10.0) -> None:
+    def __init__(self, critic: nn.Module, gp_weight: float = 10.0, samples_at_once: int | None = 1) -> None:
         super().__init__()
-        self.critic, self.gp_weight = critic, gp_weight
+        self.critic, self.gp_weight, self.samples_at_once = critic, gp_weight, samples_at_once
 
     def forward(
         self, fake: Tensor, real: Tensor | None = None, coefficients: Tensor | None = None
@@ -62,28 +70,103 @@ class CriticObjective(nn.Module):
         """
         with torch.autocast(fake.device.type, enabled=False):
             if real is None:
-                # Detached views freeze the parameters, gathered or not, without flipping requires_grad, which
-                # FSDP2 ignores once it has gathered them, and which makes DCP drop optimizer state.
-                frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
-                scores: Tensor = functional_call(self.critic, frozen, (widened(fake),))
-                return scores.clone()  # FSDP2 hangs its hooks on outputs, which must not be views
+                return self._scores(widened(fake))
             assert coefficients is not None, "the penalty needs one interpolation coefficient per sample"
             return self._terms(widened(fake.detach()), widened(real), widened(coefficients))
 
+    def _slices(self, count: int) -> list[slice]:
+        size = self.samples_at_once or count
+        return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+    def _scores(self, fake: Tensor) -> Tensor:
+        # Detached views freeze the parameters, gathered or not, without flipping requires_grad, which
+        # FSDP2 ignores once it has gathered them, and which makes DCP drop optimizer state.
+        frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
+        wanted = torch.is_grad_enabled() and fake.requires_grad
+        scores, gradients = [], []
+        for part in self._slices(fake.shape[0]):
+            x = fake[part].detach().requires_grad_(wanted)
+            score: Tensor = functional_call(self.critic, frozen, (x,))
+            if wanted:
+                gradients += torch.autograd.grad(score.sum(), x)
+            scores.append(score.detach())
+        values = torch.cat(scores)
+        if not wanted:
+            return values
+        known: Tensor = _KnownScores.apply(values, fake, torch.cat(gradients))
+        return known
+
     def _terms(self, fake: Tensor, real: Tensor, coefficients: Tensor) -> CriticTerms:
-        wasserstein = self.critic(real).mean() - self.critic(fake).mean()
+        wanted, count = torch.is_grad_enabled(), real.shape[0]
+        parameters = list(self.critic.parameters())
+        gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        wasserstein, penalty, norm = (real.new_zeros(()) for _ in range(3))
+
+        def accumulate(term: Tensor) -> None:
+            if wanted:
+                parts = torch.autograd.grad(term / count, parameters, allow_unused=True)
+                for total, part in zip(gradients, parts, strict=True):
+                    if part is not None:
+                        total += part
+
+        for part in self._slices(count):
+            for sign, samples in ((1, real[part]), (-1, fake[part])):
+                with torch.set_grad_enabled(wanted):
+                    score = sign * self.critic(samples).sum()
+                accumulate(-score)
+                wasserstein += score.detach()
+                del score
+            norms = self._interpolate_norms(fake[part], real[part], coefficients[part], wanted and self.gp_weight != 0)
+            squares = (norms - 1).square().sum()
+            if self.gp_weight:
+                accumulate(self.gp_weight * squares)
+            penalty += squares.detach()
+            norm += norms.detach().sum()
+            del norms, squares
+        wasserstein, penalty, norm = wasserstein / count, penalty / count, norm / count
+        loss = (self.gp_weight * penalty if self.gp_weight else 0.0) - wasserstein
+        if wanted:
+            loss = _KnownGradient.apply(loss, len(parameters), *parameters, *gradients)
+        return CriticTerms(loss, wasserstein, penalty, norm)
+
+    def _interpolate_norms(self, fake: Tensor, real: Tensor, coefficients: Tensor, create_graph: bool) -> Tensor:
+        """The norm of the critic's gradient at each sample's interpolate, (B,)."""
         weight = coefficients.view(-1, *[1] * (real.ndim - 1))
         interpolate = torch.lerp(fake, real, weight).requires_grad_()
-        # The critic couples no samples, so the gradient of the sum holds every sample's own gradient.
-        (gradient,) = torch.autograd.grad(self.critic(interpolate).sum(), interpolate, create_graph=True)
-        norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-        penalty = (norms - 1).square().mean()
-        return CriticTerms(
-            self.gp_weight * penalty - wasserstein,
-            wasserstein.detach(),
-            penalty.detach(),
-            norms.mean().detach(),
-        )
+        with torch.enable_grad():
+            # The gradient of the sum holds every sample's own gradient.
+            (gradient,) = torch.autograd.grad(self.critic(interpolate).sum(), interpolate, create_graph=create_graph)
+            return torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+
+
+class _KnownGradient(torch.autograd.Function):
+    """A scalar whose gradient with respect to `count` tensors is known: value, count, *tensors, *gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, count: int, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors[count:])
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        known = ctx.saved_tensors
+        return (None, None, *(upstream * gradient for gradient in known), *[None] * len(known))
+
+
+class _KnownScores(torch.autograd.Function):
+    """Scores (B,) of samples (B, ...) that couple nothing, with each score's gradient at its sample known."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, samples: Tensor, gradients: Tensor) -> Tensor:
+        ctx.save_for_backward(gradients)
+        return scores.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None]:
+        (gradients,) = ctx.saved_tensors
+        return None, upstream.view(-1, *[1] * (gradients.ndim - 1)) * gradients, None
 
 
 class PretrainObjective(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mrisr.models import MDCSRN
 from mrisr.models.batchnorm import batchnorms, shared_update
-from mrisr.models.mdcsrn import pointwise_over_parts
+from mrisr.models.mdcsrn import PointwiseSums
 
 
 def random_patch(seed: int, *shape: int) -> Tensor:
@@ -115,8 +115,13 @@ def test_reference_weights_are_refused_by_a_residual_network() -> None:
 
 def test_parts_need_no_concatenation() -> None:
     parts = [random_patch(i, 2, channels, 4, 5, 6) for i, channels in enumerate((3, 5, 1))]
-    weight = random_patch(9, 4, 9, 1, 1, 1)
-    assert torch.allclose(pointwise_over_parts(parts, weight), F.conv3d(torch.cat(parts, 1), weight), atol=1e-5)
+    weights = [random_patch(8, 4, 8, 1, 1, 1), random_patch(9, 2, 9, 1, 1, 1)]
+    sums = PointwiseSums(weights)
+    sums.add(parts[0])
+    sums.add(parts[1])
+    assert torch.allclose(sums.take(0), F.conv3d(torch.cat(parts[:2], 1), weights[0]), atol=1e-5)
+    sums.add(parts[2])
+    assert torch.allclose(sums.take(1), F.conv3d(torch.cat(parts, 1), weights[1]), atol=1e-5)
 
 
 def test_residual_network_starts_as_the_identity_and_learns() -> None:

@@ -18,19 +18,34 @@ from mrisr.models.batchnorm import recomputation_contexts
 from mrisr.models.seeding import initialise, uninitialised_conv3d
 
 
-def pointwise_over_parts(parts: list[Tensor], weight: Tensor) -> Tensor:
-    """A 1x1x1 convolution over the channels of all `parts`, without concatenating them.
+class PointwiseSums:
+    """The 1x1x1 convolutions that read the concatenation of all parts made so far, without concatenating them.
 
-    parts: tensors (B, C_i, D, H, W); weight: (C_out, sum of C_i, 1, 1, 1), its input channels in the order of
-    the parts. Returns (B, C_out, D, H, W), equal to `conv3d(cat(parts, 1), weight)` up to the rounding of the
-    sum.
+    weights: one (C_out, C_in, 1, 1, 1) per convolution, input channels in the order of the parts; each reads as many
+    leading parts as it has input channels for. A part is multiplied with its slab of every weight as soon as it exists.
+    So no part is needed twice in a forward pass without gradients, and in the backward pass the gradient of a part
+    arrives just before the block that made it runs, not for all parts at once (0.6 GiB less at 2 x 64^3 in float32).
     """
-    total: Tensor | None = None
-    for part, slab in zip(parts, weight.split([part.shape[1] for part in parts], dim=1), strict=True):
-        product = F.conv3d(part, slab)
-        total = product if total is None else total + product
-    assert total is not None
-    return total
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        self._weights, self._offset = weights, 0
+        self._sums: list[Tensor | None] = [None] * len(weights)
+
+    def add(self, part: Tensor) -> None:
+        """The next part, (B, C, D, H, W)."""
+        width = part.shape[1]
+        for index, weight in enumerate(self._weights):
+            if self._offset + width <= weight.shape[1]:
+                product = F.conv3d(part, weight[:, self._offset : self._offset + width])
+                total = self._sums[index]
+                self._sums[index] = product if total is None else total + product
+        self._offset += width
+
+    def take(self, index: int) -> Tensor:
+        """Convolution `index` over all parts up to now: (B, C_out, D, H, W), as conv3d(cat(parts, 1), weight)."""
+        total, self._sums[index] = self._sums[index], None
+        assert total is not None
+        return total
 
 
 class DenseUnit(nn.Module):
@@ -113,12 +128,14 @@ class MDCSRN(nn.Module):
         features = self.conv0(x)
         if self.channels_last:  # after conv0: for a single channel the two layouts cannot be told apart
             features = features.contiguous(memory_format=torch.channels_last_3d)
-        parts = [features]
+        names = [f"comp{block}.weight" for block in range(self.blocks - 1)]
+        sums = PointwiseSums([*(self.get_parameter(name) for name in names), self.recon.weight])
+        sums.add(features)
         for block in range(self.blocks):
             if block:
-                features = pointwise_over_parts(parts, self.get_parameter(f"comp{block - 1}.weight"))
-            parts.append(self._dense(self.get_submodule(f"block{block}"), features))
-        out = pointwise_over_parts(parts, self.recon.weight)
+                features = sums.take(block - 1)
+            sums.add(self._dense(self.get_submodule(f"block{block}"), features))
+        out = sums.take(self.blocks - 1)
         return x + out if self.residual else out
 
     def _dense(self, block: nn.Module, features: Tensor) -> Tensor:
