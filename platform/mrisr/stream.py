@@ -83,10 +83,14 @@ class RowPlan:
         """Seeded interleave of a group's patches: (group_size,) indices into its rows' patches, row after row."""
         return np.random.default_rng([self.seed, 1, turn, lane]).permutation(self.group_size)
 
-    def row_rng(self, row: Row) -> np.random.Generator:
-        """All randomness of a row; the subject enters by name, so that adding subjects changes no other's draws."""
+    def row_seed(self, row: Row) -> list[int]:
+        """The seed of all randomness of a row; the subject enters by name, so that adding subjects changes no other's
+        draws."""
         name = int.from_bytes(hashlib.sha256(row.subject.encode()).digest()[:8], "little")
-        return np.random.default_rng([self.seed, 2, row.epoch, name])
+        return [self.seed, 2, row.epoch, name]
+
+    def row_rng(self, row: Row) -> np.random.Generator:
+        return np.random.default_rng(self.row_seed(row))
 
 
 @lru_cache(maxsize=8)

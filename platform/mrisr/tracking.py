@@ -175,12 +175,12 @@ class RunLogger:
         """The last step logged under a key, by this process or an earlier one."""
         return self._logged.get(key)
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+    def metrics(self, step: int, values: Mapping[str, float], time_ms: int | None = None) -> None:
         """Log the metrics of one step in one call; steps must not go down. Keys already logged at it are left
-        out."""
+        out. time_ms: when they were measured, Unix time; now by default."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        now = int(time.time() * 1000) if time_ms is None else time_ms
         new = [Metric(k, float(v), now, step) for k, v in values.items() if step > self._logged.get(k, -1)]
         for first in range(0, len(new), _METRICS_PER_CALL):
             self._client.log_batch(self.run_id, metrics=new[first : first + _METRICS_PER_CALL])

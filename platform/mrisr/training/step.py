@@ -29,18 +29,20 @@ __all__ = [
 class NonFiniteError(RuntimeError):
     """A loss or a gradient norm that is not finite on some rank; raised on every rank, before the update.
 
-    step, phase: where; value: `loss` or `gradient norm`; ranks: on which ranks.
+    step, phase: where; value: `loss` or `gradient norm`; ranks: on which ranks; terms: the objective's scalars of every
+    micro-batch of the global batch, in its order, equal on every rank.
     """
 
-    def __init__(self, step: int, phase: Phase, value: str, ranks: list[int]) -> None:
+    def __init__(
+        self, step: int, phase: Phase, value: str, ranks: list[int], terms: list[dict[str, float]] | None = None
+    ) -> None:
         super().__init__(
-            f"step {step} ({phase}): the {value} is not finite on rank {', '.join(map(str, ranks))}; no "
-            "weight was updated. Resume from the last checkpoint with a smaller learning rate or precision fp32"
+            f"step {step} ({phase}): the {value} is not finite on rank {', '.join(map(str, ranks))}; no weight was updated"
         )
-        self.step, self.phase, self.value, self.ranks = step, phase, value, ranks
+        self.step, self.phase, self.value, self.ranks, self.terms = step, phase, value, ranks, terms or []
 
-    def __reduce__(self) -> tuple[type, tuple[int, Phase, str, list[int]]]:
-        return type(self), (self.step, self.phase, self.value, self.ranks)
+    def __reduce__(self) -> tuple[type, tuple[int, Phase, str, list[int], list[dict[str, float]]]]:
+        return type(self), (self.step, self.phase, self.value, self.ranks, self.terms)
 
 
 def interpolation_coefficients(seed: int, step: int, first: int, count: int) -> Tensor:
@@ -74,18 +76,17 @@ def train_step(
     compute, module, optimizer = _parts(networks, config, phase, step)
     optimizer.zero_grad(set_to_none=True)
     count = local // config.micro_batch
-    sums: dict[str, Tensor] = {}
+    parts: list[dict[str, Tensor]] = []
     for index in range(count):
         part = slice(index * config.micro_batch, (index + 1) * config.micro_batch)
         with accumulating(module, last=index == count - 1):
             terms = compute(index, count, lr[part], hr[part])
             (terms["loss"] / count).backward()
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value.detach().double() / count
+        parts.append({name: value.detach().double() for name, value in terms.items()})
     for network in (networks.generator, networks.critic):
         if network is not None:
             release(network)
-    metrics = _checked(sums, optimizer, networks, phase, step)
+    metrics = _checked(parts, optimizer, networks, phase, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return metrics
@@ -141,7 +142,7 @@ def _parts(
 
 
 def _checked(
-    sums: dict[str, Tensor], optimizer: torch.optim.Adam, networks: Networks, phase: Phase, step: int
+    parts: list[dict[str, Tensor]], optimizer: torch.optim.Adam, networks: Networks, phase: Phase, step: int
 ) -> dict[str, float]:
     """Metrics averaged over ranks and the gradient's norm, in one exchange; or NonFiniteError everywhere."""
     squares = torch.zeros((), dtype=torch.float64, device=networks.device)
@@ -153,13 +154,17 @@ def _checked(
                 sharded, gradient = True, gradient.to_local()
             if gradient is not None:
                 squares += gradient.double().square().sum()
-    names = list(sums)
-    rows = gather_rows(torch.stack([squares, *sums.values()]).tolist(), networks.device)
+    names = list(parts[0])
+    sums = [torch.stack([part[name] for part in parts]).sum() / len(parts) for name in names]
+    rows = gather_rows(torch.stack([squares, *sums]).tolist(), networks.device)
     for column, value in ((1 + names.index("loss"), "loss"), (0, "gradient norm")):
         ranks = [index for index, row in enumerate(rows) if not math.isfinite(row[column])]
         if ranks:
             optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(step, phase, value, ranks)
+            flat = torch.stack([part[name] for part in parts for name in names]).tolist()
+            every = [number for row in gather_rows(flat, networks.device) for number in row]
+            terms = [dict(zip(names, every[i : i + len(names)], strict=True)) for i in range(0, len(every), len(names))]
+            raise NonFiniteError(step, phase, value, ranks, terms)
     means = {name: math.fsum(row[1 + index] for row in rows) / len(rows) for index, name in enumerate(names)}
     norm = math.sqrt(math.fsum(row[0] for row in rows)) if sharded else math.sqrt(rows[0][0])
     return means | {"gradient_norm": norm}

@@ -1,0 +1,65 @@
+"""From an experiment's configuration to the parts of its training: schedule, step, stream, networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from mrisr.config import Experiment
+from mrisr.models import MDCSRN, build_critic
+from mrisr.stream import PatchMaker, RowPlan
+from mrisr.training.networks import Networks, StepConfig, build_networks
+from mrisr.training.schedule import Schedule
+
+
+def generator_config(experiment: Experiment) -> dict[str, Any]:
+    """The architecture alone: what `MDCSRN(**...)` takes and a registered model carries."""
+    return experiment.generator.model_dump(include={"growth_rate", "blocks", "units", "residual"})
+
+
+def schedule_of(experiment: Experiment) -> Schedule:
+    return Schedule(**experiment.schedule.model_dump())
+
+
+def step_config(experiment: Experiment) -> StepConfig:
+    t = experiment.training
+    return StepConfig(
+        seed=experiment.seed,
+        batch_size=t.batch_size,
+        micro_batch=t.micro_batch or t.batch_size // experiment.resources.workers,
+        pretrain_lr=t.pretrain_lr,
+        generator_lr=t.generator_lr,
+        critic_lr=t.critic_lr,
+        adversarial_weight=t.adversarial_weight,
+        gp_weight=t.gp_weight,
+        precision=t.precision,
+        channels_last=t.channels_last,
+        recompute=experiment.generator.recompute,
+        critic_samples=experiment.critic.samples_at_once,
+        weight_clip=experiment.critic.weight_clip,
+        ema_decay=experiment.generator.ema_decay,
+        sync_batchnorm=t.micro_batch is None,
+    )
+
+
+def patch_maker(experiment: Experiment, subjects: list[str]) -> PatchMaker:
+    stream = experiment.stream
+    plan = RowPlan(
+        tuple(subjects), experiment.seed, stream.patches_per_row, stream.interleave_rows, experiment.training.batch_size
+    )
+    degradation = experiment.degradation.range()
+    return PatchMaker(experiment.data.store, plan, degradation, stream.patch_size, stream.min_foreground)
+
+
+def initial_networks(experiment: Experiment, initial: Path | None, device: torch.device) -> Networks:
+    """Networks with the experiment's seeded initial weights, or a file's for the generator; sharded."""
+    generator = MDCSRN(**generator_config(experiment), seed=experiment.seed)
+    critic = None
+    if schedule_of(experiment).needs_critic:
+        critic = build_critic(experiment.critic.kind, experiment.stream.patch_size, seed=experiment.seed)
+    if initial is not None:
+        generator.load_state_dict(load_file(initial))
+    return build_networks(generator, critic, step_config(experiment), device, experiment.training.strategy)

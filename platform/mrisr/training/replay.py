@@ -1,0 +1,126 @@
+"""A step that went wrong, kept with all that is needed to see it again: weights, rows of the batch, seeds, losses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mrisr.config import ConfigError, Experiment, load_experiment
+from mrisr.stream import Batch, PatchMaker
+from mrisr.training import checkpoint
+from mrisr.training.networks import Networks, StepConfig
+from mrisr.training.saving import write_folder
+from mrisr.training.schedule import Phase
+from mrisr.training.sharding import device_for_worker, world_size
+from mrisr.training.step import NonFiniteError, train_step
+
+
+class Replayed(NamedTuple):
+    """What a replay found. lines: for people; reproduced: the same value is not finite, the same losses came out."""
+
+    lines: list[str]
+    reproduced: bool
+
+
+def record(
+    run_folder: Path, networks: Networks, config: StepConfig, maker: PatchMaker, batch: Batch, error: NonFiniteError
+) -> Path:
+    """Write run_folder/nonfinite_<step>; every rank calls it with its part of the batch. Returns the folder.
+
+    It holds a checkpoint of the weights, which the failed step has not touched, and in progress.json under `replay`:
+    step, phase, which value was not finite and where, the seed of the interpolation, micro_batch, per patch of the
+    global batch its row, epoch, subject, patch number and the row's seed, and per micro-batch all losses.
+    """
+    mine = [(int(row), int(patch)) for row, patch in zip(batch.row, batch.patch, strict=True)]
+    parts: list[Any] = [mine]
+    if world_size() > 1:
+        parts = [None] * world_size()
+        dist.all_gather_object(parts, mine)
+    patches = []
+    for index, patch in (pair for part in parts for pair in part):
+        row = maker.plan.row(index)
+        patches.append({**row._asdict(), "patch": patch, "row_seed": maker.plan.row_seed(row)})
+    told = {
+        "step": error.step, "phase": str(error.phase), "value": error.value, "ranks": error.ranks,
+        "world_size": world_size(), "seed": config.seed, "micro_batch": config.micro_batch, "batch": patches,
+        "losses": [{name: _text(value) for name, value in terms.items()} for terms in error.terms],
+    }  # fmt: skip
+    return write_folder(run_folder / f"nonfinite_{error.step:08d}", networks, {"step": error.step, "replay": told}, {})
+
+
+def replay(folder: Path) -> Replayed:
+    """Compute a recorded step once more, in this process, from the store and the recorded weights; changes nothing.
+
+    folder: nonfinite_<step>, or a run's folder, which stands for the newest record in it. Raises ConfigError for a folder
+    without a record, CheckpointError for a damaged one.
+    """
+    from mrisr.training.assembly import initial_networks, patch_maker, step_config
+    from mrisr.training.trainer import open_store
+
+    folder = _record_in(folder)
+    told = json.loads((folder / checkpoint.PROGRESS).read_text())["replay"]
+    experiment = _alone(load_experiment(folder.parent / "experiment.yaml"), told["micro_batch"])
+    store = open_store(experiment)
+    maker = patch_maker(experiment, store.subjects("train"))
+    networks = initial_networks(experiment, None, device_for_worker())
+    checkpoint.load(folder, networks)
+    phase = Phase(told["phase"])
+    lines = [f"step {told['step']:,} ({phase}) of {experiment.name!r}: {told['value']} not finite on rank {told['ranks']}"]
+    for place, patch in enumerate(told["batch"]):
+        lines.append(f"  patch {place}: row {patch['index']}, {patch['subject']}, epoch {patch['epoch']}, cut {patch['patch']}")
+    try:
+        train_step(networks, step_config(experiment), phase, told["step"], *_batch(maker, told["batch"]))
+    except NonFiniteError as error:
+        for number, (then, now) in enumerate(zip(told["losses"], error.terms, strict=True)):
+            pairs = ", ".join(f"{name} {float(then[name]):.6g} then, {value:.6g} now" for name, value in now.items())
+            lines.append(f"  micro-batch {number}: {pairs}")
+        same = error.value == told["value"] and all(
+            _alike(float(then[name]), value)
+            for then, now in zip(told["losses"], error.terms, strict=True)
+            for name, value in now.items()
+        )
+        lines.append("reproduced" if same else f"not finite again ({error.value}), but with other losses")
+        return Replayed(lines, same)
+    lines.append("not reproduced: every value is finite here")
+    return Replayed(lines, False)
+
+
+def _record_in(folder: Path) -> Path:
+    records = [folder] if folder.name.startswith("nonfinite_") else sorted(folder.glob("nonfinite_[0-9]*"))
+    if not records or not (records[-1] / checkpoint.PROGRESS).is_file():
+        raise ConfigError(f"{folder}: holds no nonfinite_<step> folder; give a run's folder in which a step went wrong")
+    return records[-1]
+
+
+def _alone(experiment: Experiment, micro_batch: int) -> Experiment:
+    """The same experiment on one worker, with the micro-batches that BatchNorm saw."""
+    raw = experiment.model_dump(mode="json")
+    raw["resources"]["workers"] = 1
+    raw["training"] |= {"micro_batch": micro_batch, "strategy": "single"}
+    return Experiment.model_validate(raw)
+
+
+def _batch(maker: PatchMaker, patches: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    rows = {patch["index"]: maker.row_patches(maker.plan.row(patch["index"])) for patch in patches}
+    lr, hr = (
+        np.stack([rows[patch["index"]][side][patch["patch"]] for patch in patches])[:, None] for side in (0, 1)
+    )  # fmt: skip
+    return torch.from_numpy(lr).float(), torch.from_numpy(hr).float()
+
+
+def _alike(then: float, now: float) -> bool:
+    if not (math.isfinite(then) and math.isfinite(now)):
+        return math.isfinite(then) == math.isfinite(now)
+    return math.isclose(then, now, rel_tol=1e-3, abs_tol=1e-6)
+
+
+def _text(value: float) -> float | str:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else repr(value)

@@ -1,0 +1,105 @@
+"""Checkpoints in a run's folder that are there as a whole or not at all, whatever dies, and however full the disk is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import save
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from mrisr.training import checkpoint
+from mrisr.training.networks import Networks
+from mrisr.training.sharding import rank, world_size
+
+
+class CheckpointWriteError(RuntimeError):
+    """A checkpoint that could not be written; raised on every rank. What was there before is untouched."""
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of a step's checkpoint; names sort by step."""
+    return f"checkpoint_{step:08d}"
+
+
+def whole_checkpoints(run_folder: Path) -> list[Path]:
+    """The run's checkpoints, oldest first. A folder that lacks DCP's metadata or its progress is none."""
+    found = sorted(run_folder.glob("checkpoint_[0-9]*"))
+    return [folder for folder in found if _is_whole(folder)]
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return (folder / checkpoint.METADATA).is_file() and bool(json.loads((folder / checkpoint.PROGRESS).read_text()))
+    except (OSError, json.JSONDecodeError):
+        return False
+
+
+def agreed_checkpoint(run_folder: Path) -> Path | None:
+    """The newest whole checkpoint, rank 0's finding on every rank; None where there is none. Every rank calls it."""
+    found = whole_checkpoints(run_folder)[-1:] if rank() == 0 else []
+    if world_size() > 1:
+        dist.broadcast_object_list(box := [found], src=0)
+        found = box[0]
+    return found[0] if found else None
+
+
+def write_folder(
+    final: Path, networks: Networks, progress: dict[str, Any], weights: dict[str, dict[str, Tensor]]
+) -> Path:
+    """Write a checkpoint to the folder `final` of storage that all ranks share; every rank must call it.
+
+    weights: safetensors files that rank 0 adds, name -> state_dict of plain CPU tensors. All ranks write into a hidden
+    folder beside `final`, which takes its name in one step after every rank has said that its part is on the disk. So a
+    process killed at any moment leaves the last whole checkpoint as the newest one.
+    Raises CheckpointWriteError on every rank if any of them cannot write: disk full, quota, folder gone.
+    """
+    part = final.with_name(f".{final.name}.part")
+    try:
+        _together(lambda: _begin(part, weights) if rank() == 0 else None)
+        _together(lambda: checkpoint.save(part, networks, progress))
+        _together(lambda: _finish(part, final) if rank() == 0 else None)
+    except CheckpointWriteError as error:
+        free = shutil.disk_usage(final.parent).free
+        last = whole_checkpoints(final.parent)
+        if rank() == 0:
+            shutil.rmtree(part, ignore_errors=True)
+        raise CheckpointWriteError(
+            f"{final} could not be written: {error} ({free / 2**20:,.1f} MiB are free there). "
+            f"The last whole checkpoint is {last[-1].name if last else 'none'}; free some space, then run the same command"
+        ) from None
+    return final
+
+
+def _begin(part: Path, weights: dict[str, dict[str, Tensor]]) -> None:
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name, state in weights.items():
+        (part / name).write_bytes(save({key: value.contiguous() for key, value in state.items()}))
+
+
+def _finish(part: Path, final: Path) -> None:
+    shutil.rmtree(final, ignore_errors=True)
+    part.rename(final)
+
+
+def _together(action: Any) -> None:
+    """Do something on every rank; CheckpointWriteError on all of them if it failed on one."""
+    problem = ""
+    try:
+        action()
+    except OSError as error:
+        problem = error.strerror or str(error)
+    except CheckpointException as error:
+        problem = ", ".join(sorted({str(cause).splitlines()[0] for cause, _ in error.failures.values()}))
+    problems = [problem]
+    if world_size() > 1:
+        problems = [""] * world_size()
+        dist.all_gather_object(problems, problem)
+    told = [f"rank {number}: {text}" for number, text in enumerate(problems) if text]
+    if told:
+        raise CheckpointWriteError("; ".join(told))

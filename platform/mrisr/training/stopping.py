@@ -1,0 +1,88 @@
+"""Stopping in good order: SIGTERM to the driver, or a node that Ray is about to lose, first makes a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
+
+import ray.train
+import torch
+import torch.distributed as dist
+
+from mrisr.training.sharding import rank, world_size
+
+STOP_FILE = "stop-requested"
+PREEMPTION_EVERY_S = 2.0
+
+
+class Request(IntEnum):
+    """What the workers are asked to do after a step; the larger one wins."""
+
+    NOTHING = 0
+    CHECKPOINT = 1  # a node is about to go: save now, go on as long as it lasts
+    STOP = 2  # save now, then stop
+
+
+class Requests:
+    """The same answer on every rank after every step, so that all of them save together.
+
+    run_folder: where `stop_on_sigterm` leaves its file; rank 0 looks for it. Ray is asked for preempted nodes every
+    PREEMPTION_EVERY_S seconds by rank 0's clock: that call is a barrier in Ray, too slow for every step.
+    """
+
+    def __init__(self, run_folder: Path, device: torch.device) -> None:
+        self._file, self._device = run_folder / STOP_FILE, device
+        self._asked = time.monotonic()
+        self._saved_for_preemption = False
+
+    def after_step(self) -> Request:
+        """Every rank must call it equally often."""
+        stop = rank() == 0 and self._file.exists()
+        ask = rank() == 0 and time.monotonic() - self._asked > PREEMPTION_EVERY_S
+        stop, ask = self._from_rank_0(stop, ask)
+        if stop:
+            return Request.STOP
+        if ask:
+            self._asked = time.monotonic()
+            if ray.train.get_preemption_info() is not None and not self._saved_for_preemption:
+                self._saved_for_preemption = True
+                return Request.CHECKPOINT
+        return Request.NOTHING
+
+    def _from_rank_0(self, *flags: bool) -> tuple[bool, ...]:
+        if world_size() == 1:
+            return flags
+        told = torch.tensor(flags, dtype=torch.uint8, device=self._device)
+        dist.broadcast(told, src=0)
+        return tuple(bool(flag) for flag in told.tolist())
+
+
+@contextmanager
+def stop_on_sigterm(run_folder: Path) -> Iterator[None]:
+    """In the driver: SIGTERM asks the workers to save and stop; a second one ends the driver at once."""
+    file = run_folder / STOP_FILE
+    file.unlink(missing_ok=True)
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may have signal handlers; under Ray Tune the tuner owns the process anyway
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if file.exists():
+            sys.exit(128 + number)
+        file.touch()
+        os.write(2, b"SIGTERM: the workers write a checkpoint and stop\n")
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        file.unlink(missing_ok=True)
