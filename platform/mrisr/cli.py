@@ -80,6 +80,21 @@ def train(
 
 
 @app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(help="nonfinite_<step> folder, or the run's folder that holds it")],
+) -> None:
+    """Compute a step again whose loss or gradient was not finite: same weights, same rows, same seeds.
+
+    Exit code 0 says that it is reproduced, 1 that it is not.
+    """
+    from mrisr.training.replay import replay as again
+
+    result = again(folder.expanduser().absolute())
+    typer.echo("\n".join(result.lines))
+    raise typer.Exit(0 if result.reproduced else 1)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION, or a weights file")],
     store: Annotated[Path, typer.Option(help="Zarr store")],
@@ -130,12 +145,15 @@ def demo(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command. What the user can mend is told in a line and exit code 2, without a traceback."""
     from mrisr.cluster import ResourceError, prepare_environment
+    from mrisr.training.outcome import Terminated, TrainingStopped
 
     prepare_environment()
     try:
         code = app(arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except (ValueError, ResourceError, FileNotFoundError, FileExistsError) as error:
+    except Terminated as error:
+        _fail(f"{error}; the same command goes on there", 143)
+    except (ValueError, ResourceError, TrainingStopped, FileNotFoundError, FileExistsError) as error:
         if os.environ.get("MRISR_TRACEBACK"):
             raise
         _fail(f"{error}\n(MRISR_TRACEBACK=1 shows where)", 2)

@@ -83,7 +83,8 @@ class CriticObjective(nn.Module):
         # FSDP2 ignores once it has gathered them, and which makes DCP drop optimizer state.
         frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         wanted = torch.is_grad_enabled() and fake.requires_grad
-        scores, gradients = [], []
+        scores: list[Tensor] = []
+        gradients: list[Tensor] = []
         for part in self._slices(fake.shape[0]):
             x = fake[part].detach().requires_grad_(wanted)
             score: Tensor = functional_call(self.critic, frozen, (x,))

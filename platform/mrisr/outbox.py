@@ -1,4 +1,4 @@
-"""Metrics on their way to MLflow: written into the run's folder first, delivered by a thread, kept while MLflow is away.
+"""Metrics on their way to MLflow: written into the run's folder, delivered by a thread, kept while MLflow is away.
 
 A training step only writes a small file. If the tracking server does not answer, or its database is locked, the files
 wait; they are delivered in order once it is back, by this process or by the next one that opens the same outbox.
@@ -69,7 +69,7 @@ class Outbox:
         self._thread.join(seconds)
         left = len(self._queue)
         if left:
-            _warn(f"MLflow at {self.uri} is away: {left} records stay in {self.folder} and are delivered by the next start")
+            _warn(f"MLflow is away: {left} records stay in {self.folder}; the next start delivers them")
         return left
 
     def _put(self, record: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -59,3 +59,28 @@ def validation_figure(
     if title:
         figure.suptitle(title)
     return figure
+
+
+def critic_figure(
+    weights: Mapping[str, np.ndarray], norms: Sequence[float], clip: float | None
+) -> tuple[Figure, dict[str, float]]:
+    """Histograms of the critic's weights and of its gradient's norm at the interpolates; and the weights' spread.
+
+    weights: name -> array of any shape. norms: one mean norm per critic step since the last picture; the gradient
+    penalty pulls them to 1. clip: the bound of weight clipping, None without. Normalisation layers' scales and shifts
+    count as weights too. Returns the figure, and `std`, `max_abs` and `at_bound`: the share of weights within 1 % of the
+    clipping bound or, without one, of the largest absolute value.
+    """
+    values = np.concatenate([np.asarray(value, dtype=np.float32).ravel() for value in weights.values()])
+    largest = float(np.abs(values).max())
+    bound = clip if clip is not None else largest
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    left.hist(values, bins=101, log=True)
+    left.set_title(f"{values.size:,} critic weights" + ("" if clip is None else f", clipped to +-{clip:g}"))
+    right.hist(norms, bins=50)
+    right.axvline(1.0, color="black", linewidth=1)
+    right.set_title(f"norm of the critic's gradient at interpolates, {len(norms):,} steps")
+    at_bound = float(np.mean(np.abs(values) >= 0.99 * bound)) if bound else 0.0
+    return figure, {"std": float(values.std()), "max_abs": largest, "at_bound": at_bound}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from mrisr.config import Experiment
 from mrisr.config.loading import dump_experiment
 from mrisr.models import MDCSRN, build_critic
+from mrisr.training.assembly import generator_config, schedule_of, step_config
 from mrisr.training.memory import peak_bytes
 from mrisr.training.schedule import updates_before
 from mrisr.training.trainer import open_store
-from mrisr.training.worker import generator_config, schedule_of, step_config
 
 
 def describe_plan(experiment: Experiment) -> str:

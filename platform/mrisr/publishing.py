@@ -12,8 +12,8 @@ from torch import nn
 from mrisr import registry, tracking
 from mrisr.evaluation_result import EvaluationResult
 from mrisr.evaluation_tasks import evaluate_on_cluster, protocol_named
+from mrisr.training.assembly import generator_config
 from mrisr.training.trainer import TrainedRun, open_store
-from mrisr.training.worker import generator_config
 from mrisr.weights import build_generator
 
 

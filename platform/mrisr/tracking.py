@@ -8,6 +8,7 @@ touches MLflow's global state (active run, tracking URI): every call names its r
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -155,6 +156,16 @@ def finish(uri: str, run_id: str, status: Status = "FINISHED") -> None:
     """End a run. Also for runs whose own process was stopped from outside (ASHA), which MLflow would show as
     running."""
     client(uri).set_terminated(run_id, status)
+
+
+def finish_if_reachable(uri: str, run_id: str, status: Status) -> None:
+    """`finish` for a run that ends on an error, which an MLflow that is away must not hide."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        finish(uri, run_id, status)
+    except MlflowException as error:
+        print(f"MLflow at {mask_secrets(uri)} is away: run {run_id} still shows as running ({error})", file=sys.stderr)
 
 
 class RunLogger:

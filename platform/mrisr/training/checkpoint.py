@@ -100,6 +100,7 @@ def _entries(networks: Networks) -> dict[str, Tensor]:
         release(module)
         entries |= {f"{part}.{name}": value for name, value in plain(module).state_dict().items()}
         owners |= {parameter: f"{part}.{name}" for name, parameter in plain(module).named_parameters()}
+    entries |= {f"ema.{name}": value for name, value in networks.ema.items()}
     for name, optimizer in networks.optimizers.items():
         for parameter, state in optimizer.state.items():
             entries |= {f"optimizer.{name}.{owners[parameter]}.{key}": value for key, value in state.items()}

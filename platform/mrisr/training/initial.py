@@ -12,7 +12,8 @@ from mrisr.config import ConfigError, Experiment
 from mrisr.config.schema import home
 from mrisr.models import MDCSRN
 from mrisr.registry import load_generator_weights
-from mrisr.training.worker import BEST_WEIGHTS, generator_config
+from mrisr.training.assembly import generator_config
+from mrisr.training.worker import BEST_WEIGHTS
 
 
 def prepare_initial_weights(experiment: Experiment, uri: str) -> Path | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mrisr.models.mdcsrn import MDCSRN
 from mrisr.objectives import CriticObjective
-from mrisr.training.sharding import shard, synchronise_batchnorm, world_size
+from mrisr.training.sharding import plain, shard, synchronise_batchnorm, world_size
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -22,6 +22,9 @@ class StepConfig:
     batch_size: patches per step over all ranks. micro_batch: patches per forward on a rank, over which
     BatchNorm normalises (so it is part of the numbers too). precision: of the generator; critic and penalty
     are always float32. sync_batchnorm: SyncBatchNorm on CUDA, whose numbers do depend on the world size.
+    critic_samples: patches that the critic scores at a time, None for all. weight_clip: the critic's weights are cut
+    to [-c, c] after each of its steps, as in the first Wasserstein GAN (arXiv 1701.07875). ema_decay: of a moving
+    average of the generator's weights, None for none.
     Raises ValueError, naming the key.
     """
 
@@ -39,6 +42,9 @@ class StepConfig:
     channels_last: bool = True
     recompute: bool = False
     sync_batchnorm: bool = False
+    critic_samples: int | None = 1
+    weight_clip: float | None = None
+    ema_decay: float | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -59,13 +65,17 @@ class StepConfig:
 
 @dataclass
 class Networks:
-    """Generator and critic objective, each one sharded unit; optimizers pretrain, adversarial, critic."""
+    """Generator and critic objective, each one sharded unit; optimizers pretrain, adversarial, critic.
+
+    ema: the moving average of the generator's parameters by name, sharded as they are; empty when it is off.
+    """
 
     generator: nn.Module
     critic: nn.Module | None
     optimizers: dict[str, torch.optim.Adam]
     device: torch.device
     strategy: str
+    ema: dict[str, Tensor] = field(default_factory=dict)
 
 
 def build_networks(
@@ -84,14 +94,19 @@ def build_networks(
     generator.channels_last, generator.recompute = config.channels_last, config.recompute
     whole: nn.Module = synchronise_batchnorm(generator, device) if config.sync_batchnorm else generator
     sharded = shard(whole, strategy, device)
-    objective = None if critic is None else shard(CriticObjective(critic, config.gp_weight), strategy, device)
+    objective = None
+    if critic is not None:
+        objective = shard(CriticObjective(critic, config.gp_weight, config.critic_samples), strategy, device)
     optimizers = {"pretrain": _adam(sharded, config.pretrain_lr, config)}
     if objective is not None:
         optimizers |= {
             "adversarial": _adam(sharded, config.generator_lr, config),
             "critic": _adam(objective, config.critic_lr, config),
         }
-    return Networks(sharded, objective, optimizers, device, strategy)
+    ema = {}
+    if config.ema_decay is not None:
+        ema = {name: parameter.detach().clone() for name, parameter in plain(sharded).named_parameters()}
+    return Networks(sharded, objective, optimizers, device, strategy, ema)
 
 
 def _adam(module: nn.Module, rate: float, config: StepConfig) -> torch.optim.Adam:

@@ -72,9 +72,12 @@ def replay(folder: Path) -> Replayed:
     networks = initial_networks(experiment, None, device_for_worker())
     checkpoint.load(folder, networks)
     phase = Phase(told["phase"])
-    lines = [f"step {told['step']:,} ({phase}) of {experiment.name!r}: {told['value']} not finite on rank {told['ranks']}"]
+    where = f"step {told['step']:,} ({phase}) of {experiment.name!r}"
+    lines = [f"{where}: {told['value']} not finite on rank {told['ranks']}"]
     for place, patch in enumerate(told["batch"]):
-        lines.append(f"  patch {place}: row {patch['index']}, {patch['subject']}, epoch {patch['epoch']}, cut {patch['patch']}")
+        lines.append(
+            f"  patch {place}: row {patch['index']}, {patch['subject']}, epoch {patch['epoch']}, cut {patch['patch']}"
+        )
     try:
         train_step(networks, step_config(experiment), phase, told["step"], *_batch(maker, told["batch"]))
     except NonFiniteError as error:

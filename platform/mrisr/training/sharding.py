@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mrisr.models.batchnorm import batchnorms
+
+if TYPE_CHECKING:
+    from mrisr.training.networks import Networks
 
 STRATEGIES = ("fsdp", "ddp", "single")
 
@@ -134,6 +137,24 @@ def average_batchnorm(generator: nn.Module) -> None:
     flat /= world_size()
     for buffer, value in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(value.view_as(buffer))
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, sharing its memory; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def evaluated_state(networks: Networks) -> dict[str, Tensor]:
+    """full_state of the generator, with the moving average in place of its parameters where one is kept."""
+    state = full_state(networks.generator)
+    for name, value in networks.ema.items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        state[name] = whole.detach().to("cpu", copy=True)
+    return state
 
 
 def full_state(generator: nn.Module) -> dict[str, Tensor]:

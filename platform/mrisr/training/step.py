@@ -8,13 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mrisr.models.batchnorm import frozen_statistics, shared_update
 from mrisr.objectives import CriticTerms, GeneratorObjective, PretrainObjective, widened
 from mrisr.training.networks import Networks, StepConfig, build_networks
 from mrisr.training.schedule import Phase
-from mrisr.training.sharding import accumulating, gather_rows, plain, rank, release, world_size
+from mrisr.training.sharding import accumulating, gather_rows, is_sharded, local, plain, rank, release, world_size
 
 __all__ = [
     "Networks",
@@ -37,7 +36,8 @@ class NonFiniteError(RuntimeError):
         self, step: int, phase: Phase, value: str, ranks: list[int], terms: list[dict[str, float]] | None = None
     ) -> None:
         super().__init__(
-            f"step {step} ({phase}): the {value} is not finite on rank {', '.join(map(str, ranks))}; no weight was updated"
+            f"step {step} ({phase}): the {value} is not finite on rank {', '.join(map(str, ranks))}; "
+            "no weight was updated"
         )
         self.step, self.phase, self.value, self.ranks, self.terms = step, phase, value, ranks, terms or []
 
@@ -89,7 +89,20 @@ def train_step(
     metrics = _checked(parts, optimizer, networks, phase, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    _after_update(networks, config, phase)
     return metrics
+
+
+@torch.no_grad()
+def _after_update(networks: Networks, config: StepConfig, phase: Phase) -> None:
+    """Clip the critic, or move the generator's average; on this rank's shards alone, so that nothing travels."""
+    if phase is Phase.CRITIC:
+        if config.weight_clip is not None and networks.critic is not None:
+            for parameter in networks.critic.parameters():
+                local(parameter).clamp_(-config.weight_clip, config.weight_clip)
+    elif config.ema_decay is not None:
+        for name, parameter in plain(networks.generator).named_parameters():
+            local(networks.ema[name]).lerp_(local(parameter), 1 - config.ema_decay)
 
 
 _Compute = Callable[[int, int, Tensor, Tensor], dict[str, Tensor]]
@@ -150,10 +163,9 @@ def _checked(
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             gradient = parameter.grad
-            if isinstance(gradient, DTensor):
-                sharded, gradient = True, gradient.to_local()
             if gradient is not None:
-                squares += gradient.double().square().sum()
+                sharded |= is_sharded(gradient)
+                squares += local(gradient).double().square().sum()
     names = list(parts[0])
     sums = [torch.stack([part[name] for part in parts]).sum() / len(parts) for name in names]
     rows = gather_rows(torch.stack([squares, *sums]).tolist(), networks.device)

@@ -17,11 +17,17 @@ from mrisr.config.loading import dump_experiment
 from mrisr.config.schema import home
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.initial import prepare_initial_weights
+from mrisr.training.outcome import Terminated, TrainingStopped
+from mrisr.training.saving import whole_checkpoints
+from mrisr.training.stopping import stop_on_sigterm
 from mrisr.training.worker import BEST_WEIGHTS, train_worker
 from voxelstore import VolumeStore
 
 # Keys that may differ between a run and its resumption: they change how and how far, not what is computed so far.
-_MAY_CHANGE = ("resources", "schedule.total_steps", "training.max_failures", "training.keep_checkpoints", "tracking")
+_MAY_CHANGE = (
+    "resources", "schedule.total_steps", "training.max_failures", "training.keep_checkpoints", "tracking",
+    "generator.recompute", "critic.samples_at_once",
+)  # fmt: skip
 
 
 class TrainedRun(NamedTuple):
@@ -64,7 +70,7 @@ def train(experiment: Experiment) -> TrainedRun:
     """Train to the end of the schedule, or go on where an earlier start of the same run stopped.
 
     Raises ConfigError for an experiment that does not fit its store or its own earlier start, cluster.ResourceError
-    for workers that can never be placed.
+    for workers that can never be placed, TrainingStopped where a step or the disk stops it, Terminated after SIGTERM.
     """
     store = open_store(experiment)
     cluster.connect()
@@ -75,6 +81,7 @@ def train(experiment: Experiment) -> TrainedRun:
     cpus, gpus = cluster.available()
     share = cluster.divide(experiment, cpus, gpus)
     _claim(experiment, store)
+    _mend_ray_snapshot(experiment.run_folder)
     uri = tracking.resolve_uri(experiment.tracking.uri, home())
     initial = prepare_initial_weights(experiment, uri)
     run_id = _tracked_run(experiment, store, uri)
@@ -107,14 +114,19 @@ def train(experiment: Experiment) -> TrainedRun:
         ),
     )
     try:
-        result = trainer.fit()
+        with stop_on_sigterm(experiment.run_folder):
+            result = trainer.fit()
     except KeyboardInterrupt:
-        tracking.finish(uri, run_id, "KILLED")
+        tracking.finish_if_reachable(uri, run_id, "KILLED")
         raise
     except Exception:
-        tracking.finish(uri, run_id, "FAILED")
+        tracking.finish_if_reachable(uri, run_id, "FAILED")
         raise
-    return _outcome(experiment, run_id, uri, Path(result.checkpoint.path))
+    if stopped := result.return_value["stopped"]:
+        kind, message = stopped
+        tracking.finish_if_reachable(uri, run_id, "KILLED" if kind == "terminated" else "FAILED")
+        raise Terminated(message) if kind == "terminated" else TrainingStopped(message)
+    return _outcome(experiment, run_id, uri, whole_checkpoints(experiment.run_folder)[-1])
 
 
 def _outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> TrainedRun:
@@ -150,6 +162,23 @@ def _claim(experiment: Experiment, store: VolumeStore) -> None:
         return
     (folder / "dataset.txt").write_text(store.fingerprint())
     _write_whole(file, dump_experiment(experiment))
+
+
+def _mend_ray_snapshot(folder: Path) -> None:
+    """Put Ray's own list of checkpoints aside if it was cut short: Ray writes it in place, and would refuse to start.
+
+    The checkpoints are found without it; the workers report the newest to Ray again.
+    """
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    try:
+        listed = json.loads(snapshot.read_text())["checkpoint_results"]
+        sound = all((folder / entry["checkpoint_dir_name"]).is_dir() for entry in listed)
+    except FileNotFoundError:
+        return
+    except (json.JSONDecodeError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        snapshot.replace(snapshot.with_suffix(".torn"))
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

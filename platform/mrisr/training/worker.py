@@ -2,79 +2,38 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from safetensors.torch import load_file, save_file
+from ray.train import CheckpointUploadMode
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mrisr import cluster
 from mrisr.config import Experiment
-from mrisr.models import MDCSRN, build_critic
-from mrisr.stream import Batch, PatchMaker, RowPlan, StreamLimits, rank_batches
-from mrisr.tracking import RunLogger
-from mrisr.training import checkpoint
-from mrisr.training.networks import Networks, StepConfig, build_networks
-from mrisr.training.schedule import Schedule, phase
-from mrisr.training.sharding import average_batchnorm, device_for_worker, full_state
-from mrisr.training.step import train_step
+from mrisr.models import MDCSRN
+from mrisr.outbox import Outbox
+from mrisr.pictures import critic_figure
+from mrisr.stream import Batch, StreamLimits, rank_batches
+from mrisr.training import checkpoint, replay
+from mrisr.training.assembly import generator_config, initial_networks, patch_maker, schedule_of, step_config
+from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint, checkpoint_name, write_folder
+from mrisr.training.schedule import phase
+from mrisr.training.sharding import average_batchnorm, device_for_worker, evaluated_state, full_state
+from mrisr.training.step import NonFiniteError, train_step
+from mrisr.training.stopping import Request, Requests
 from mrisr.training.validation import Validator
 from mrisr.training.window import Window
 from voxelstore import VolumeStore
 
 BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
-
-
-def generator_config(experiment: Experiment) -> dict[str, Any]:
-    """The architecture alone: what `MDCSRN(**...)` takes and a registered model carries."""
-    return experiment.generator.model_dump(include={"growth_rate", "blocks", "units", "residual"})
-
-
-def schedule_of(experiment: Experiment) -> Schedule:
-    return Schedule(**experiment.schedule.model_dump())
-
-
-def step_config(experiment: Experiment) -> StepConfig:
-    t = experiment.training
-    return StepConfig(
-        seed=experiment.seed,
-        batch_size=t.batch_size,
-        micro_batch=t.micro_batch or t.batch_size // experiment.resources.workers,
-        pretrain_lr=t.pretrain_lr,
-        generator_lr=t.generator_lr,
-        critic_lr=t.critic_lr,
-        adversarial_weight=t.adversarial_weight,
-        gp_weight=t.gp_weight,
-        precision=t.precision,
-        channels_last=t.channels_last,
-        recompute=experiment.generator.recompute,
-        sync_batchnorm=t.micro_batch is None,
-    )
-
-
-def patch_maker(experiment: Experiment, subjects: list[str]) -> PatchMaker:
-    stream = experiment.stream
-    plan = RowPlan(
-        tuple(subjects), experiment.seed, stream.patches_per_row, stream.interleave_rows, experiment.training.batch_size
-    )
-    degradation = experiment.degradation.range()
-    return PatchMaker(experiment.data.store, plan, degradation, stream.patch_size, stream.min_foreground)
-
-
-def initial_networks(experiment: Experiment, initial: Path | None, device: torch.device) -> Networks:
-    """Networks with the experiment's seeded initial weights, or a file's for the generator; sharded."""
-    generator = MDCSRN(**generator_config(experiment), seed=experiment.seed)
-    critic = None
-    if schedule_of(experiment).needs_critic:
-        critic = build_critic(experiment.critic.kind, experiment.stream.patch_size, seed=experiment.seed)
-    if initial is not None:
-        generator.load_state_dict(load_file(initial))
-    return build_networks(generator, critic, step_config(experiment), device, experiment.training.strategy)
+OUTBOX = "outbox"
+# How long the end of a run waits for an MLflow that is away; what is left is delivered by the next start.
+LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S = 60.0, 3.0
 
 
 class Best:
@@ -102,7 +61,11 @@ class Best:
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """One rank of a run. settings: experiment (JSON), tracking_uri, mlflow_run_id, initial weights, data_cpus."""
+    """One rank of a run. settings: experiment (JSON), tracking_uri, mlflow_run_id, initial weights, data_cpus.
+
+    Returns step, best and `stopped`: None at the end of the schedule, else [kind, message] with kind `terminated`,
+    `non-finite` or `storage`: what starting the workers again would not mend.
+    """
     cluster.quiet()
     experiment = Experiment.model_validate(settings["experiment"])
     context = ray.train.get_context()
@@ -112,7 +75,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         threads = experiment.resources.threads_per_worker
         torch.set_num_threads(threads or max(1, settings["node_cpus"] // context.get_local_world_size()))
 
-    store = VolumeStore.open(experiment.data.store)
+    store, run_folder = VolumeStore.open(experiment.data.store), experiment.run_folder
     schedule, config = schedule_of(experiment), step_config(experiment)
     initial = Path(settings["initial"]) if settings["initial"] else None
     networks = initial_networks(experiment, initial, device)
@@ -120,31 +83,45 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     # The position in the stream is the step, so a checkpoint that knows its step knows its row.
     step, best, window = 0, Best(experiment.validation.metric), Window()
-    if (found := ray.train.get_checkpoint()) is not None:
-        with found.as_directory() as folder:
-            progress = checkpoint.load(Path(folder), networks)
-            best.restore(progress["best"], Path(folder))
+    found, known = agreed_checkpoint(run_folder), ray.train.get_checkpoint()
+    if found is not None:
+        progress = checkpoint.load(found, networks)
+        best.restore(progress["best"], found)
         step = progress["step"]
         window.restore(progress["window"])
+        if known is None or Path(known.path).name != found.name:
+            # Whole on the disk, but the process died before Ray heard of it.
+            _report(found, step, best)
 
     v = experiment.validation
     subjects = store.subjects(v.split)[: v.max_subjects]
     validator = Validator(store, subjects, v.protocol, v.patch_size, v.patches_per_subject, rank, world)
-    logger = RunLogger(settings["tracking_uri"], settings["mlflow_run_id"]) if rank == 0 else None
+    outbox = Outbox(settings["tracking_uri"], settings["mlflow_run_id"], run_folder / OUTBOX) if rank == 0 else None
+    requests = Requests(run_folder, device)
     maker = patch_maker(experiment, store.subjects("train"))
     limits = StreamLimits(experiment.stream.cpus_per_task, settings["data_cpus"], experiment.stream.rounds)
     batches = rank_batches(maker, rank, world, step, schedule.total_steps, limits)
+    critic_norms: list[float] = []
 
     def validate() -> None:
         average_batchnorm(networks.generator)
-        state = full_state(networks.generator)
+        state = evaluated_state(networks)
         evaluated.load_state_dict(state)
         figures, picture = validator.run(evaluated, device)
         better = best.offer(step, figures, state)
-        if logger is not None:
-            logger.metrics(step, {f"validation/{key}": value for key, value in figures.items()})
+        # All ranks take part in gathering the critic's weights.
+        weights = None if networks.critic is None or step <= schedule.pretrain_steps else full_state(networks.critic)
+        if outbox is not None:
+            outbox.metrics(step, {f"validation/{key}": value for key, value in figures.items()})
             if picture is not None:
-                logger.figure(step, "validation", picture)
+                outbox.figure(step, "validation", picture)
+            if weights is not None:
+                histogram, spread = critic_figure(
+                    {name: value.numpy() for name, value in weights.items()}, critic_norms, config.weight_clip
+                )
+                outbox.figure(step, "critic", histogram)
+                outbox.metrics(step, {f"critic_weights/{key}": value for key, value in spread.items()})
+                critic_norms.clear()
             print(
                 f"step {step:>7,} validation  psnr {figures['psnr']:.3f} dB "
                 f"({figures['psnr_gain']:+.3f} over the input)  "
@@ -154,44 +131,63 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     def save() -> None:
         average_batchnorm(networks.generator)
-        state = full_state(networks.generator)
         progress = {"step": step, "best": best.progress(), "window": window.progress()}
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(Path(folder), networks, progress)
-            if rank == 0:
-                save_file(state, Path(folder) / LAST_WEIGHTS)
-                if best.state:
-                    save_file(best.state, Path(folder) / BEST_WEIGHTS)
-            ray.train.report(
-                {"step": step, **best.figures},
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"checkpoint_{step:08d}",
-            )
+        weights = {LAST_WEIGHTS: evaluated_state(networks)} | ({BEST_WEIGHTS: best.state} if best.state else {})
+        _report(write_folder(run_folder / checkpoint_name(step), networks, progress, weights), step, best)
 
-    if step == 0:
-        validate()
-    t = experiment.training
-    while step < schedule.total_steps:
-        started = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - started
-        now = phase(schedule, step)
-        metrics = train_step(networks, config, now, step, *_tensors(batch))
-        step += 1
-        window.add(now, metrics, waited, time.perf_counter() - started)
+    def loop() -> list[str] | None:
+        nonlocal step
+        t = experiment.training
+        while step < schedule.total_steps:
+            started = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - started
+            now = phase(schedule, step)
+            try:
+                metrics = train_step(networks, config, now, step, *_tensors(batch))
+            except NonFiniteError as error:
+                folder = replay.record(run_folder, networks, config, maker, batch, error)
+                return ["non-finite", f"{error}. To see it again: mrisr replay {folder}"]
+            step += 1
+            window.add(now, metrics, waited, time.perf_counter() - started)
+            if "interpolate_gradient_norm" in metrics:
+                critic_norms.append(metrics["interpolate_gradient_norm"])
 
-        last = step == schedule.total_steps
-        if step % t.log_every == 0 or last:
-            record = window.close(config, batch_size=t.batch_size)
-            if logger is not None:
-                logger.metrics(step, record)
-                print(window.line(step, schedule.total_steps, now, record), flush=True)
-        if step % experiment.validation.every == 0 or last:
+            last = step == schedule.total_steps
+            if step % t.log_every == 0 or last:
+                record = window.close(config, batch_size=t.batch_size)
+                if outbox is not None:
+                    outbox.metrics(step, record)
+                    print(window.line(step, schedule.total_steps, now, record), flush=True)
+            if step % experiment.validation.every == 0 or last:
+                validate()
+            request = requests.after_step()
+            if step % t.checkpoint_every == 0 or last or request is not Request.NOTHING:
+                save()
+            if request is Request.STOP and not last:
+                return ["terminated", f"stopped by SIGTERM after step {step:,}, which is checkpointed"]
+        return None
+
+    try:
+        if step == 0:
             validate()
-        if step % t.checkpoint_every == 0 or last:
-            save()
-    batches.close()
-    return {"step": step, "best": best.progress()}
+        stopped = loop()
+    except CheckpointWriteError as error:
+        stopped = ["storage", str(error)]
+    finally:
+        batches.close()
+    if outbox is not None:
+        outbox.close(LAST_DELIVERY_WHEN_TERMINATED_S if stopped and stopped[0] == "terminated" else LAST_DELIVERY_S)
+    return {"step": step, "best": best.progress(), "stopped": stopped}
+
+
+def _report(folder: Path, step: int, best: Best) -> None:
+    """Tell Ray of a checkpoint that lies in its place; every rank must call it."""
+    ray.train.report(
+        {"step": step, **best.figures},
+        checkpoint=ray.train.Checkpoint(str(folder)),
+        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+    )
 
 
 def _tensors(batch: Batch) -> tuple[Tensor, Tensor]:

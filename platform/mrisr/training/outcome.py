@@ -1,0 +1,11 @@
+"""How a run ends when it does not reach its last step."""
+
+from __future__ import annotations
+
+
+class TrainingStopped(RuntimeError):
+    """A run that new workers would not mend: values that are not finite, a full disk. The message says the remedy."""
+
+
+class Terminated(RuntimeError):
+    """A run that SIGTERM stopped, after a checkpoint."""
