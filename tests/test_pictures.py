@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mrisr.pictures import central_slice, validation_figure
+from mrisr.pictures import central_slice, critic_figure, validation_figure
 
 
 def test_panels_titles_and_scales() -> None:
@@ -41,3 +41,14 @@ def test_orientation_anterior_up_right_on_the_right() -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match="one shape"):
         validation_figure(np.ones((8, 8, 8)), np.ones((8, 9, 8)), np.ones((8, 8, 8)))
+
+
+def test_the_critics_histograms_and_the_spread_of_its_weights() -> None:
+    weights = {"a": np.array([[0.01, -0.01], [0.005, 0.0]]), "b": np.array([0.00995])}
+    figure, spread = critic_figure(weights, [0.9, 1.1, 1.0], clip=0.01)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "5 critic weights, clipped to +-0.01", "norm of the critic's gradient at interpolates, 3 steps",
+    ]  # fmt: skip
+    assert spread["at_bound"] == pytest.approx(3 / 5)
+    assert spread["max_abs"] == pytest.approx(0.01)
+    assert critic_figure(weights, [], clip=None)[1]["at_bound"] == pytest.approx(3 / 5)

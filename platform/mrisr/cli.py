@@ -61,12 +61,21 @@ def train(
     overrides: Overrides = None,
     config: ConfigOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print configuration and plan, start nothing")] = False,
+    fit_memory: Annotated[
+        str | None, typer.Option(help="8GiB, say: use the largest training.batch_size whose estimate fits each worker")
+    ] = None,
 ) -> None:
     """Train an experiment, or go on with it; then register the best weights in MLflow.
 
     The same command after Ctrl-C, a crash or a reboot resumes at the last checkpoint.
     """
     experiment = load_experiment(config, overrides or [])
+    if fit_memory is not None:
+        from mrisr.planning import fitting_overrides
+
+        fitting = fitting_overrides(experiment, fit_memory)
+        typer.echo(f"--fit-memory {fit_memory}: {' '.join(fitting)}")
+        experiment = load_experiment(config, [*(overrides or []), *fitting])
     if dry_run:
         from mrisr.planning import describe_plan
 

@@ -68,8 +68,8 @@ def critic_figure(
 
     weights: name -> array of any shape. norms: one mean norm per critic step since the last picture; the gradient
     penalty pulls them to 1. clip: the bound of weight clipping, None without. Normalisation layers' scales and shifts
-    count as weights too. Returns the figure, and `std`, `max_abs` and `at_bound`: the share of weights within 1 % of the
-    clipping bound or, without one, of the largest absolute value.
+    count as weights too. Returns the figure, and `std`, `max_abs` and `at_bound`: the share of weights within 1 % of
+    the clipping bound or, without one, of the largest absolute value.
     """
     values = np.concatenate([np.asarray(value, dtype=np.float32).ravel() for value in weights.values()])
     largest = float(np.abs(values).max())

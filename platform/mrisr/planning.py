@@ -6,9 +6,33 @@ from mrisr.config import Experiment
 from mrisr.config.loading import dump_experiment
 from mrisr.models import MDCSRN, build_critic
 from mrisr.training.assembly import generator_config, schedule_of, step_config
+from mrisr.training.fitting import USABLE, largest_batch, parse_bytes
 from mrisr.training.memory import peak_bytes
 from mrisr.training.schedule import updates_before
 from mrisr.training.trainer import open_store
+
+
+def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
+    """Peak bytes per kind of step of this experiment with that many patches per forward pass; see `peak_bytes`."""
+    return peak_bytes(
+        generator_config(experiment),
+        experiment.critic.kind if schedule_of(experiment).needs_critic else None,
+        experiment.stream.patch_size,
+        micro_batch,
+        experiment.training.precision,
+        experiment.generator.recompute,
+        experiment.critic.samples_at_once,
+    )
+
+
+def fitting_overrides(experiment: Experiment, memory: str) -> list[str]:
+    """The overrides that make `experiment` use the largest batch whose estimate fits into `memory` on each worker.
+
+    memory: such as 8GiB; USABLE of it is filled. Raises ValueError for text that is no amount, or too small a one.
+    """
+    workers = experiment.resources.workers
+    fits = largest_batch(lambda n: max(estimated_peaks(experiment, n).values()), int(USABLE * parse_bytes(memory)))
+    return [f"training.batch_size={fits * workers}", "training.micro_batch=null"]
 
 
 def describe_plan(experiment: Experiment) -> str:
@@ -26,14 +50,7 @@ def describe_plan(experiment: Experiment) -> str:
     if schedule.needs_critic:
         kind = experiment.critic.kind
         networks[f"critic {kind}"] = build_critic(kind, stream.patch_size)  # type: ignore[assignment]
-    peaks = peak_bytes(
-        config,
-        experiment.critic.kind if schedule.needs_critic else None,
-        stream.patch_size,
-        steps.micro_batch,
-        steps.precision,
-        experiment.generator.recompute,
-    )
+    peaks = estimated_peaks(experiment, steps.micro_batch)
     parameters = ", ".join(
         f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items()
     )

@@ -18,7 +18,7 @@ from mrisr.models import MDCSRN, build_critic
 from mrisr.models.seeding import initialise, uninitialised_conv3d
 from mrisr.training.checkpoint import load, save
 from mrisr.training.schedule import Schedule, phase
-from mrisr.training.sharding import average_batchnorm, full_state, rank, world_size
+from mrisr.training.sharding import average_batchnorm, evaluated_state, full_state, rank, world_size
 from mrisr.training.step import Networks, NonFiniteError, StepConfig, build_networks, train_step
 
 SCHEDULE = Schedule(
@@ -28,7 +28,7 @@ SCHEDULE = Schedule(
 # shows. float32 takes small rates: Adam's first steps are lr * sign(gradient), whole steps made of rounding.
 CONFIGS = {
     "float64": StepConfig(
-        seed=3, batch_size=6, pretrain_lr=1e-3, generator_lr=1e-3, critic_lr=1e-3, adversarial_weight=0.1
+        seed=3, batch_size=6, pretrain_lr=1e-3, generator_lr=1e-3, critic_lr=1e-3, adversarial_weight=0.1, ema_decay=0.8
     ),
     "float32": StepConfig(seed=3, batch_size=6, pretrain_lr=1e-4, generator_lr=5e-6, critic_lr=5e-6),
 }
@@ -119,6 +119,8 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     average_batchnorm(networks.generator)
     assert networks.critic is not None
     states = {"generator": full_state(networks.generator), "critic": full_state(networks.critic)}
+    if networks.ema:
+        states["ema"] = evaluated_state(networks)
     return {"history": history, **states}
 
 

@@ -101,7 +101,7 @@ def assert_same_history(
 
 
 def assert_same_state(state: dict[str, dict], reference: dict[str, dict], tolerance: float = 1e-9) -> None:
-    for part in ("generator", "critic"):
+    for part in {"generator", "critic", "ema"} & reference.keys():
         assert state[part].keys() == reference[part].keys()
         for name, expected in reference[part].items():
             distance = (state[part][name].double() - expected.double()).norm()

@@ -1,5 +1,6 @@
 """One step in one process: accumulation, determinism, precision, and stopping before a bad update."""
 
+import math
 import pickle
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.batchnorm import batchnorms
 from mrisr.training.schedule import Phase
+from mrisr.training.sharding import evaluated_state
 from mrisr.training.step import (
     Networks,
     NonFiniteError,
@@ -147,6 +149,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(phase: Phase) -> None
         train_step(networks, config, phase, 41, lr, hr)
     assert (caught.value.step, caught.value.value, caught.value.ranks) == (41, "loss", [0])
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert [math.isfinite(terms["loss"]) for terms in caught.value.terms] == [True, False], "one for each micro-batch"
     for part, kept in before.items():
         assert all(torch.equal(kept[name], value) for name, value in weights(networks, part).items())
 
@@ -174,3 +177,33 @@ def test_wrong_settings_and_batches_are_errors_that_name_them() -> None:
         train_step(networks, config, Phase.PRETRAIN, 0, *batch(3))
     with pytest.raises(ValueError, match="step 9 is a critic step, but the networks were built without a critic"):
         train_step(networks, config, Phase.CRITIC, 9, *batch())
+
+
+def test_the_moving_average_follows_the_generator_and_is_what_is_evaluated() -> None:
+    networks, config = build(ema_decay=0.75)
+    start = weights(networks, "generator")
+    expected = {name: value.clone() for name, value in start.items()}
+    for index, phase in enumerate((Phase.PRETRAIN, Phase.CRITIC, Phase.GENERATOR)):
+        train_step(networks, config, phase, index, *batch())
+        if phase is not Phase.CRITIC:
+            for name, value in weights(networks, "generator").items():
+                expected[name] = 0.75 * expected[name] + 0.25 * value
+    state = evaluated_state(networks)
+    assert state.keys() == networks.generator.state_dict().keys()
+    for name, value in expected.items():
+        assert torch.allclose(state[name], value, atol=1e-7), name
+        assert not torch.equal(state[name], weights(networks, "generator")[name])
+    undecorated, _ = build()
+    assert undecorated.ema == {}
+    assert torch.equal(evaluated_state(undecorated)["conv0.weight"], start["conv0.weight"])
+
+
+def test_weight_clipping_bounds_the_critic_and_nothing_else() -> None:
+    networks, config = build(weight_clip=0.01, gp_weight=0.0)
+    before = weights(networks, "generator")
+    metrics = train_step(networks, config, Phase.CRITIC, 0, *batch())
+    largest = max(value.abs().max().item() for value in weights(networks, "critic").values())
+    assert largest == pytest.approx(0.01)
+    assert metrics["loss"] == pytest.approx(-metrics["wasserstein"])
+    assert metrics["interpolate_gradient_norm"] > 0, "shown without a penalty too, for comparison"
+    assert all(torch.equal(before[name], value) for name, value in weights(networks, "generator").items())

@@ -55,13 +55,19 @@ def peak_bytes(
     micro_batch: int,
     precision: str = "bf16",
     recompute: bool = False,
+    critic_samples: int | None = 1,
     device: str = "cpu",
 ) -> dict[str, int]:
-    """Peak bytes per step kind (`pretrain`, and with a critic `critic` and `generator`), parameters, gradients and
-    Adam's moments of both networks included; workspace of convolution kernels and allocator slack are not."""
+    """Peak bytes per step kind (`pretrain`, `inference`, and with a critic `critic` and `generator`), parameters,
+    gradients and Adam's moments of both networks included; kernels' workspace and allocator slack are not.
 
+    micro_batch: patches of patch_size^3 per forward pass. critic_samples: as StepConfig's. Inference is a forward pass
+    of the generator alone in evaluation mode, with what training keeps beside it.
+    """
     generator = MDCSRN(**generator_config, recompute=recompute)
-    critic = None if critic_kind is None else CriticObjective(build_critic(critic_kind, patch_size))
+    critic = None
+    if critic_kind is not None:
+        critic = CriticObjective(build_critic(critic_kind, patch_size), samples_at_once=critic_samples)
 
     def generate(lr: Tensor) -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
@@ -81,29 +87,41 @@ def peak_bytes(
             fake = generate(lr)
         critic(fake, hr, torch.rand(lr.shape[0], device=device)).loss.backward()
 
-    steps: dict[str, Callable[..., None]] = {"pretrain": pretrain}
+    def infer(lr: Tensor, hr: Tensor) -> None:
+        generator.eval()
+        with torch.no_grad():
+            generate(lr)
+        generator.train()
+
+    steps: dict[str, Callable[..., None]] = {"pretrain": pretrain, "inference": infer}
     if critic_kind is not None:
         steps |= {"critic": train_critic, "generator": adversarial}
-    peaks = {}
-    for name, step in steps.items():
-        for network in (generator, critic):
-            if network is not None:
-                network.zero_grad(set_to_none=True)
-        with FakeTensorMode(), LiveBytes() as bytes_:
-            for network in (generator, critic):
-                if network is not None:
-                    _make_fake(network, device)
-            parameters = [p for n in (generator, critic) if n is not None for p in n.parameters()]
-            for tensor in parameters:
-                bytes_.count(tensor)
-            # Two moments of Adam beside every parameter; the pretraining optimizer of the generator has its own.
-            moments = [torch.empty_like(p) for p in parameters for _ in range(2)]
-            moments += [torch.empty_like(p) for p in generator.parameters() for _ in range(2)] if critic else []
-            lr, hr = (torch.empty(micro_batch, 1, *[patch_size] * 3, device=device) for _ in range(2))
-            step(lr, hr)
-            del moments
-        peaks[name] = bytes_.peak
-    return peaks
+    # The generator has Adam's moments twice once there is a critic: its pretraining optimizer has its own.
+    twice: list[nn.Module] = [generator] if critic is None else [generator, generator, critic]
+    return {name: live_peak(step, twice, patch_size, micro_batch, device) for name, step in steps.items()}
+
+
+def live_peak(
+    step: Callable[[Tensor, Tensor], None], optimized: list[nn.Module], patch_size: int, micro_batch: int, device: str
+) -> int:
+    """Peak bytes of step(lr, hr) on fake patches (micro_batch, 1, P, P, P), from the parameters on.
+
+    optimized: the modules that `step` uses; their parameters are counted once, Adam's two moments for every mention.
+    """
+    modules = list(dict.fromkeys(optimized))
+    for module in modules:
+        module.zero_grad(set_to_none=True)
+    with FakeTensorMode(), LiveBytes() as bytes_:
+        for module in modules:
+            _make_fake(module, device)
+        for module in modules:
+            for parameter in module.parameters():
+                bytes_.count(parameter)
+        moments = [torch.empty_like(p) for module in optimized for p in module.parameters() for _ in range(2)]
+        lr, hr = (torch.empty(micro_batch, 1, *[patch_size] * 3, device=device) for _ in range(2))
+        step(lr, hr)
+        del moments
+    return bytes_.peak
 
 
 def _make_fake(module: nn.Module, device: str) -> None:

@@ -58,8 +58,8 @@ def record(
 def replay(folder: Path) -> Replayed:
     """Compute a recorded step once more, in this process, from the store and the recorded weights; changes nothing.
 
-    folder: nonfinite_<step>, or a run's folder, which stands for the newest record in it. Raises ConfigError for a folder
-    without a record, CheckpointError for a damaged one.
+    folder: nonfinite_<step>, or a run's folder, which stands for the newest record in it. Raises ConfigError for a
+    folder without a record, CheckpointError for a damaged one.
     """
     from mrisr.training.assembly import initial_networks, patch_maker, step_config
     from mrisr.training.trainer import open_store
@@ -75,9 +75,8 @@ def replay(folder: Path) -> Replayed:
     where = f"step {told['step']:,} ({phase}) of {experiment.name!r}"
     lines = [f"{where}: {told['value']} not finite on rank {told['ranks']}"]
     for place, patch in enumerate(told["batch"]):
-        lines.append(
-            f"  patch {place}: row {patch['index']}, {patch['subject']}, epoch {patch['epoch']}, cut {patch['patch']}"
-        )
+        source = f"row {patch['index']}, {patch['subject']}, epoch {patch['epoch']}, cut {patch['patch']}"
+        lines.append(f"  patch {place}: {source}")
     try:
         train_step(networks, step_config(experiment), phase, told["step"], *_batch(maker, told["batch"]))
     except NonFiniteError as error:

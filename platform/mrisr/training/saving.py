@@ -70,7 +70,7 @@ def write_folder(
             shutil.rmtree(part, ignore_errors=True)
         raise CheckpointWriteError(
             f"{final} could not be written: {error} ({free / 2**20:,.1f} MiB are free there). "
-            f"The last whole checkpoint is {last[-1].name if last else 'none'}; free some space and run the same command"
+            f"The last whole checkpoint is {last[-1].name if last else 'none'}; free space and run the same command"
         ) from None
     return final
 

@@ -1,0 +1,95 @@
+"""Peak memory of every kind of step at batch 2 x 64^3: a plain implementation against ours, as a table.
+
+Live tensor bytes under FakeTensorMode (no GPU needed); on a machine with a CUDA device also what its allocator measured
+in real steps (torch.cuda.max_memory_allocated). Needs torch only.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mrisr.models import MDCSRN, build_critic
+from mrisr.training.memory import live_peak, peak_bytes
+from mrisr.training.schedule import Phase
+from mrisr.training.step import StepConfig, build_networks, train_step
+
+PATCH, BATCH = 64, 2
+NETWORK = {"growth_rate": 16, "blocks": 4, "units": 4, "residual": False}
+
+
+class PlainMDCSRN(MDCSRN):
+    """The same network written the usual way: features are concatenated, everything is kept for the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = self.conv0(x)
+        features = whole
+        for block in range(self.blocks):
+            if block:
+                features = F.conv3d(whole, self.get_parameter(f"comp{block - 1}.weight"))
+            whole = torch.cat([whole, self.get_submodule(f"block{block}")(features)], dim=1)
+        return self.recon(whole)
+
+
+def plain_peaks(critic_kind: str) -> dict[str, int]:
+    """The usual WGAN-GP steps in fp32; the critic's keeps the generator's graph, as the report's did."""
+    generator, critic = PlainMDCSRN(**NETWORK), build_critic(critic_kind, PATCH)
+
+    def pretrain(lr: Tensor, hr: Tensor) -> None:
+        (generator(lr) - hr).abs().mean().backward()
+
+    def adversarial(lr: Tensor, hr: Tensor) -> None:
+        fake = generator(lr)
+        ((fake - hr).abs().mean() - 1e-3 * critic(fake).mean()).backward()
+
+    def train_critic(lr: Tensor, hr: Tensor) -> None:
+        fake = generator(lr)
+        mixed = torch.lerp(fake, hr, 0.5)
+        (slope,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
+        penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        (critic(fake).mean() - critic(hr).mean() + 10 * penalty).backward()
+
+    modules: list[nn.Module] = [generator, critic]
+    steps = {"pretrain": pretrain, "critic": train_critic, "generator": adversarial}
+    return {name: live_peak(step, modules, PATCH, BATCH, "cpu") for name, step in steps.items()}
+
+
+def cuda_peaks(critic_kind: str, precision: str, recompute: bool) -> dict[str, int]:
+    """What the CUDA allocator reports for real steps, warm."""
+    device = torch.device("cuda")
+    config = StepConfig(batch_size=BATCH, micro_batch=BATCH, precision=precision, recompute=recompute)
+    networks = build_networks(MDCSRN(**NETWORK), build_critic(critic_kind, PATCH), config, device, "single")
+    hr = torch.rand(BATCH, 1, *[PATCH] * 3, generator=torch.Generator().manual_seed(0))
+    peaks = {}
+    for phase in Phase:
+        train_step(networks, config, phase, 0, hr, hr)
+        torch.cuda.reset_peak_memory_stats()
+        train_step(networks, config, phase, 1, hr, hr)
+        peaks[str(phase)] = torch.cuda.max_memory_allocated()
+    return peaks
+
+
+def row(name: str, peaks: dict[str, int]) -> None:
+    columns = [peaks.get(step) for step in ("pretrain", "critic", "generator", "inference")]
+    cells = " | ".join("      " if value is None else f"{value / 2**30:6.2f}" for value in columns)
+    print(f"| {name:<44} | {cells} |", flush=True)
+
+
+def main() -> None:
+    print(
+        f"Peak GiB at {BATCH} x {PATCH}^3, parameters, gradients and optimizers included (torch {torch.__version__})\n"
+    )
+    print(f"| {'':<44} | {'pretrain':>6} | critic | generator | inference |\n|---|---|---|---|---|")
+    row("plain, fp32, separable critic", plain_peaks("separable"))
+    for critic in ("separable", "pointwise", "full"):
+        for precision in ("fp32", "bf16"):
+            for recompute in (False, True):
+                name = f"ours, {precision}, {critic} critic{', recompute' if recompute else ''}"
+                row(name, peak_bytes(NETWORK, critic, PATCH, BATCH, precision, recompute))
+                if torch.cuda.is_available():
+                    row(f"  on {torch.cuda.get_device_name()[:38]}", cuda_peaks(critic, precision, recompute))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Training that does not die, by real processes: workers killed, a full disk, NaN, MLflow away, SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from mrisr.config import load_experiment
+from mrisr.training.saving import whole_checkpoints
+
+from .conftest import Bench
+
+pytestmark = pytest.mark.integration
+
+
+def workers(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The training workers' processes below a driver."""
+    try:
+        below = psutil.Process(driver.pid).children(recursive=True)
+        return [p for p in below if any("RayTrainWorker" in part for part in p.cmdline()[:1])]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_for(driver: subprocess.Popen[str], condition: Callable[[], object], pause: float = 0.02) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert driver.poll() is None, driver.stdout.read() if driver.stdout else ""
+        assert time.monotonic() < deadline
+        time.sleep(pause)
+
+
+def names(bench: Bench) -> list[str]:
+    return [folder.name for folder in whole_checkpoints(bench.run)]
+
+
+def test_a_run_through_four_faults_is_the_run_without_them(
+    unkilled: tuple[Bench, str], small_store: Path, tmp_path: Path
+) -> None:
+    reference, _ = unkilled
+    bench = Bench(tmp_path, small_store)
+    driver = bench.start("train", "--config", str(bench.config))
+    wait_for(driver, lambda: "checkpoint_00000005" in names(bench))
+
+    # MLflow goes away: its database is locked, every call of a client fails after its own time limit.
+    away = sqlite3.connect(bench.home / "mlflow.db", isolation_level=None, timeout=60)
+    away.execute("BEGIN EXCLUSIVE")
+    # kill -9 of one worker in mid-step: Ray starts both again, from the last checkpoint.
+    first = workers(driver)
+    assert len(first) == 2
+    first[0].kill()
+    wait_for(
+        driver, lambda: len(workers(driver)) == 2 and not {p.pid for p in workers(driver)} & {p.pid for p in first}
+    )
+    # kill -9 of all workers while they write a checkpoint: it never gets its name.
+    wait_for(driver, lambda: list(bench.run.glob(".checkpoint_*.part")), pause=0.0)
+    for process in workers(driver):
+        process.kill()
+    (torn,) = bench.run.glob(".checkpoint_*.part")
+    last = names(bench)[-1]
+    assert last < torn.name[1:], "the one before is the newest"
+    # SIGTERM: the workers, started again, find the request after their first step, save it and stop.
+    driver.send_signal(signal.SIGTERM)
+    output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 143, output
+    step = int(last.removeprefix("checkpoint_")) + 1
+    assert f"stopped by SIGTERM after step {step:,}, which is checkpointed" in output
+    assert names(bench)[-1] == f"checkpoint_{step:08d}"
+    assert not list(bench.run.glob(".checkpoint_*.part"))
+    assert "MLflow" in output
+    assert "is away" in output
+    waiting = [json.loads(file.read_text()) for file in sorted((bench.run / "outbox").glob("[0-9]*.json"))]
+    assert any("validation/psnr" in record.get("values", {}) for record in waiting)
+    away.execute("ROLLBACK")
+    away.close()
+
+    bench.train()
+    assert not list((bench.run / "outbox").glob("[0-9]*.json"))
+    for name in ("last.safetensors", "best.safetensors"):
+        expected = load_file(whole_checkpoints(reference.run)[-1] / name)
+        found = load_file(whole_checkpoints(bench.run)[-1] / name)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7)
+    expected_history, found_history = reference.history(), bench.history()
+    assert expected_history.keys() == found_history.keys()
+    for key, points in expected_history.items():
+        assert [step for step, _ in found_history[key]] == [step for step, _ in points], f"gap or repeat in {key}"
+        if not key.startswith(("throughput/", "volumes/seconds")):
+            np.testing.assert_allclose([v for _, v in found_history[key]], [v for _, v in points], rtol=1e-4, atol=1e-6)
+
+
+def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(
+    unkilled: tuple[Bench, str], small_store: Path, tmp_path: Path
+) -> None:
+    """The run's folder is a small file system of its own, in a mount namespace that only this run sees."""
+    reference, _ = unkilled
+    bench = Bench(tmp_path, small_store)
+    size = sum(file.stat().st_size for file in whole_checkpoints(reference.run)[-1].iterdir())
+    runs = bench.home / "runs"
+    runs.mkdir()
+    shell = (
+        f"mount -t tmpfs -o size={int(1.7 * size)} tmpfs {runs}; {sys.executable} -m mrisr train --config {bench.config}; "
+        f"code=$?; cp -r {runs} {bench.home}/kept; exit $code"
+    )
+    # Without privileges, the namespace comes with a user namespace in which mounting is allowed.
+    private = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "sh", "-c", shell]
+    done = subprocess.run(
+        private, cwd=bench.home, env=bench.environment, text=True, timeout=400, stdout=-1, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 2, done.stdout
+    for word in ("checkpoint_00000010 could not be written", "MiB are free", "The last whole checkpoint is",
+                 "checkpoint_00000005", "free space"):  # fmt: skip
+        assert word in done.stdout
+    assert done.stdout.count("could not be written") == 1, "workers were not started again for it"
+    kept = bench.home / "kept" / "tiny"
+    assert [folder.name for folder in whole_checkpoints(kept)] == ["checkpoint_00000005"]
+    assert not list(kept.glob(".checkpoint_*.part"))
+    assert load_file(kept / "checkpoint_00000005" / "last.safetensors")
+
+
+def damage(store: Path, subject: str) -> None:
+    """Give a subject an intensity range so narrow that its normalised patches overflow the stream's float16."""
+    manifest = store / "manifest.json"
+    described = json.loads(manifest.read_text())
+    intensity = described["subjects"][subject]["intensity"]
+    intensity["high"] = intensity["low"] + 1e-6
+    manifest.write_text(json.dumps(described))
+
+
+def test_a_batch_that_is_not_finite_stops_the_run_and_is_replayed(
+    local_ray: None, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mrisr.cli import app
+    from mrisr.stream import _open_store
+    from mrisr.training.outcome import TrainingStopped
+    from mrisr.training.trainer import train
+    from voxelstore import VolumeStore
+
+    store = shutil.copytree(small_store, tmp_path / "store.zarr")
+    subject = VolumeStore.open(store).subjects("train")[-1]
+    damage(store, subject)
+    bench = Bench(tmp_path / "home", store)
+    monkeypatch.setenv("MRISR_HOME", str(bench.home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    experiment = load_experiment(bench.config, ["schedule.total_steps=30"])
+    with pytest.raises(TrainingStopped, match=r"loss is not finite on rank [01].*no weight was updated.*mrisr replay"):
+        train(experiment)
+    (folder,) = bench.run.glob("nonfinite_*")
+    told = json.loads((folder / "progress.json").read_text())["replay"]
+    assert len(told["batch"]) == len(told["losses"]) == 2
+    bad = [place for place, losses in enumerate(told["losses"]) if not np.isfinite(float(losses["loss"]))]
+    assert bad == told["ranks"] == [place for place, patch in enumerate(told["batch"]) if patch["subject"] == subject]
+    assert all(patch["row_seed"][0] == experiment.seed for patch in told["batch"])
+
+    done = CliRunner().invoke(app, ["replay", str(bench.run)])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == "reproduced"
+    assert subject in done.output
+    # Without the damage the same step is finite, and replay says so.
+    shutil.rmtree(store)
+    shutil.copytree(small_store, store)
+    _open_store.cache_clear()
+    done = CliRunner().invoke(app, ["replay", str(folder)])
+    assert done.exit_code == 1
+    assert "not reproduced: every value is finite here" in done.output

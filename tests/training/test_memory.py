@@ -1,0 +1,74 @@
+"""Memory: the issue's bounds, batches that fit, and a process that does not grow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mrisr.training.fitting import largest_batch, parse_bytes
+from mrisr.training.memory import peak_bytes
+
+PUBLISHED = {"growth_rate": 16, "blocks": 4, "units": 4, "residual": False}
+
+
+@pytest.mark.parametrize(("precision", "bound_gib"), [("bf16", 1.5), ("fp32", 2.5)])
+def test_the_published_network_stays_within_its_bound(precision: str, bound_gib: float) -> None:
+    """At 2 x 64^3, where a plain implementation needs 6.6 GiB (generator) and 7.7 GiB (critic with its graph)."""
+    peaks = peak_bytes(PUBLISHED, "separable", 64, 2, precision, recompute=True)
+    assert peaks.keys() == {"pretrain", "critic", "generator", "inference"}
+    assert max(peaks.values()) <= bound_gib * 2**30, {name: peak / 2**30 for name, peak in peaks.items()}
+    # A single fp32 copy of the features of one block at 2 x 64^3 is 0.19 GiB; an estimate below it counts nothing.
+    assert min(peaks.values()) > 0.1 * 2**30
+
+
+def test_scoring_one_sample_at_a_time_is_what_keeps_the_critic_small() -> None:
+    one, all_ = (peak_bytes({"growth_rate": 2, "blocks": 1, "units": 1}, "separable", 32, 4, "fp32", critic_samples=n)
+                 for n in (1, None))  # fmt: skip
+    assert one["critic"] < 0.5 * all_["critic"]
+
+
+def test_the_largest_batch_is_found() -> None:
+    for limit in (100, 129, 130, 131, 777):
+        assert largest_batch(lambda n: 70 + 30 * n + n // 7, limit) == max(
+            n for n in range(1, 99) if 70 + 30 * n + n // 7 <= limit
+        )
+    with pytest.raises(ValueError, match=r"--fit-memory: a single patch needs .*generator\.recompute=true"):
+        largest_batch(lambda n: 101 * n, 100)
+    assert [parse_bytes(text) for text in ("8GiB", "1.5 GB", "900MiB", "17")] == [2**33, 1_500_000_000, 900 * 2**20, 17]
+    for bad in ("", "8 gigs", "-1GiB", "8iB", "0GiB"):
+        with pytest.raises(ValueError, match=r"--fit-memory .* write 8GiB"):
+            parse_bytes(bad)
+
+
+# Every phase in turn, in a process of its own so that nothing else moves its memory.
+LEAK = """
+import resource, torch
+from torch import nn
+from mrisr.models import MDCSRN
+from mrisr.training.schedule import Phase
+from mrisr.training.step import StepConfig, build_networks, train_step
+torch.set_num_threads(1)
+config = StepConfig(batch_size=2, micro_batch=1, recompute=True, ema_decay=0.9)
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+critic = nn.Sequential(nn.Conv3d(1, 4, 3, stride=2), nn.LeakyReLU(0.2), nn.Conv3d(4, 1, 3), nn.Flatten(0))
+networks = build_networks(MDCSRN(2, 1, 1), critic, config, device, "single")
+hr = torch.rand(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+def memory():
+    with open("/proc/self/statm") as file:
+        rss = int(file.read().split()[1]) * resource.getpagesize()
+    return rss, torch.cuda.memory_allocated() if device.type == "cuda" else 0
+for step in range(2000):
+    train_step(networks, config, list(Phase)[step % 3], step, 0.9 * hr, hr)
+    if step in (499, 1999):
+        print(*memory())
+"""
+
+
+def test_two_thousand_steps_leave_memory_where_it_was() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAK], capture_output=True, text=True, check=True, timeout=300)
+    warm, end = (tuple(map(int, line.split())) for line in done.stdout.splitlines())
+    # 1,500 steps: a leaked pair of patches (8 KiB) per step would be 12 MiB, a leaked set of activations 200 MiB.
+    assert end[0] - warm[0] < 8 * 2**20, f"resident memory grew from {warm[0]} to {end[0]} bytes"
+    assert end[1] == warm[1], "CUDA memory grew"
