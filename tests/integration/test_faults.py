@@ -114,8 +114,8 @@ def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(
     runs = bench.home / "runs"
     runs.mkdir()
     shell = (
-        f"mount -t tmpfs -o size={int(1.7 * size)} tmpfs {runs}; {sys.executable} -m mrisr train --config {bench.config}; "
-        f"code=$?; cp -r {runs} {bench.home}/kept; exit $code"
+        f"mount -t tmpfs -o size={int(1.7 * size)} tmpfs {runs}; "
+        f"{sys.executable} -m mrisr train --config {bench.config}; code=$?; cp -r {runs} {bench.home}/kept; exit $code"
     )
     # Without privileges, the namespace comes with a user namespace in which mounting is allowed.
     private = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "sh", "-c", shell]

@@ -46,7 +46,8 @@ def record(
     patches = []
     for index, patch in (pair for part in parts for pair in part):
         row = maker.plan.row(index)
-        patches.append({**row._asdict(), "patch": patch, "row_seed": maker.plan.row_seed(row)})
+        named = {"index": row.index, "epoch": row.epoch, "subject": row.subject, "patch": patch}
+        patches.append({**named, "row_seed": maker.plan.row_seed(row)})
     told = {
         "step": error.step, "phase": str(error.phase), "value": error.value, "ranks": error.ranks,
         "world_size": world_size(), "seed": config.seed, "micro_batch": config.micro_batch, "batch": patches,
