@@ -1,0 +1,105 @@
+"""Checkpoints are whole or absent: two real processes on a disk that fills up, a process killed while it writes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mrisr.training.saving import whole_checkpoints
+
+# python -c WRITER FOLDER RANK WORLD COUNT: writes COUNT checkpoints, says what became of each.
+WRITER = """
+import sys, torch
+import torch.distributed as dist
+from pathlib import Path
+from mrisr.models import MDCSRN, build_critic
+from mrisr.training.checkpoint import load
+from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint, checkpoint_name, write_folder
+from mrisr.training.sharding import full_state
+from mrisr.training.step import StepConfig, build_networks
+folder, rank, world, count = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[5]}", rank=rank, world_size=world)
+networks = build_networks(MDCSRN(2, 1, 1), build_critic("pointwise", 16), StepConfig(), torch.device("cpu"), "fsdp")
+for step in range(count):
+    try:
+        weights = {"last.safetensors": full_state(networks.generator)}
+        write_folder(folder / checkpoint_name(step), networks, {"step": step}, weights)
+        print("written", step, flush=True)
+    except CheckpointWriteError as error:
+        print(error, flush=True)
+        break
+print("found", load(agreed_checkpoint(folder), networks)["step"], flush=True)
+"""
+
+
+def two_ranks(folder: Path, meeting: Path, count: int) -> str:
+    """A shell command that runs both ranks and prints first rank 0's words, then rank 1's."""
+    (meeting.parent / "writer.py").write_text(WRITER)
+    run = f"{sys.executable} {meeting.parent}/writer.py {folder}"
+    second, first = (f"{run} {rank} 2 {count} {meeting}" for rank in (1, 0))
+    return f"{second} > {meeting}.1 & {first}; code=$?; wait $!; cat {meeting}.1; exit $code"
+
+
+def test_a_full_disk_tells_every_rank_and_leaves_the_last_whole_checkpoint(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    shell = f"mount -t tmpfs -o size=24m tmpfs {disk}; {two_ranks(disk, tmp_path / 'meeting', 9)}"
+    # Without privileges, the namespace comes with a user namespace in which mounting is allowed.
+    private = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "sh", "-c", shell]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(private, env=environment, text=True, timeout=120, stdout=-1, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    told = [line for line in done.stdout.splitlines() if not line.startswith(("written", "found"))]
+    written = [line for line in done.stdout.splitlines() if line.startswith("written")]
+    assert 2 <= len(written) < 18, done.stdout
+    assert len(written) % 2 == 0, "both ranks agree on every checkpoint"
+    last = len(written) // 2 - 1
+    assert done.stdout.count(f"found {last}\n") == 2, "the last whole one loads, on both ranks"
+    errors = [line for line in told if "could not be written" in line]
+    assert len(errors) == 2, done.stdout
+    for line in errors:
+        assert f"checkpoint_{last + 1:08d} could not be written" in line
+        assert f"The last whole checkpoint is checkpoint_{last:08d}; free space" in line
+
+
+def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    script = tmp_path / "writer.py"
+    script.write_text(WRITER)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(script), str(folder), "0", "1", "100000", str(tmp_path / "meeting")]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    try:
+        # In mid-write: the hidden folder is there and holds part of the tensors.
+        while not (whole_checkpoints(folder) and list(folder.glob(".checkpoint_*.part/*.distcp"))):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (torn,) = folder.glob(".checkpoint_*.part")
+    newest = whole_checkpoints(folder)[-1]
+    assert newest.name < torn.name[1:]
+    again = [*command[:-2], "0", str(tmp_path / "second-meeting")]
+    done = subprocess.run(again, env=environment, text=True, capture_output=True, check=True, timeout=100)
+    assert done.stdout.splitlines()[-1] == f"found {int(newest.name.removeprefix('checkpoint_'))}"
+
+
+@pytest.mark.parametrize("missing", [".metadata", "progress.json"])
+def test_a_folder_without_its_metadata_or_progress_is_no_checkpoint(tmp_path: Path, missing: str) -> None:
+    for step in (1, 2):
+        folder = tmp_path / f"checkpoint_{step:08d}"
+        folder.mkdir()
+        (folder / ".metadata").write_bytes(b"x")
+        (folder / "progress.json").write_text('{"step": 1}')
+    (tmp_path / "checkpoint_00000002" / missing).unlink()
+    assert [folder.name for folder in whole_checkpoints(tmp_path)] == ["checkpoint_00000001"]
