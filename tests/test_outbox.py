@@ -45,7 +45,7 @@ def test_everything_is_delivered_in_order(run: tuple[tracking.Tracking, Path], t
 
 
 def test_an_absence_is_survived_by_the_records_and_not_noticed_by_the_step(
-    run: tuple[tracking.Tracking, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: tuple[tracking.Tracking, Path], tmp_path: Path
 ) -> None:
     place, root = run
     run_id = tracking.start_run(place, {}, name="away")
@@ -65,10 +65,7 @@ def test_an_absence_is_survived_by_the_records_and_not_noticed_by_the_step(
     box = Outbox(place.uri, run_id, tmp_path)
     for step in range(4, 8):
         box.metrics(step, {"loss": float(step)})
-    deadline = time.monotonic() + 60
-    while "is away" not in capsys.readouterr().err:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    time.sleep(1.0)
     assert len(files(tmp_path)) == 10
     lock.execute("ROLLBACK")
     assert box.close(90) == 0

@@ -12,17 +12,30 @@ from mrisr.training.schedule import updates_before
 from mrisr.training.trainer import open_store
 
 
+FEW = 4
+
+
 def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
-    """Peak bytes per kind of step of this experiment with that many patches per forward pass; see `peak_bytes`."""
-    return peak_bytes(
-        generator_config(experiment),
-        experiment.critic.kind if schedule_of(experiment).needs_critic else None,
-        experiment.stream.patch_size,
-        micro_batch,
-        experiment.training.precision,
-        experiment.generator.recompute,
-        experiment.critic.samples_at_once,
-    )
+    """Peak bytes per kind of step of this experiment with that many patches per forward pass; see `peak_bytes`.
+
+    Beyond FEW patches by a straight line: activations grow with the patches, and counting hundreds would take minutes.
+    """
+
+    def peaks(patches: int) -> dict[str, int]:
+        return peak_bytes(
+            generator_config(experiment),
+            experiment.critic.kind if schedule_of(experiment).needs_critic else None,
+            experiment.stream.patch_size,
+            patches,
+            experiment.training.precision,
+            experiment.generator.recompute,
+            experiment.critic.samples_at_once,
+        )
+
+    if micro_batch <= FEW:
+        return peaks(micro_batch)
+    before, last = peaks(FEW - 1), peaks(FEW)
+    return {name: last[name] + (micro_batch - FEW) * (last[name] - before[name]) for name in last}
 
 
 def fitting_overrides(experiment: Experiment, memory: str) -> list[str]:
@@ -31,7 +44,15 @@ def fitting_overrides(experiment: Experiment, memory: str) -> list[str]:
     memory: such as 8GiB; USABLE of it is filled. Raises ValueError for text that is no amount, or too small a one.
     """
     workers = experiment.resources.workers
-    fits = largest_batch(lambda n: max(estimated_peaks(experiment, n).values()), int(USABLE * parse_bytes(memory)))
+    known: dict[int, dict[str, int]] = {n: estimated_peaks(experiment, n) for n in range(1, FEW + 1)}
+
+    def peak(patches: int) -> int:
+        if patches <= FEW:
+            return max(known[patches].values())
+        last, before = known[FEW], known[FEW - 1]
+        return max(last[name] + (patches - FEW) * (last[name] - before[name]) for name in last)
+
+    fits = largest_batch(peak, int(USABLE * parse_bytes(memory)))
     return [f"training.batch_size={fits * workers}", "training.micro_batch=null"]
 
 

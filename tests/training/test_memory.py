@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from mrisr.training.fitting import largest_batch, parse_bytes
 from mrisr.training.memory import peak_bytes
@@ -72,3 +75,24 @@ def test_two_thousand_steps_leave_memory_where_it_was() -> None:
     # 1,500 steps: a leaked pair of patches (8 KiB) per step would be 12 MiB, a leaked set of activations 200 MiB.
     assert end[0] - warm[0] < 8 * 2**20, f"resident memory grew from {warm[0]} to {end[0]} bytes"
     assert end[1] == warm[1], "CUDA memory grew"
+
+
+def test_fit_memory_chooses_the_batch_of_the_plan(small_store: Path) -> None:
+    from mrisr.cli import app
+
+    tiny = ["stream.patch_size=16", "validation.patch_size=16", "data.min_size=32", "generator.growth_rate=2",
+            "generator.blocks=2", "generator.units=2", "schedule.total_steps=9", "schedule.pretrain_steps=9",
+            "resources.workers=2"]  # fmt: skip
+    command = ["train", *tiny, f"data.store={small_store}", "--dry-run", "--fit-memory", "5MiB"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    found = re.search(r"training\.batch_size=(\d+) ", done.output)
+    assert found is not None
+    each = int(found[1]) // 2
+    assert each > 5
+    config = {"growth_rate": 2, "blocks": 2, "units": 2, "residual": False}
+    counted = max(peak_bytes(config, None, 16, each, "bf16", recompute=True).values())
+    assert counted == pytest.approx(0.85 * 5 * 2**20, rel=0.12), "the straight line meets what is counted"
+    assert f"of {2 * each} patches on 2 workers" in done.output
+    with pytest.raises(ValueError, match="a single patch needs"):
+        CliRunner().invoke(app, [*command[:-1], "100KiB"], catch_exceptions=False)
