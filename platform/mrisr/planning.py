@@ -11,7 +11,6 @@ from mrisr.training.memory import peak_bytes
 from mrisr.training.schedule import updates_before
 from mrisr.training.trainer import open_store
 
-
 FEW = 4
 
 
