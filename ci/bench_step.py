@@ -1,8 +1,7 @@
 """Seconds per training step: ours against a plain single-process PyTorch loop of the same networks, in one run.
 
-On a CPU: bf16 with channels_last_3d against fp32 contiguous (published network); what Ray Train with FSDP adds at world
-size 1; weak scaling from one worker on one core to two on two. On a CUDA device, where torch is enough: both kinds of
-step against the plain loop, as patches/s and as a share of the card's measured matmul rate.
+On a CPU and on a CUDA device: our step in bf16 with channels_last_3d against the plain loop in fp32 and contiguous memory,
+and in the same settings as ours. On CUDA also patches/s and the share of the card's measured matmul rate. Needs torch only.
 """
 
 from __future__ import annotations
@@ -74,68 +73,28 @@ def plain_loop(
     return {Phase.PRETRAIN: pretrain, Phase.CRITIC: train_critic}
 
 
-def our_loop(lr: Tensor, hr: Tensor, world: int, strategy: str, **options: Any) -> dict[Phase, Callable[[int], object]]:
-    config = StepConfig(batch_size=world * lr.shape[0], micro_batch=lr.shape[0], precision="bf16", **options)
+def our_loop(lr: Tensor, hr: Tensor, **options: Any) -> dict[Phase, Callable[[int], object]]:
+    config = StepConfig(batch_size=lr.shape[0], micro_batch=lr.shape[0], precision="bf16", **options)
     critic = build_critic("separable", lr.shape[-1])
-    networks = build_networks(MDCSRN(**PUBLISHED), critic, config, lr.device, strategy)
+    networks = build_networks(MDCSRN(**PUBLISHED), critic, config, lr.device, "single")
     return {
         p: lambda index, p=p: train_step(networks, config, p, index, lr, hr) for p in (Phase.PRETRAIN, Phase.CRITIC)
     }
 
 
-def ray_worker(settings: dict[str, Any]) -> dict[str, float]:
-    """One rank: one core, its share of the batch, the same step as training's. Returns median seconds per phase."""
-    import ray.train
-
-    torch.set_num_threads(1)
-    lr, hr = patches(settings["count"], settings["size"], torch.device("cpu"))
-    world = ray.train.get_context().get_world_size()
-    steps = our_loop(lr, hr, world, "fsdp")
-    return {str(phase): median_seconds(step, settings["repeats"]) for phase, step in steps.items()}
-
-
-def with_ray(world: int, settings: dict[str, Any], folder: str) -> dict[str, float]:
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    scaling = ray.train.ScalingConfig(num_workers=world, resources_per_worker={"CPU": 0.5})
-    run = ray.train.RunConfig(name=f"world{world}", storage_path=folder)
-    result = TorchTrainer(ray_worker, train_loop_config=settings, scaling_config=scaling, run_config=run).fit()
-    return result.return_value
-
-
 def cpu(size: int, repeats: int) -> None:
-    import tempfile
-
-    from mrisr import cluster
-
     lr, hr = patches(2, size, torch.device("cpu"))
     threads = torch.get_num_threads()
     print(f"CPU, {threads} threads, 2 x {size}^3, published generator, separable critic; medians of {repeats}\n")
     print("| step | seconds |\n|---|---|", flush=True)
     for name, steps in (
         ("plain loop, fp32, contiguous", plain_loop(lr, hr, False, False, False)),
-        ("ours, bf16, channels_last_3d", our_loop(lr, hr, 1, "single")),
-        ("ours, bf16, channels_last_3d, recompute", our_loop(lr, hr, 1, "single", recompute=True)),
+        ("plain loop, bf16, channels_last_3d", plain_loop(lr, hr, True, True, False)),
+        ("ours, bf16, channels_last_3d", our_loop(lr, hr)),
+        ("ours, bf16, channels_last_3d, recompute", our_loop(lr, hr, recompute=True)),
     ):
         for phase, step in steps.items():
             print(f"| {phase}: {name} | {median_seconds(step, repeats):.3f} |", flush=True)
-
-    torch.set_num_threads(1)
-    one = {str(p): median_seconds(s, repeats) for p, s in plain_loop(lr, hr, True, True, False).items()}
-    cluster.connect()
-    settings = {"count": 2, "size": size, "repeats": repeats}
-    with tempfile.TemporaryDirectory() as folder:
-        ours = {world: with_ray(world, settings, folder) for world in (1, 2)}
-    print("\nRay Train with FSDP2 (gloo), one core per worker, 2 patches per worker\n")
-    print(
-        "| step | plain, bf16 | Ray, 1 worker | overhead | Ray, 2 workers | weak scaling |\n|---|---|---|---|---|---|"
-    )
-    for phase, plain in one.items():
-        first, second = ours[1][phase], ours[2][phase]
-        print(
-            f"| {phase} | {plain:.3f} | {first:.3f} | {first / plain - 1:+.1%} | {second:.3f} | {first / second:.1%} |"
-        )
 
 
 def cuda(size: int, repeats: int) -> None:
@@ -148,8 +107,8 @@ def cuda(size: int, repeats: int) -> None:
     for name, steps in (
         ("plain loop, fp32, contiguous", plain_loop(lr, hr, False, False, False)),
         ("plain loop, bf16, channels_last_3d", plain_loop(lr, hr, True, True, False)),
-        ("ours, bf16, channels_last_3d", our_loop(lr, hr, 1, "single")),
-        ("ours, bf16, channels_last_3d, recompute", our_loop(lr, hr, 1, "single", recompute=True)),
+        ("ours, bf16, channels_last_3d", our_loop(lr, hr)),
+        ("ours, bf16, channels_last_3d, recompute", our_loop(lr, hr, recompute=True)),
     ):
         for phase, step in steps.items():
             with FlopCounterMode(display=False) as flops:

@@ -92,6 +92,7 @@ def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path:
     again = [*command[:-2], "0", str(tmp_path / "second-meeting")]
     done = subprocess.run(again, env=environment, text=True, capture_output=True, check=True, timeout=100)
     assert done.stdout.splitlines()[-1] == f"found {int(newest.name.removeprefix('checkpoint_'))}"
+    assert not torn.exists(), "what was half-written is gone"
 
 
 @pytest.mark.parametrize("missing", [".metadata", "progress.json"])

@@ -40,8 +40,15 @@ def _is_whole(folder: Path) -> bool:
 
 
 def agreed_checkpoint(run_folder: Path) -> Path | None:
-    """The newest whole checkpoint, rank 0's finding on every rank; None where there is none. Every rank calls it."""
-    found = whole_checkpoints(run_folder)[-1:] if rank() == 0 else []
+    """The newest whole checkpoint, rank 0's finding on every rank; None where there is none. Every rank calls it.
+
+    At the start of a group of workers: what an earlier group left half-written is deleted.
+    """
+    found: list[Path] = []
+    if rank() == 0:
+        for torn in run_folder.glob(".*.part"):
+            shutil.rmtree(torn, ignore_errors=True)
+        found = whole_checkpoints(run_folder)[-1:]
     if world_size() > 1:
         dist.broadcast_object_list(box := [found], src=0)
         found = box[0]
