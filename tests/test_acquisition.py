@@ -139,7 +139,7 @@ def test_noise_is_the_magnitude_of_signal_and_seeded_noise(
 
 
 def test_noise_follows_rice() -> None:
-    """Fully sampled: Rayleigh in air (mean sigma sqrt(pi/2)); the second moment of a voxel of height A is A^2 + 2s^2."""
+    """Sampled in full: Rayleigh in air (mean s sqrt(pi/2)); the second moment of a voxel of height A is A^2 + 2s^2."""
     scene = np.zeros((40, 64, 64), np.float32)
     scene[:, :, 32:] = 0.8
     d = Degradation("truncate", fraction=0.0, noise=0.1, noise_seed=5)
@@ -172,6 +172,6 @@ def test_sampling_draws_the_noise_and_leaves_the_other_draws_where_they_were() -
     assert 0.01 <= b.noise <= 0.05
     assert b.noise_seed != rich.sample(np.random.default_rng([7, 3])).noise_seed
     hr = volume((12, 14, 16))
-    before = np.random.get_state()[1].copy()
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
     np.testing.assert_array_equal(degrade(hr, b), degrade(hr, c))
-    np.testing.assert_array_equal(before, np.random.get_state()[1])
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002

@@ -115,6 +115,30 @@ def superresolve(
     raise typer.Exit(run_superresolution(model, source, target, data_consistency, overwrite, tracking_uri))
 
 
+@app.command(epilog=_key_reference())
+def preview(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    volume: Annotated[
+        Path | None, typer.Option(help="a NIfTI file; default: the store's first training subject")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="the picture, PNG")] = Path("preview.png"),
+    samples: Annotated[int, typer.Option(min=0, help="seeded draws between the ends of the ranges")] = 3,
+    gallery: Annotated[
+        bool, typer.Option("--gallery", help="every kind there is, instead of the configured one")
+    ] = False,
+) -> None:
+    """Draw what a configuration trains on: one row per degradation, LR, difference and log-spectrum."""
+    experiment = load_experiment(config, overrides or [])
+    from mrisr.preview import GALLERY, contact_sheet, load_volume, planned, write_sheet
+
+    name, hr = load_volume(experiment, None if volume is None else volume.expanduser().absolute())
+    entries = list(GALLERY) if gallery else planned(experiment, samples)
+    target = output.expanduser().absolute()
+    write_sheet(contact_sheet(hr, entries, title=name, blocks=2 if len(entries) > 6 else 1), target, dpi=90)
+    typer.echo("\n".join([*(f"{title:<24} {degradation.describe()}" for title, degradation in entries), str(target)]))
+
+
 @app.command()
 def demo(
     data: Annotated[Path | None, typer.Option(help="your own folder of volumes instead of the derived cohort")] = None,
