@@ -172,6 +172,6 @@ def test_sampling_draws_the_noise_and_leaves_the_other_draws_where_they_were() -
     assert 0.01 <= b.noise <= 0.05
     assert b.noise_seed != rich.sample(np.random.default_rng([7, 3])).noise_seed
     hr = volume((12, 14, 16))
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state()[1].copy()
     np.testing.assert_array_equal(degrade(hr, b), degrade(hr, c))
-    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    np.testing.assert_array_equal(before, np.random.get_state()[1])

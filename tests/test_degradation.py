@@ -183,13 +183,13 @@ def test_intensity_scale_is_kept() -> None:
 
 def test_sampling_is_seeded_stays_inside_and_touches_no_global_state() -> None:
     ranges = DegradationRange("mixed", (0, 2), fraction=(0.2, 0.7), mix=(0.1, 0.4), sigma=(0.5, 0.6))
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state()[1].copy()
     draws = [ranges.sample(np.random.default_rng(7)) for _ in range(2)]
     assert draws[0] == draws[1]
     many = [ranges.sample(np.random.default_rng(i)) for i in range(200)]
     assert all(0.2 <= d.fraction <= 0.7 and 0.1 <= d.mix <= 0.4 for d in many)
     assert len({d.fraction for d in many}) == 200
-    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    np.testing.assert_array_equal(before, np.random.get_state()[1])
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,18 @@ def sample_corners(
     return [(int(d), int(h), int(w)) for d, h, w in corners]
 
 
+def spanned(
+    corners: list[Corner], patch: int, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> tuple[tuple[slice, slice, slice], list[Corner]]:
+    """The part of the volume that holds all cubes, cropped along `axes` only, and the corners within that part."""
+    first, last = np.zeros(3, int), np.array(shape)
+    for axis in axes:
+        first[axis] = min(corner[axis] for corner in corners)
+        last[axis] = max(corner[axis] for corner in corners) + patch
+    d, h, w = (slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    return (d, h, w), [(int(c[0] - first[0]), int(c[1] - first[1]), int(c[2] - first[2])) for c in corners]
+
+
 def cut(volume: np.ndarray, corner: Corner, patch: int) -> np.ndarray:
     """The cube of edge `patch` at `corner`: a view, (patch, patch, patch)."""
     return volume[tuple(slice(c, c + patch) for c in corner)]

@@ -8,7 +8,6 @@ from scipy import fft
 from mrisr.degradation.parameters import Degradation, check, fractions
 from mrisr.degradation.spectrum import kept_band, noise_weight, spectral_weight
 
-
 # Voxels that are transformed at a time where slices are independent: 2 MB of float32, which stays in a core's cache.
 SLAB_VOXELS = 2**19
 

@@ -52,6 +52,11 @@ class Degradation(NamedTuple):
         thick = self.slice_axis is not None and self.slice_thickness > 0 and self.slice_axis not in self.axes
         return (*((self.slice_axis,) if thick and self.slice_axis is not None else ()), *self.axes)
 
+    @property
+    def independent_axes(self) -> tuple[int, ...]:
+        """Axes along which every slice is degraded by itself, so that a part of the volume can be. None with noise."""
+        return () if self.noise > 0 else tuple(axis for axis in range(3) if axis not in self.transform_axes)
+
     def describe(self) -> str:
         """One line for tables and model tags, e.g. `truncate, axes 1 2, f=0.5`."""
         f = self.fraction if isinstance(self.fraction, int | float) else list(self.fraction)
