@@ -147,7 +147,8 @@ def test_memory_is_flat_and_nothing_spills_over_a_store_ten_times_rays(tmp_path:
         nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / f"{i}.nii")
         convert_volume(tmp_path / f"{i}.nii", store.path, f"sub-{i:03d}", 64)
     for i in range(2, 208):
-        shutil.copytree(store.path / "subjects" / f"sub-{i % 2:03d}", store.path / "subjects" / f"sub-{i:03d}")
+        source, copy = (store.path / "subjects" / f"sub-{n:03d}" for n in (i % 2, i))
+        shutil.copytree(source, copy, copy_function=os.link)
     store.rebuild_manifest()
     store.update_manifest({"train": 1.0}, seed=0)
     decoded = sum(2 * int(np.prod(store.record(s).shape)) for s in VolumeStore.open(store.path).subjects("train"))
