@@ -175,3 +175,13 @@ def test_sampling_draws_the_noise_and_leaves_the_other_draws_where_they_were() -
     before = np.random.get_state()[1].copy()
     np.testing.assert_array_equal(degrade(hr, b), degrade(hr, c))
     np.testing.assert_array_equal(before, np.random.get_state()[1])
+
+
+def test_a_description_names_what_is_on() -> None:
+    ranges = DegradationRange("truncate", fraction=(0.3, 0.7), slice_axis=0, slice_thickness=(0.0, 2.5))
+    assert ranges.describe() == (
+        "truncate, axes 1 2, f=0.3 ... truncate, axes 1 2, f=0.7, slices of 2.5 voxels on axis 0"
+    )
+    assert DegradationRange("truncate").describe() == "truncate, axes 1 2, f=0.5"
+    rich = Degradation("mixed", (0,), voxels=8, mix=0.25, apodisation="tukey", taper=0.5, noise=0.02, noise_seed=0)
+    assert rich.describe() == "mixed, axes 0, 8 voxels, a=0.25, tukey 0.5, noise 0.02"

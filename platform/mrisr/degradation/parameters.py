@@ -116,6 +116,11 @@ class DegradationRange(NamedTuple):
             self.slice_axis, thickness, noise, int(child.integers(2**63)),
         )  # fmt: skip
 
+    def describe(self) -> str:
+        """One line: both ends, `truncate, axes 1 2, f=0.3 ... truncate, axes 1 2, f=0.7`, or the one there is."""
+        low, high = self.end(0).describe(), self.end(1).describe()
+        return low if low == high else f"{low} ... {high}"
+
     def end(self, which: int) -> Degradation:
         """The degradation with every parameter at its lower (0) or upper (1) end."""
         voxels = None if self.voxels is None else self.voxels[which]
