@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mrisr.config import Experiment
+from mrisr.config import ConfigError, Experiment
 from mrisr.rows import PatchMaker, Row
 from mrisr.stream import StreamLimits, rank_batches
+from voxelstore import VolumeStore
 
 WORKER_CPUS = 0.01
 STAGES = ("draw", "read", "transform", "cut")
@@ -173,19 +174,21 @@ def measure_stream(experiment: Experiment, rows: int, cores: int | None = None) 
     """Measure both on the experiment's store and settings, one after the other.
 
     rows: volumes, rounded up to whole groups of every lane; cores: processes of the bare loop and data tasks, by
-    default what Ray has. Raises ConfigError as `train` does.
+    default what Ray has. Raises ConfigError for a store without training volumes.
     """
     import tempfile
 
     from mrisr import cluster
-    from mrisr.training.trainer import open_store
     from mrisr.training.worker import patch_maker
 
-    store = open_store(experiment)
+    store = VolumeStore.open(experiment.data.store)
+    subjects = store.subjects("train")
+    if not subjects:
+        raise ConfigError(f"data.store: {store.path} has no subjects in split 'train'; convert some first")
     cluster.connect()
     if cores is None:
         cores = max(1, int(cluster.available()[0]))
-    maker = patch_maker(experiment, store.subjects("train"))
+    maker = patch_maker(experiment, subjects)
     plan = maker.plan
     turns = -(-rows // (plan.lanes * plan.rows_per_group))
     per_turn = plan.lanes * plan.rows_per_group
