@@ -5,3 +5,4 @@ cd "$(dirname "$0")/.."
 : "${VENV:=.venv}"
 "$VENV/bin/python" -m pip install --quiet --constraint ci/constraints.txt --editable '.[bench]'
 "$VENV/bin/python" ci/bench_stream.py "$@"
+"$VENV/bin/python" ci/profile_stream.py
