@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mrisr.degradation import (
     KINDS,
     PROTOCOLS,
+    SPECTRAL_KINDS,
     Degradation,
     DegradationRange,
     check,
@@ -25,13 +26,19 @@ shapes = st.tuples(*[st.integers(5, 14)] * 3)
 axis_choices = st.sampled_from([c for n in (1, 2, 3) for c in itertools.combinations(range(3), n)])
 degradations = st.builds(
     Degradation,
-    kind=st.sampled_from(KINDS),
+    kind=st.sampled_from(SPECTRAL_KINDS),
     axes=axis_choices,
     fraction=st.floats(0.0, 0.95),
     voxels=st.none(),
     mix=st.floats(0.0, 1.0),
     sigma=st.floats(0.0, 2.0),
     base=st.sampled_from(["box", "truncate"]),
+    apodisation=st.sampled_from(["none", "tukey", "hamming"]),
+    taper=st.floats(0.0, 1.0),
+    slice_axis=st.integers(0, 2),
+    slice_thickness=st.one_of(st.just(0.0), st.floats(0.0, 4.0)),
+    noise=st.just(0.0),
+    noise_seed=st.none(),
 )
 some = settings(max_examples=60, deadline=None)
 
@@ -45,7 +52,7 @@ def reference(hr: np.ndarray, d: Degradation) -> np.ndarray:
     spectrum = np.fft.fftn(hr.astype(np.float64))
     for index in np.ndindex(*hr.shape):
         bands = {"truncate": [], "box": [], "shift": []}
-        blur = 1.0
+        blur = taper = 1.0
         for axis in d.axes:
             n = hr.shape[axis]
             k = index[axis] if index[axis] <= n // 2 else index[axis] - n
@@ -53,6 +60,8 @@ def reference(hr: np.ndarray, d: Degradation) -> np.ndarray:
             bands["truncate"].append(f > 0 and abs(k) >= (1 - f) * n / 2 - 1e-9)
             bands["shift"].append(f > 0 and abs(k) <= f * n / 2 + 1e-9)
             blur *= np.exp(-2 * np.pi**2 * d.sigma**2 * (k / n) ** 2)
+            cut_off = d.kind == "truncate" or (d.kind == "gaussian" and d.base == "truncate")
+            taper *= window(min(abs(k) / ((1 - f if cut_off else 1) * n / 2), 1.0), d)
         weight = {
             "truncate": 1.0 - any(bands["truncate"]),
             "box": 1.0 - all(bands["truncate"]),
@@ -60,10 +69,21 @@ def reference(hr: np.ndarray, d: Degradation) -> np.ndarray:
         }
         weight["mixed"] = (1 - d.mix) * weight["box"] + d.mix * weight["shift"]
         weight["gaussian"] = weight[d.base] * blur
-        spectrum[index] *= weight[d.kind]
+        k = min(index[d.slice_axis], hr.shape[d.slice_axis] - index[d.slice_axis])
+        profile = np.exp(-((np.pi * d.slice_thickness * k / hr.shape[d.slice_axis]) ** 2) / (4 * np.log(2)))
+        spectrum[index] *= weight[d.kind] * taper * profile
     out = np.fft.ifftn(spectrum)
     assert np.abs(out.imag).max() < 1e-9, "an even weight leaves no imaginary part"
     return out.real
+
+
+def window(x: float, d: Degradation) -> float:
+    """The textbook windows at x = |k| / (end of the band)."""
+    if d.apodisation == "hamming":
+        return 0.54 + 0.46 * np.cos(np.pi * x)
+    if d.apodisation == "tukey" and d.taper > 0 and x > 1 - d.taper:
+        return 0.5 * (1 + np.cos(np.pi * (x - 1 + d.taper) / d.taper))
+    return 1.0
 
 
 @some
@@ -88,12 +108,29 @@ def test_linear_and_never_adds_energy(shape: tuple[int, int, int], d: Degradatio
 
 
 @some
+@given(shape=shapes, d=degradations)
+def test_parseval_the_energy_is_that_of_the_weighted_spectrum(shape: tuple[int, int, int], d: Degradation) -> None:
+    hr = volume(shape)
+    axes = d.transform_axes
+    spectrum = np.fft.rfftn(hr.astype(np.float64), axes=axes) * spectral_weight(shape, d)
+    n = shape[axes[-1]]
+    # Every sample of the half spectrum stands for itself and its conjugate, but for DC and an even axis' Nyquist.
+    twice = [1 if k == 0 or 2 * k == n else 2 for k in range(n // 2 + 1)]
+    twice = np.reshape(twice, [-1 if a == axes[-1] else 1 for a in range(3)])
+    energy = (twice * np.abs(spectrum) ** 2).sum() / np.prod([shape[a] for a in axes])
+    assert np.square(degrade(hr, d).astype(np.float64)).sum() == pytest.approx(energy, rel=1e-4, abs=1e-9)
+
+
+@some
 @given(shape=shapes, axes=axis_choices, kind=st.sampled_from(KINDS), mix=st.floats(0, 1))
 def test_zero_strength_is_the_identity(
     shape: tuple[int, int, int], axes: tuple[int, ...], kind: str, mix: float
 ) -> None:
     hr = volume(shape)
-    np.testing.assert_allclose(degrade(hr, Degradation(kind, axes, 0.0, mix=mix)), hr, atol=1e-6)
+    if kind == "report_literal":
+        mix = 0.0
+    d = Degradation(kind, axes, 0.0, mix=mix, apodisation="none" if kind == "report_literal" else "tukey", slice_axis=0)
+    np.testing.assert_allclose(degrade(hr, d), hr, atol=1e-6)
 
 
 @some
@@ -113,7 +150,7 @@ def test_consistency_never_raises_the_squared_error(shape: tuple[int, int, int],
     observed = degrade(truth, d)
     better = enforce_consistency(guess, observed, d)
     assert np.square(better - truth).sum() <= np.square(guess - truth).sum() * (1 + 1e-5)
-    spectrum = np.fft.rfftn(better - truth, axes=d.axes)
+    spectrum = np.fft.rfftn(better - truth, axes=d.transform_axes)
     kept = np.broadcast_to(kept_band(shape, d), spectrum.shape)
     assert np.abs(spectrum[kept]).max(initial=0.0) < 1e-3
 
@@ -169,6 +206,17 @@ def test_sampling_is_seeded_stays_inside_and_touches_no_global_state() -> None:
         (Degradation("mixed", mix=1.5), ["degradation.mix", "1.5"]),
         (Degradation("gaussian", sigma=-1.0), ["degradation.sigma", "-1.0"]),
         (Degradation("gaussian", base="ball"), ["degradation.base", "ball"]),
+        (Degradation("box", apodisation="hann"), ["degradation.apodisation", "hann", "hamming"]),
+        (Degradation("box", apodisation="tukey", taper=1.2), ["degradation.taper", "1.2", "[0, 1]"]),
+        (Degradation("box", slice_thickness=3.0), ["degradation.slice_thickness", "3.0", "degradation.slice_axis"]),
+        (Degradation("box", slice_axis=1, slice_thickness=-1.0), ["degradation.slice_thickness", "-1.0"]),
+        (Degradation("box", slice_axis=4), ["degradation.slice_axis", "4", "0..2"]),
+        (Degradation("box", noise=-0.1, noise_seed=1), ["degradation.noise", "-0.1"]),
+        (Degradation("box", noise=0.1), ["degradation.noise", "0.1", "noise_seed"]),
+        (Degradation("box", noise=float("nan"), noise_seed=1), ["degradation.noise", "nan"]),
+        (Degradation("box", noise_seed=-1), ["degradation.noise_seed", "-1"]),
+        (Degradation("report_literal", noise=0.1, noise_seed=1), ["report_literal", "noise"]),
+        (Degradation("report_literal", voxels=40), ["degradation.voxels", "40"]),
     ],
 )
 def test_errors_name_the_key_the_value_and_the_remedy(bad: Degradation, words: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -137,6 +137,45 @@ def superresolve(
     from mrisr.verbs import run_superresolution
 
     raise typer.Exit(run_superresolution(model, source, target, data_consistency, overwrite, tracking_uri))
+
+
+@app.command(epilog=_key_reference())
+def preview(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    volume: Annotated[
+        Path | None, typer.Option(help="a NIfTI file; default: the store's first training subject")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="the picture, PNG")] = Path("preview.png"),
+    samples: Annotated[int, typer.Option(min=0, help="seeded draws between the ends of the ranges")] = 3,
+    gallery: Annotated[
+        bool, typer.Option("--gallery", help="every kind there is, instead of the configured one")
+    ] = False,
+) -> None:
+    """Draw what a configuration trains on: one row per degradation, LR, difference and log-spectrum."""
+    experiment = load_experiment(config, overrides or [])
+    from mrisr.preview import GALLERY, contact_sheet, load_volume, planned, write_sheet
+
+    name, hr = load_volume(experiment, None if volume is None else volume.expanduser().absolute())
+    entries = list(GALLERY) if gallery else planned(experiment, samples)
+    target = output.expanduser().absolute()
+    write_sheet(contact_sheet(hr, entries, title=name, blocks=2 if len(entries) > 6 else 1), target, dpi=90)
+    typer.echo("\n".join([*(f"{title:<24} {degradation.describe()}" for title, degradation in entries), str(target)]))
+
+
+@app.command(epilog=_key_reference())
+def bench(
+    what: Annotated[Literal["stream"], typer.Argument(help="stream: patches per second of this machine")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    rows: Annotated[int, typer.Option(min=1, help="volumes to stream, at least; rounded up to whole groups")] = 32,
+) -> None:
+    """Measure this machine on a configuration's own store: patches per second, and where the time goes."""
+    assert what == "stream"
+    experiment = load_experiment(config, overrides or [])
+    from mrisr.bench_stream import measure_stream
+
+    typer.echo("\n".join(measure_stream(experiment, rows).lines()))
 
 
 @app.command()

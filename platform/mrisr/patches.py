@@ -6,30 +6,39 @@ import numpy as np
 
 Corner = tuple[int, int, int]
 
+# Moved patches that hold too little foreground are drawn anew so often; what is left then stays on the grid.
+REDRAWS = 16
+
+
+def overlaps(offsets: np.ndarray, patch: int, block: int, blocks: int) -> np.ndarray:
+    """Share of a patch that each block covers along one axis: (len(offsets), blocks) float64, rows sum to 1.
+
+    [4], patch 8, block 8: half of the patch lies in block 0, half in block 1.
+    """
+    start = np.arange(blocks) * block
+    offsets = offsets[:, None]
+    covered = np.minimum(offsets + patch, start + block) - np.maximum(offsets, start)
+    return np.maximum(covered, 0) / patch
+
 
 def foreground_share(mask: np.ndarray, block: int, shape: tuple[int, ...], patch: int) -> np.ndarray:
     """Share of foreground in the patch at each candidate corner, a multiple of `block` or the last that fits.
 
     mask: (ceil(D/block), ...) bool, True where the block holds foreground; shape: (D, H, W) in voxels.
-    Returns float64 in [0, 1], one value per candidate corner (see `candidate_offsets` per axis). Computed from a
-    summed-area table, so the cost does not depend on the patch size.
+    Returns float64 in [0, 1], one value per candidate corner (see `candidate_offsets` per axis): the share of the
+    patch's voxels that lie in foreground blocks, exact also where the patch ends within a block.
     """
-    table = np.pad(mask.astype(np.int64), ((1, 0),) * 3).cumsum(0).cumsum(1).cumsum(2)
-    lo, hi = [], []
-    for n in shape:
-        offsets = candidate_offsets(n, patch, block)
-        lo.append(offsets // block)
-        hi.append(-(-(offsets + patch) // block))
+    share = mask.astype(np.float64)
+    for axis, n in enumerate(shape):
+        weights = overlaps(candidate_offsets(n, patch, block), patch, block, mask.shape[axis])
+        share = np.moveaxis(np.tensordot(weights, share, axes=(1, axis)), 0, axis)
+    return share
 
-    def at(d: np.ndarray, h: np.ndarray, w: np.ndarray) -> np.ndarray:
-        return table[np.ix_(d, h, w)]
 
-    total = (
-        at(hi[0], hi[1], hi[2]) - at(lo[0], hi[1], hi[2]) - at(hi[0], lo[1], hi[2]) - at(hi[0], hi[1], lo[2])
-        + at(lo[0], lo[1], hi[2]) + at(lo[0], hi[1], lo[2]) + at(hi[0], lo[1], lo[2]) - at(lo[0], lo[1], lo[2])
-    )  # fmt: skip
-    d, h, w = np.ix_(hi[0] - lo[0], hi[1] - lo[1], hi[2] - lo[2])
-    return total / (d * h * w)
+def shares_at(mask: np.ndarray, block: int, corners: np.ndarray, patch: int) -> np.ndarray:
+    """The same share at any corners: corners (n, 3) voxels; returns (n,) float64."""
+    d, h, w = (overlaps(corners[:, axis], patch, block, mask.shape[axis]) for axis in range(3))
+    return np.einsum("nd,nh,nw,dhw->n", d, h, w, mask.astype(np.float64), optimize=True)
 
 
 def candidate_offsets(length: int, patch: int, block: int) -> np.ndarray:
@@ -55,19 +64,46 @@ def sample_corners(
     """Draw `count` corners of (patch, patch, patch) cubes, every one inside the volume.
 
     A candidate on the coarse grid is drawn uniformly among those whose foreground share is at least `min_foreground`,
-    then moved by less than one block in every direction, so that patches do not sit on a lattice. If no candidate
-    reaches the share (a volume with little foreground), the best tenth of the candidates is used instead.
+    then moved by less than one block in every direction, so that patches do not sit on a lattice. What was moved too
+    far into the air is drawn again: every cube holds at least `min_foreground`, measured by the mask's blocks. If no
+    candidate reaches that (a volume with little foreground), the best tenth of the candidates is used, and the bound is
+    the least share among these.
     """
     share = foreground_share(mask, block, shape, patch)
-    good = np.flatnonzero(share >= min_foreground)
-    if good.size == 0:
+    bound = min_foreground - 1e-9
+    if share.max() < bound:
         keep = max(1, share.size // 10)
-        good = np.sort(np.argpartition(share.ravel(), -keep)[-keep:])
-    chosen = np.unravel_index(rng.choice(good, size=count), share.shape)
-    offsets = [candidate_offsets(n, patch, block)[i] for n, i in zip(shape, chosen, strict=True)]
-    jitter = rng.integers(-(block // 2), block - block // 2, size=(3, count))
-    moved = [np.clip(o + j, 0, n - patch) for o, j, n in zip(offsets, jitter, shape, strict=True)]
-    return [(int(d), int(h), int(w)) for d, h, w in zip(*moved, strict=True)]
+        bound = float(np.partition(share.ravel(), -keep)[-keep]) - 1e-9
+    good = np.flatnonzero(share >= bound)
+
+    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = np.unravel_index(rng.choice(good, size=n), share.shape)
+        on_grid = np.stack([candidate_offsets(m, patch, block)[i] for m, i in zip(shape, chosen, strict=True)])
+        moved = on_grid + rng.integers(-(block // 2), block - block // 2, size=(3, n))
+        return on_grid.T, np.clip(moved, 0, np.subtract(shape, patch)[:, None]).T
+
+    on_grid, corners = draw(count)
+    for _ in range(REDRAWS):
+        short = np.flatnonzero(shares_at(mask, block, corners, patch) < bound)
+        if not short.size:
+            break
+        on_grid[short], corners[short] = draw(short.size)
+    else:
+        short = np.flatnonzero(shares_at(mask, block, corners, patch) < bound)
+        corners[short] = on_grid[short]
+    return [(int(d), int(h), int(w)) for d, h, w in corners]
+
+
+def spanned(
+    corners: list[Corner], patch: int, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> tuple[tuple[slice, slice, slice], list[Corner]]:
+    """The part of the volume that holds all cubes, cropped along `axes` only, and the corners within that part."""
+    first, last = np.zeros(3, int), np.array(shape)
+    for axis in axes:
+        first[axis] = min(corner[axis] for corner in corners)
+        last[axis] = max(corner[axis] for corner in corners) + patch
+    d, h, w = (slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    return (d, h, w), [(int(c[0] - first[0]), int(c[1] - first[1]), int(c[2] - first[2])) for c in corners]
 
 
 def cut(volume: np.ndarray, corner: Corner, patch: int) -> np.ndarray:

@@ -77,8 +77,8 @@ def describe_plan(experiment: Experiment) -> str:
     degradation = experiment.degradation.range()
     lines = [
         f"volumes     {', '.join(f'{name} {len(names)}' for name, names in splits.items())}  in {store.path}",
-        f"rows        {rows:,}: one volume degraded once ({degradation.kind}, axes {list(degradation.axes)}, "
-        f"f in {list(degradation.fraction)}), {stream.patches_per_row} patches of {stream.patch_size}^3 each; "
+        f"rows        {rows:,}: one volume degraded once ({degradation.describe()}), "
+        f"{stream.patches_per_row} patches of {stream.patch_size}^3 each; "
         f"{rows / subjects:,.1f} epochs",
         f"steps       {schedule.total_steps:,} of {steps.batch_size} patches on {workers} workers ({steps.micro_batch} "
         f"per forward pass): {updates.pretrain:,} L1, {updates.critic:,} critic, {updates.generator:,} adversarial",

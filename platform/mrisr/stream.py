@@ -16,139 +16,19 @@ contiguous block of G/W lanes. From this follows what training relies on:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mrisr.degradation import DegradationRange, degrade
-from mrisr.patches import cut, sample_corners
-from voxelstore import VolumeStore
+from mrisr.rows import WIRE_DTYPE, PatchMaker, Row, RowPlan
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-# Patches travel from the data tasks to the workers as float16. On normalised intensities in [0, 2) the rounding error
-# is at most 2^-11 of the value (4.9e-4 at 1, below 1/1000 of the intensity range), about 75 dB below a unit range.
-WIRE_DTYPE = np.float16
-
-
-@dataclass(frozen=True)
-class Row:
-    """One volume, degraded once. `index` is its place in the endless sequence of rows."""
-
-    index: int
-    epoch: int
-    subject: str
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """The endless, seeded sequence of rows over a fixed list of subjects.
-
-    subjects: names, in any order (sorted inside); seed: the experiment's.
-    """
-
-    subjects: tuple[str, ...]
-    seed: int
-    patches_per_row: int
-    rows_per_group: int
-    lanes: int
-
-    @property
-    def group_size(self) -> int:
-        """Patches per group, which is the number of steps a group lasts."""
-        return self.patches_per_row * self.rows_per_group
-
-    def row(self, index: int) -> Row:
-        epoch, place = divmod(index, len(self.subjects))
-        return Row(index, epoch, sorted(self.subjects)[_permutation(self.seed, epoch, len(self.subjects))[place]])
-
-    def epoch_rows(self, epoch: int) -> list[Row]:
-        n = len(self.subjects)
-        return [self.row(i) for i in range(epoch * n, (epoch + 1) * n)]
-
-    def group(self, turn: int, lane: int) -> list[Row]:
-        """The rows of a lane's group number `turn`, which feeds steps turn*group_size ... (turn+1)*group_size - 1."""
-        first = (turn * self.lanes + lane) * self.rows_per_group
-        return [self.row(first + i) for i in range(self.rows_per_group)]
-
-    def order(self, turn: int, lane: int) -> np.ndarray:
-        """Seeded interleave of a group's patches: (group_size,) indices into its rows' patches, row after row."""
-        return np.random.default_rng([self.seed, 1, turn, lane]).permutation(self.group_size)
-
-    def row_seed(self, row: Row) -> list[int]:
-        """The seed of all randomness of a row; the subject enters by name, so that adding subjects changes no other's
-        draws."""
-        name = int.from_bytes(hashlib.sha256(row.subject.encode()).digest()[:8], "little")
-        return [self.seed, 2, row.epoch, name]
-
-    def row_rng(self, row: Row) -> np.random.Generator:
-        return np.random.default_rng(self.row_seed(row))
-
-
-@lru_cache(maxsize=8)
-def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    return np.random.default_rng([seed, 0, epoch]).permutation(n)
-
-
-@dataclass(frozen=True)
-class PatchMaker:
-    """Rows to patches: reads a volume, degrades all of it, cuts where there is foreground. Runs inside Ray tasks."""
-
-    store: Path
-    plan: RowPlan
-    degradation: DegradationRange
-    patch_size: int
-    min_foreground: float
-
-    def row_patches(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        """(lr, hr), each (K, P, P, P) float16, of one row."""
-        store = _open_store(str(self.store))
-        rng = self.plan.row_rng(row)
-        degradation = self.degradation.sample(rng)
-        record = store.record(row.subject)
-        corners = sample_corners(
-            store.foreground(row.subject), record.mask_block, record.shape, self.patch_size,
-            self.plan.patches_per_row, self.min_foreground, rng,
-        )  # fmt: skip
-        hr = store.read_normalised(row.subject)
-        lr = degrade(hr, degradation)
-        pair = (np.stack([cut(v, c, self.patch_size) for c in corners]).astype(WIRE_DTYPE) for v in (lr, hr))
-        return next(pair), next(pair)
-
-    def group_patches(self, turn: int, lane: int, skip: int = 0) -> dict[str, np.ndarray]:
-        """One group in its interleaved order: lr, hr (R*K, 1, P, P, P) float16; row, patch (R*K,) int64 for replay.
-
-        skip: patches of the group that were consumed before; rows needed by none of the others are not read.
-        """
-        plan, k = self.plan, self.plan.patches_per_row
-        order = plan.order(turn, lane)
-        rows = plan.group(turn, lane)
-        shape = (plan.group_size, self.patch_size, self.patch_size, self.patch_size)
-        lr, hr = np.zeros(shape, WIRE_DTYPE), np.zeros(shape, WIRE_DTYPE)
-        for i, row in enumerate(rows):
-            places = np.flatnonzero(order // k == i)
-            if (places >= skip).any():
-                row_lr, row_hr = self.row_patches(row)
-                lr[places], hr[places] = row_lr[order[places] % k], row_hr[order[places] % k]
-        index = np.array([row.index for row in rows], dtype=np.int64)[order // k]
-        return {"lr": lr[:, None], "hr": hr[:, None], "row": index, "patch": order % k}
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        (turn,), (lane,), (skip,) = batch["turn"], batch["lane"], batch["skip"]
-        return self.group_patches(int(turn), int(lane), int(skip))
-
-
-@lru_cache(maxsize=4)
-def _open_store(path: str) -> VolumeStore:
-    return VolumeStore.open(path)
+__all__ = ["Batch", "PatchMaker", "Row", "RowPlan", "StreamLimits", "group_dataset", "rank_batches", "rank_lanes"]
 
 
 class Batch(NamedTuple):

@@ -10,6 +10,7 @@ from scipy import ndimage
 LOW_PERCENTILE = 0.1  # of the whole volume
 HIGH_PERCENTILE = 99.9  # of the foreground
 MASK_BLOCK = 8  # edge of a block of the coarse foreground mask, in voxels
+SLAB_VOXELS = 2**19  # voxels that are converted at a time
 BLOCK_SHARE = 0.1  # a block is foreground when this share of its voxels is
 
 
@@ -29,8 +30,14 @@ class IntensityMap:
 
     def normalise(self, physical: np.ndarray) -> np.ndarray:
         """Physical intensities, any shape, to float32 in about [0, 1]."""
-        out = np.subtract(physical, np.float32(self.low), dtype=np.float32)
-        out *= np.float32(1.0 / (self.high - self.low))
+        out = np.empty(physical.shape, np.float32)
+        low, scale = np.float32(self.low), np.float32(1.0 / (self.high - self.low))
+        # Slab by slab, so that the second operation finds the first one's result in the cache.
+        step = max(1, len(out) * SLAB_VOXELS // max(1, out.size))
+        for start in range(0, len(out), step):
+            part = out[start : start + step]
+            np.subtract(physical[start : start + step], low, out=part, dtype=np.float32)
+            part *= scale
         return out
 
     def restore(self, normalised: np.ndarray) -> np.ndarray:

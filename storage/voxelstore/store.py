@@ -99,7 +99,10 @@ class VolumeStore:
 
     def read_normalised(self, subject: str, region: Region | None = None) -> np.ndarray:
         """`read`, mapped so that the subject's robust `low` is 0 and its `high` is 1; not clipped."""
-        return self.record(subject).intensity.normalise(self.read(subject, region))
+        record = self.record(subject)
+        if (record.slope, record.intercept) == (1.0, 0.0):
+            return record.intensity.normalise(self._voxels(subject, region))
+        return record.intensity.normalise(self.read(subject, region))
 
     def foreground(self, subject: str) -> np.ndarray:
         """Coarse foreground mask, bool, ceil(shape / mask_block): True where the block holds foreground."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mrisr.degradation import KINDS, PROTOCOLS, Degradation, DegradationRange, check
+from mrisr.degradation import KINDS, PROTOCOLS, DegradationRange, check
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -69,7 +69,7 @@ class Data(Section):
 
 
 class DegradationSection(Section):
-    kind: Literal["truncate", "box", "shift", "mixed", "gaussian"] = Field(
+    kind: Literal["truncate", "box", "shift", "shift_fft_shift", "mixed", "gaussian", "report_literal"] = Field(
         "truncate", description="what is zeroed in k-space (see mrisr.degradation)"
     )
     axes: tuple[NonNegative, ...] = Field((1, 2), description="zeroed axes: 0 left-right, 1 post-ant, 2 inf-sup")
@@ -80,6 +80,16 @@ class DegradationSection(Section):
     mix: Interval = Field((0.0, 1.0), description="mixed: share of the weight zeroed about DC, drawn from [low, high]")
     sigma: Interval = Field((0.0, 0.0), description="gaussian: blur, voxels, drawn from [low, high]")
     base: Literal["box", "truncate"] = Field("box", description="gaussian: the hard weight under the blur")
+    apodisation: Literal["none", "tukey", "hamming"] = Field("none", description="taper of the acquired band")
+    taper: Interval = Field((0.0, 0.0), description="tukey: tapered share of the band, drawn from [low, high]")
+    slice_axis: NonNegative | None = Field(None, description="axis of thick slices; null: none are thick")
+    slice_thickness: Interval = Field(
+        (0.0, 0.0), description="Gaussian slice profile, full width at half maximum in voxels, drawn from [low, high]"
+    )
+    noise: Interval = Field(
+        (0.0, 0.0),
+        description="receiver noise before the magnitude (Rician), of normalised intensity, from [low, high]",
+    )
 
     def range(self) -> DegradationRange:
         return DegradationRange(**{name: getattr(self, name) for name in DegradationRange._fields})
@@ -89,11 +99,14 @@ class DegradationSection(Section):
         assert self.kind in KINDS
         r = self.range()
         for end in (0, 1):
-            check(Degradation(r.kind, r.axes, r.fraction[end], None, r.mix[end], r.sigma[end], r.base))
+            check(r.end(end)._replace(voxels=None))
         widest = self.fraction[1] if self.voxels is None else self.voxels[1]
-        if widest <= 0:
+        acquired = self.apodisation != "none" or self.slice_thickness[1] > 0 or self.noise[1] > 0
+        if widest <= 0 and not acquired:
             key = "fraction" if self.voxels is None else "voxels"
             raise ValueError(f"degradation.{key} zeroes nothing at its widest ({widest}); give it a band above 0")
+        if self.apodisation == "tukey" and self.taper[1] <= 0:
+            raise ValueError(f"degradation.taper = {list(self.taper)} tapers nothing; give tukey a share above 0")
         return self
 
 

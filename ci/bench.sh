@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The benchmarks, each with its peers in the same run; they need the optional extra `bench`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+: "${VENV:=.venv}"
+"$VENV/bin/python" -m pip install --quiet --constraint ci/constraints.txt --editable '.[bench]'
+"$VENV/bin/python" ci/bench_stream.py "$@"
+"$VENV/bin/python" ci/profile_stream.py

@@ -1,0 +1,161 @@
+"""The stream against the same work in MONAI and TorchIO: patches per second as ratios, in one run on one machine.
+
+    pip install -c ci/constraints.txt '.[bench]'
+    python ci/bench_stream.py [--rows 32] [--cores 2] [--folder bench]
+
+Four volumes of 256x320x320 int16 (synthetic heads), pairs of 64^3, a low-pass with a random strength per volume, 16
+patches per volume. Everyone ends with float32 torch tensors and uses `--cores` worker processes; files are in the page
+cache. The clock covers everything from the loader's first batch asked for to its last; before it starts, the stream's
+data tasks have run once, and MONAI's cache is filled. The peers read uncompressed NIfTI and fork their workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from bench_storage import synthetic_head
+from rich.console import Console
+from rich.table import Table
+
+from mrisr.cluster import prepare_environment
+from mrisr.config import load_experiment
+from voxelstore import VolumeStore, read_volume
+
+PATCH, PER_VOLUME = 64, 16
+STRENGTH = (0.3, 0.7)
+
+
+def make_data(folder: Path) -> list[Path]:
+    """Four NIfTI files and a store of them in `folder`; what is there is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"sub-{i}.nii" for i in range(4)]
+    store = VolumeStore.create(folder / "store.zarr")
+    for i, path in enumerate(paths):
+        if not path.exists():
+            nib.save(nib.Nifti1Image(synthetic_head(i), np.eye(4)), path)
+        if f"sub-{i}" not in store.stored_records():
+            store.write_subject(f"sub-{i}", read_volume(path))
+    store.update_manifest({"train": 1.0}, seed=0)
+    return paths
+
+
+def drain(loader: Iterable[Any], pair: Callable[[Any], tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Patches per second of a loader, from its start to its end."""
+    seen, start = 0, time.perf_counter()
+    for batch in loader:
+        lr, hr = pair(batch)
+        assert lr.shape == hr.shape
+        assert lr.shape[-3:] == (PATCH,) * 3
+        seen += len(lr)
+    return seen / (time.perf_counter() - start)
+
+
+def monai(paths: list[Path], folder: Path, cores: int, rows: int) -> float:
+    """PersistentDataset, LoadImaged, RandGibbsNoised on the whole volume, RandSpatialCropSamplesd, DataLoader."""
+    from monai.data import DataLoader, PersistentDataset
+    from monai.transforms import (
+        Compose,
+        CopyItemsd,
+        EnsureChannelFirstd,
+        LoadImaged,
+        RandGibbsNoised,
+        RandSpatialCropSamplesd,
+    )
+
+    transform = Compose(
+        [
+            LoadImaged("hr"),
+            EnsureChannelFirstd("hr"),
+            CopyItemsd("hr", names="lr"),
+            RandGibbsNoised("lr", prob=1.0, alpha=STRENGTH),
+            RandSpatialCropSamplesd(["lr", "hr"], roi_size=(PATCH,) * 3, num_samples=PER_VOLUME, random_size=False),
+        ]
+    )
+    items = [{"hr": str(paths[i % len(paths)])} for i in range(rows)]
+    dataset = PersistentDataset(items, transform, cache_dir=folder / "monai")
+    for i in range(len(paths)):
+        dataset[i]
+    loader = DataLoader(dataset, batch_size=1, num_workers=cores)
+    return drain(loader, lambda batch: (batch["lr"].float(), batch["hr"].float()))
+
+
+def torchio(paths: list[Path], cores: int, rows: int) -> float:
+    """Queue with UniformSampler and an FFT low-pass transform: one half of both in-plane axes, at random."""
+    import torchio as tio
+
+    class LowPass(tio.Transform):
+        def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+            hr = subject["hr"].data.float()
+            fraction = float(torch.empty(1).uniform_(*STRENGTH))
+            spectrum = torch.fft.rfftn(hr, dim=(2, 3))
+            h = torch.fft.fftfreq(hr.shape[2]).abs() * 2 >= 1 - fraction
+            w = torch.fft.rfftfreq(hr.shape[3]).abs() * 2 >= 1 - fraction
+            spectrum[:, :, h] = 0
+            spectrum[..., w] = 0
+            lr = torch.fft.irfftn(spectrum, s=hr.shape[2:], dim=(2, 3))
+            subject.add_image(tio.ScalarImage(tensor=lr, affine=subject["hr"].affine), "lr")
+            return subject
+
+    subjects = [tio.Subject(hr=tio.ScalarImage(paths[i % len(paths)])) for i in range(rows)]
+    queue = tio.Queue(
+        tio.SubjectsDataset(subjects, transform=LowPass()),
+        max_length=4 * PER_VOLUME,
+        samples_per_volume=PER_VOLUME,
+        sampler=tio.data.UniformSampler(PATCH),
+        num_workers=cores,
+        shuffle_subjects=False,
+    )
+    loader = tio.SubjectsLoader(queue, batch_size=4, num_workers=0)
+    return drain(loader, lambda b: (b["lr"]["data"], b["hr"]["data"].float()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=32, help="volumes that everyone works through")
+    parser.add_argument("--cores", type=int, default=2, help="worker processes")
+    parser.add_argument("--folder", type=Path, default=Path("bench"), help="where the volumes are made")
+    options = parser.parse_args()
+    prepare_environment()
+    warnings.simplefilter("ignore")
+    console = Console(highlight=False, width=120)
+    folder = options.folder.absolute()
+    paths = make_data(folder)
+
+    import ray
+
+    from mrisr.bench_stream import measure_stream
+
+    ray.init(num_cpus=options.cores, include_dashboard=False, logging_level="ERROR", object_store_memory=2 * 2**30)
+    overrides = {
+        "data.store": folder / "store.zarr",
+        "stream.patch_size": PATCH,
+        "stream.patches_per_row": PER_VOLUME,
+        "degradation.fraction": list(STRENGTH),
+    }
+    experiment = load_experiment(None, [f"{key}={value}" for key, value in overrides.items()])
+    measured = measure_stream(experiment, options.rows, options.cores)
+    ray.shutdown()
+    torch.set_num_threads(1)
+    peers = {
+        "TorchIO": torchio(paths, options.cores, options.rows),
+        "MONAI": monai(paths, folder, options.cores, options.rows),
+    }
+    console.print("\n".join(measured.lines()), "\n")
+    ours = measured.stream.per_second
+    table = Table("loader", "patches/s", "the stream is faster by")
+    for name, speed in {"mrisr stream": ours, "bare loop": measured.bare.per_second, **peers}.items():
+        table.add_row(name, f"{speed:.1f}", f"{ours / speed:.2f}x")
+    console.print(table)
+    console.print(f"over the better peer: {ours / max(peers.values()):.2f}x")
+
+
+if __name__ == "__main__":
+    main()

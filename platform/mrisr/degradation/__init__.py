@@ -1,0 +1,54 @@
+"""Low-resolution volumes made in k-space: a real, even weight on the spectrum of the whole volume.
+
+Every degradation is `lr = irfftn(rfftn(hr) * W)`, optionally with receiver noise and a magnitude after it. Making W
+from parameters (`spectral_weight`), applying it (`degrade`) and drawing its parameters (`DegradationRange.sample`) are
+three separate, pure steps. W is even in k, so the result is real without discarding an imaginary part, and the
+intensity scale of `hr` is kept: nothing is divided by its own maximum.
+
+Notation: N is an axis' length, k its integer frequency (-N/2 < k <= N/2), f the fraction of the axis that is zeroed.
+
+| kind            | W                                                                                                |
+|-----------------|--------------------------------------------------------------------------------------------------|
+| truncate        | 0 where |k| >= (1-f)N/2 on ANY chosen axis (Chen et al. 2018, arXiv:1803.01417)                  |
+| box             | 0 only where that holds on ALL chosen axes: the corner of k-space about Nyquist                  |
+| shift           | 0 where |k| <= fN/2 on ALL chosen axes: `box` about DC instead of Nyquist, a high-pass           |
+| shift_fft_shift | an alias of `shift`: shifting the image before and after changes nothing on even axes            |
+| mixed           | (1-a) W_box + a W_shift                                                                          |
+| gaussian        | W_base * exp(-2 pi^2 sigma^2 |nu|^2), nu = k/N in cycles per voxel, base `box` or `truncate`     |
+| report_literal  | none: the project report's code as it runs, for comparison only (see `applying.report_literal`)  |
+
+What real acquisitions add, each off by default and combined with any kind but `report_literal`: a taper of the acquired
+band (`apodisation`), a Gaussian slice profile along one axis (`slice_axis`, `slice_thickness`), and complex Gaussian
+noise before the magnitude (`noise`: Rician where the signal is weak).
+"""
+
+from mrisr.degradation.applying import apply_weight, degrade, enforce_consistency, report_literal
+from mrisr.degradation.parameters import (
+    ALIASES,
+    APODISATIONS,
+    KINDS,
+    PROTOCOLS,
+    SPECTRAL_KINDS,
+    Degradation,
+    DegradationRange,
+    check,
+)
+from mrisr.degradation.spectrum import kept_band, noise_weight, spectral_weight
+
+__all__ = [
+    "ALIASES",
+    "APODISATIONS",
+    "KINDS",
+    "PROTOCOLS",
+    "SPECTRAL_KINDS",
+    "Degradation",
+    "DegradationRange",
+    "apply_weight",
+    "check",
+    "degrade",
+    "enforce_consistency",
+    "kept_band",
+    "noise_weight",
+    "report_literal",
+    "spectral_weight",
+]

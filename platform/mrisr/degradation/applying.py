@@ -1,0 +1,112 @@
+"""Applying a degradation to a whole volume, and undoing what it left exact."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import fft
+
+from mrisr.degradation.parameters import Degradation, check, fractions
+from mrisr.degradation.spectrum import kept_band, noise_weight, spectral_weight
+
+# Voxels that are transformed at a time where slices are independent: 2 MB of float32, which stays in a core's cache.
+SLAB_VOXELS = 2**19
+
+
+def apply_weight(volume: np.ndarray, weight: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """`irfftn(rfftn(volume) * weight)` over `axes`. volume: real, any shape; returns float32 of the same shape.
+
+    weight: as of `spectral_weight`. Two savings change nothing but the time: columns of the half spectrum beyond the
+    last that the weight keeps are neither transformed along the other axes nor back, and along an axis that is not
+    transformed the volume is taken slab by slab.
+    """
+    volume = np.asarray(volume, dtype=np.float32)
+    free = [axis for axis in range(volume.ndim) if axis not in axes]
+    if not free:
+        return _apply(volume, weight, axes)
+    out = np.empty(volume.shape, np.float32)
+    axis = free[0]
+    step = max(1, SLAB_VOXELS * volume.shape[axis] // max(1, volume.size))
+    for start in range(0, volume.shape[axis], step):
+        slab = (slice(None),) * axis + (slice(start, start + step),)
+        out[slab] = _apply(volume[slab], weight, axes)
+    return out
+
+
+def _apply(volume: np.ndarray, weight: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    *others, last = axes
+    spectrum = fft.rfft(volume, axis=last)
+    if weight.shape[last] > 1:
+        kept = np.flatnonzero(weight.any(axis=tuple(a for a in range(weight.ndim) if a != last)))
+        columns = (slice(None),) * last + (slice(0, int(kept.max(initial=0)) + 1),)
+        spectrum, weight = spectrum[columns], weight[columns]
+    spectrum = fft.fftn(spectrum, axes=others, overwrite_x=True) if others else spectrum
+    spectrum = spectrum * weight
+    spectrum = fft.ifftn(spectrum, axes=others, overwrite_x=True) if others else spectrum
+    return fft.irfft(spectrum, n=volume.shape[last], axis=last, overwrite_x=True)
+
+
+def degrade(volume: np.ndarray, degradation: Degradation) -> np.ndarray:
+    """The low-resolution version of a whole volume on the same grid, zero-filled in k-space.
+
+    volume: (D, H, W), any real dtype and intensity scale. Returns (D, H, W) float32 on the same intensity scale.
+    A patch must be cut after this, not before: the k-space of a patch is not the patch of the k-space.
+    With noise the result is a magnitude, so that intensity 0 has to mean no signal. A pure function all the same: the
+    noise is that of `noise_seed`. Raises ValueError for parameters that mean nothing.
+    """
+    d = degradation
+    if d.kind == "report_literal":
+        return report_literal(volume, d)
+    out = apply_weight(volume, spectral_weight(volume.shape, d), d.transform_axes)
+    return np.abs(out + received_noise(volume.shape, d)) if d.noise > 0 else out
+
+
+def received_noise(shape: tuple[int, ...], degradation: Degradation) -> np.ndarray:
+    """What the receiver's noise is in the image: complex64 of `shape`.
+
+    White in k-space with `noise` as its standard deviation per part and voxel, then through `noise_weight`: samples
+    that are not acquired carry none. Drawn from `noise_seed` alone.
+    """
+    d, axes = degradation, degradation.transform_axes
+    rng = np.random.default_rng(d.noise_seed)
+    spectrum = np.float32(d.noise) * rng.standard_normal((*shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
+    half = noise_weight(shape, d)
+    if half.shape[axes[-1]] > 1:
+        # W is even along every single axis, so the other half of the last one is a mirror image.
+        n = shape[axes[-1]]
+        half = half.take(np.minimum(np.arange(n), n - np.arange(n)), axis=axes[-1])
+    spectrum *= half
+    return fft.ifftn(spectrum, axes=axes, norm="ortho", overwrite_x=True)
+
+
+def report_literal(volume: np.ndarray, degradation: Degradation) -> np.ndarray:
+    """The project report's third way as its code does it, which is not what its text says; for comparison only.
+
+    The code mixes the spectrum with the fftshift of the IMAGE, zeroes the half-open index box [c-d, c+d) about the
+    middle of every axis, d = fN/2 to each side, and takes the real part. A half-width beyond the axis, which wrapped
+    round to negative indices, is clipped. Next to the spectrum the image is small, so that this is nearly (1-a) times
+    `box`. volume: (D, H, W) real; returns float32. No spectral weight: neither even in k nor without phase.
+    """
+    check(degradation, volume.shape)
+    axes = degradation.axes
+    hr = np.asarray(volume, dtype=np.float32)
+    a = np.float32(degradation.mix)
+    spectrum = fft.fftn(hr, axes=axes) * (1 - a)
+    spectrum += a * np.fft.fftshift(hr, axes=axes)
+    box: list[slice] = [slice(None)] * hr.ndim
+    for axis, f in zip(axes, fractions(degradation, hr.shape), strict=True):
+        n = hr.shape[axis]
+        half = round(f * n / 2)
+        box[axis] = slice(max(0, n // 2 - half), min(n, n // 2 + half))
+    spectrum[tuple(box)] = 0
+    return np.ascontiguousarray(fft.ifftn(spectrum, axes=axes, overwrite_x=True).real)
+
+
+def enforce_consistency(estimate: np.ndarray, observed: np.ndarray, degradation: Degradation) -> np.ndarray:
+    """Replace the estimate's spectrum by the observed one where that one is known to be exact (design: Parseval).
+
+    estimate, observed: (D, H, W) on one intensity scale; observed = degrade(truth, degradation) without noise.
+    The squared error against the truth can only fall: the error in the kept band becomes zero, the rest stays.
+    """
+    kept = kept_band(observed.shape, degradation).astype(np.float32)
+    difference = np.asarray(observed, np.float32) - np.asarray(estimate, np.float32)
+    return np.asarray(estimate, np.float32) + apply_weight(difference, kept, degradation.transform_axes)
