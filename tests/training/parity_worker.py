@@ -18,7 +18,7 @@ from mrisr.models import MDCSRN, build_critic
 from mrisr.models.seeding import initialise, uninitialised_conv3d
 from mrisr.training.checkpoint import load, save
 from mrisr.training.schedule import Schedule, phase
-from mrisr.training.sharding import average_batchnorm, evaluated_state, full_state, rank, world_size
+from mrisr.training.sharding import average_statistics, evaluated_state, full_state, rank, world_size
 from mrisr.training.step import Networks, NonFiniteError, StepConfig, build_networks, train_step
 
 SCHEDULE = Schedule(
@@ -116,7 +116,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
         for file in own.iterdir():
             assert not (folder / case.target / file.name).exists(), f"{file.name} collides"
             file.rename(folder / case.target / file.name)
-    average_batchnorm(networks.generator)
+    average_statistics(networks)
     assert networks.critic is not None
     states = {"generator": full_state(networks.generator), "critic": full_state(networks.critic)}
     if networks.ema:

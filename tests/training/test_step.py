@@ -183,16 +183,20 @@ def test_the_moving_average_follows_the_generator_and_is_what_is_evaluated() -> 
     networks, config = build(ema_decay=0.75)
     start = weights(networks, "generator")
     expected = {name: value.clone() for name, value in start.items()}
+    statistic = torch.zeros(())
     for index, phase in enumerate((Phase.PRETRAIN, Phase.CRITIC, Phase.GENERATOR)):
         train_step(networks, config, phase, index, *batch())
         if phase is not Phase.CRITIC:
             for name, value in weights(networks, "generator").items():
                 expected[name] = 0.75 * expected[name] + 0.25 * value
+            now = networks.generator.state_dict()["block0.denselayer1.norm.running_mean"]
+            statistic = 0.75 * statistic + 0.25 * now
     state = evaluated_state(networks)
     assert state.keys() == networks.generator.state_dict().keys()
     for name, value in expected.items():
         assert torch.allclose(state[name], value, atol=1e-7), name
         assert not torch.equal(state[name], weights(networks, "generator")[name])
+    assert torch.allclose(state["block0.denselayer1.norm.running_mean"], statistic, atol=1e-7)
     undecorated, _ = build()
     assert undecorated.ema == {}
     assert torch.equal(evaluated_state(undecorated)["conv0.weight"], start["conv0.weight"])

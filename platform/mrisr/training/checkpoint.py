@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import StorageMeta
 
 from mrisr.training.networks import Networks
-from mrisr.training.sharding import average_batchnorm, plain, rank, release, world_size
+from mrisr.training.sharding import average_statistics, plain, rank, release, world_size
 
 PROGRESS = "progress.json"
 METADATA = ".metadata"
@@ -43,7 +43,7 @@ def save(directory: str | Path, networks: Networks, progress: dict[str, Any]) ->
     text = json.dumps(progress, indent=1, sort_keys=True)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    average_batchnorm(networks.generator)
+    average_statistics(networks)
     with _alone() as no_dist:
         dcp.save(_entries(networks), storage_writer=FileSystemWriter(folder, overwrite=True), no_dist=no_dist)
     if rank() == 0:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mrisr.models.mdcsrn import MDCSRN
 from mrisr.objectives import CriticObjective
-from mrisr.training.sharding import plain, shard, synchronise_batchnorm, world_size
+from mrisr.training.sharding import averaged_tensors, shard, synchronise_batchnorm, world_size
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -105,7 +105,7 @@ def build_networks(
         }
     ema = {}
     if config.ema_decay is not None:
-        ema = {name: parameter.detach().clone() for name, parameter in plain(sharded).named_parameters()}
+        ema = {name: value.detach().clone() for name, value in averaged_tensors(sharded).items()}
     return Networks(sharded, objective, optimizers, device, strategy, ema)
 
 

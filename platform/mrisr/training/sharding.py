@@ -139,6 +139,26 @@ def average_batchnorm(generator: nn.Module) -> None:
         buffer.copy_(value.view_as(buffer))
 
 
+def averaged_tensors(generator: nn.Module) -> dict[str, Tensor]:
+    """What a moving average of the generator is over, by name: its parameters and BatchNorm's running statistics.
+
+    The statistics belong to the parameters that made them, and follow single micro-batches: averaged parameters under
+    momentary statistics would be a network that never was.
+    """
+    tensors = [*plain(generator).named_parameters(), *plain(generator).named_buffers()]
+    return {name: tensor for name, tensor in tensors if tensor.is_floating_point()}
+
+
+def average_statistics(networks: Networks) -> None:
+    """average_batchnorm for the generator and for its moving average, which is as linear; every rank must call it."""
+    average_batchnorm(networks.generator)
+    if world_size() > 1 and networks.ema:
+        for name, _ in plain(networks.generator).named_buffers():
+            if name in networks.ema:
+                dist.all_reduce(networks.ema[name])
+                networks.ema[name] /= world_size()
+
+
 def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 

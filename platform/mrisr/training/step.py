@@ -13,7 +13,17 @@ from mrisr.models.batchnorm import frozen_statistics, shared_update
 from mrisr.objectives import CriticTerms, GeneratorObjective, PretrainObjective, widened
 from mrisr.training.networks import Networks, StepConfig, build_networks
 from mrisr.training.schedule import Phase
-from mrisr.training.sharding import accumulating, gather_rows, is_sharded, local, plain, rank, release, world_size
+from mrisr.training.sharding import (
+    accumulating,
+    averaged_tensors,
+    gather_rows,
+    is_sharded,
+    local,
+    plain,
+    rank,
+    release,
+    world_size,
+)
 
 __all__ = [
     "Networks",
@@ -101,8 +111,8 @@ def _after_update(networks: Networks, config: StepConfig, phase: Phase) -> None:
             for parameter in networks.critic.parameters():
                 local(parameter).clamp_(-config.weight_clip, config.weight_clip)
     elif config.ema_decay is not None:
-        for name, parameter in plain(networks.generator).named_parameters():
-            local(networks.ema[name]).lerp_(local(parameter), 1 - config.ema_decay)
+        for name, tensor in averaged_tensors(networks.generator).items():
+            local(networks.ema[name]).lerp_(local(tensor), 1 - config.ema_decay)
 
 
 _Compute = Callable[[int, int, Tensor, Tensor], dict[str, Tensor]]

@@ -22,7 +22,7 @@ from mrisr.training import checkpoint, replay
 from mrisr.training.assembly import generator_config, initial_networks, patch_maker, schedule_of, step_config
 from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint, checkpoint_name, write_folder
 from mrisr.training.schedule import phase
-from mrisr.training.sharding import average_batchnorm, device_for_worker, evaluated_state, full_state
+from mrisr.training.sharding import average_statistics, device_for_worker, evaluated_state, full_state
 from mrisr.training.step import NonFiniteError, train_step
 from mrisr.training.stopping import Request, Requests
 from mrisr.training.validation import Validator
@@ -104,7 +104,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     critic_norms: list[float] = []
 
     def validate() -> None:
-        average_batchnorm(networks.generator)
+        average_statistics(networks)
         state = evaluated_state(networks)
         evaluated.load_state_dict(state)
         figures, picture = validator.run(evaluated, device)
@@ -130,7 +130,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             )
 
     def save() -> None:
-        average_batchnorm(networks.generator)
+        average_statistics(networks)
         progress = {"step": step, "best": best.progress(), "window": window.progress()}
         weights = {LAST_WEIGHTS: evaluated_state(networks)} | ({BEST_WEIGHTS: best.state} if best.state else {})
         _report(write_folder(run_folder / checkpoint_name(step), networks, progress, weights), step, best)
