@@ -133,7 +133,7 @@ def main() -> None:
 
     from mrisr.bench_stream import measure_stream
 
-    ray.init(num_cpus=options.cores, include_dashboard=False, logging_level="ERROR", object_store_memory=2 * 2**30)
+    ray.init(num_cpus=options.cores, logging_level="ERROR", object_store_memory=2 * 2**30)
     overrides = {
         "data.store": folder / "store.zarr",
         "stream.patch_size": PATCH,

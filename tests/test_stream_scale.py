@@ -1,11 +1,9 @@
-"""The multiset of an epoch, validation for ever, and memory that stays flat over a store larger than Ray's."""
+"""The multiset of an epoch, validation for ever, and volumes of any shape and little foreground."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -97,73 +95,3 @@ def test_all_of_a_volume_with_little_foreground_and_of_other_shapes_streams(tmp_
         lr, hr = maker.row_patches(row)
         assert lr.shape == hr.shape == (PER_ROW, 16, 16, 16)
         assert all(patch.max() > 0.5 for patch in hr), "the little there is lies in every patch"
-
-
-FLAT = """
-import json, sys, threading, time
-from pathlib import Path
-import psutil, ray
-from mrisr.cluster import prepare_environment, quiet
-prepare_environment()
-ray.init(num_cpus=3, object_store_memory=80 * 2**20, include_dashboard=False, logging_level="ERROR")
-quiet()
-from mrisr.degradation import DegradationRange
-from mrisr.stream import PatchMaker, RowPlan, StreamLimits, rank_batches
-from ray._private.internal_api import memory_summary
-from voxelstore import VolumeStore
-store = VolumeStore.open(Path(sys.argv[1]))
-plan = RowPlan(tuple(store.subjects("train")), 0, 8, 2, 2)
-maker = PatchMaker(store.path, plan, DegradationRange("truncate", fraction=(0.3, 0.7)), 48, 0.3)
-def largest():
-    tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    sizes = []
-    for process in tree:
-        try:
-            info = process.memory_info()
-            sizes.append(info.rss - info.shared)
-        except psutil.Error:
-            pass
-    return max(sizes)
-rows = len(store.subjects("train"))
-steps = plan.patches_per_row * rows // plan.lanes
-peaks, seen, patches = [], 0, 0
-for batch in rank_batches(maker, 0, 1, 0, steps, StreamLimits(1.0, 2.0, 1)):
-    patches += len(batch.row)
-    if patches // (2 * plan.lanes * plan.group_size) > len(peaks):
-        peaks.append(largest())
-print(json.dumps({"patches": patches, "peaks": peaks, "rows": rows, "memory": memory_summary(stats_only=True)}))
-ray.shutdown()
-"""
-
-
-@pytest.mark.integration
-def test_memory_is_flat_and_nothing_spills_over_a_store_ten_times_rays(tmp_path: Path) -> None:
-    """An epoch over 850 MB of volumes of two shapes, through an object store of 80 MB, in a process of its own."""
-    store = VolumeStore.create(tmp_path / "store.zarr")
-    rng = np.random.default_rng(0)
-    shapes = [(128, 128, 128), (112, 144, 120)]
-    for i, shape in enumerate(shapes):
-        volume = np.pad(rng.integers(300, 900, [n - 32 for n in shape], dtype=np.int16), 16)
-        nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / f"{i}.nii")
-        convert_volume(tmp_path / f"{i}.nii", store.path, f"sub-{i:03d}", 64)
-    for i in range(2, 212):
-        source, copy = (store.path / "subjects" / f"sub-{n:03d}" for n in (i % 2, i))
-        shutil.copytree(source, copy, copy_function=os.link)
-    store.rebuild_manifest()
-    store.update_manifest({"train": 1.0}, seed=0)
-    decoded = sum(2 * int(np.prod(store.record(s).shape)) for s in VolumeStore.open(store.path).subjects("train"))
-    assert decoded > 10 * 80 * 2**20
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment["PYTHONPATH"] = os.pathsep.join(PACKAGES)
-    done = subprocess.run(
-        [sys.executable, "-c", FLAT, str(store.path)],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["patches"] == 8 * found["rows"] == 8 * 212
-    assert "Spilled" not in found["memory"], found["memory"]
-    early, late = max(found["peaks"][:4]), max(found["peaks"][-4:])
-    assert len(found["peaks"]) >= 12
-    assert late < early + 64 * 2**20, f"{early / 2**20:.0f} MB, later {late / 2**20:.0f} MB"
-    assert late < 700 * 2**20
