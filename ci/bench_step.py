@@ -1,7 +1,7 @@
 """Seconds per training step: ours against a plain single-process PyTorch loop of the same networks, in one run.
 
-On a CPU and on a CUDA device: our step in bf16 with channels_last_3d against the plain loop in fp32 and contiguous memory,
-and in the same settings as ours. On CUDA also patches/s and the share of the card's measured matmul rate. Needs torch only.
+On a CPU and on a CUDA device: our step in bf16 with channels_last_3d against the plain loop in fp32 and contiguous
+memory, and in our settings. On CUDA also patches/s and the share of the card's measured matmul rate. Needs torch only.
 """
 
 from __future__ import annotations
