@@ -73,6 +73,7 @@ def train(experiment: Experiment) -> TrainedRun:
     for workers that can never be placed, TrainingStopped where a step or the disk stops it, Terminated after SIGTERM.
     """
     store = open_store(experiment)
+    _refuse_another(experiment, store)
     cluster.connect()
     import ray
     import ray.train
@@ -136,32 +137,38 @@ def _outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) ->
     return TrainedRun(experiment, run_id, uri, progress["step"], best["step"], best["figures"], state, checkpoint)
 
 
+def _refuse_another(experiment: Experiment, store: VolumeStore) -> None:
+    """Raise ConfigError if the run's folder holds a run of another configuration or of other data."""
+    folder = experiment.run_folder
+    if not (file := folder / "experiment.yaml").exists():
+        return
+    before, now = _flat(yaml.safe_load(file.read_text())), _flat(experiment.model_dump(mode="json"))
+    changed = sorted(
+        key for key in before.keys() | now.keys()
+        if before.get(key) != now.get(key) and not key.startswith(_MAY_CHANGE)
+    )  # fmt: skip
+    if changed:
+        lines = [f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
+        raise ConfigError(
+            f"name = {experiment.name!r}: {folder} holds a run of another configuration:\n"
+            + "\n".join(lines)
+            + "\nUse the same values to resume it, or another name=... to start a new run"
+        )
+    data = folder / "dataset.txt"
+    if data.exists() and data.read_text() != store.fingerprint():
+        raise ConfigError(
+            f"data.store = {store.path}: its subjects or splits have changed since run {experiment.name!r} began, "
+            "so that it cannot be resumed exactly; use another name=... to start a new run"
+        )
+
+
 def _claim(experiment: Experiment, store: VolumeStore) -> None:
-    """Write the resolved configuration into the run's folder before the first step, or check what is there."""
+    """Write the resolved configuration into the run's folder before the first step, once."""
     folder, file = experiment.run_folder, experiment.run_folder / "experiment.yaml"
     folder.mkdir(parents=True, exist_ok=True)
-    if file.exists():
-        before, now = _flat(yaml.safe_load(file.read_text())), _flat(experiment.model_dump(mode="json"))
-        changed = sorted(
-            key for key in before.keys() | now.keys()
-            if before.get(key) != now.get(key) and not key.startswith(_MAY_CHANGE)
-        )  # fmt: skip
-        if changed:
-            lines = [f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
-            raise ConfigError(
-                f"name = {experiment.name!r}: {folder} holds a run of another configuration:\n"
-                + "\n".join(lines)
-                + "\nUse the same values to resume it, or another name=... to start a new run"
-            )
-        data = folder / "dataset.txt"
-        if data.exists() and data.read_text() != store.fingerprint():
-            raise ConfigError(
-                f"data.store = {store.path}: its subjects or splits have changed since run {experiment.name!r} began, "
-                "so that it cannot be resumed exactly; use another name=... to start a new run"
-            )
-        return
-    (folder / "dataset.txt").write_text(store.fingerprint())
-    _write_whole(file, dump_experiment(experiment))
+    if not file.exists():
+        _write_whole(folder / "dataset.txt", store.fingerprint())
+        _write_whole(file, dump_experiment(experiment))
 
 
 def _mend_ray_snapshot(folder: Path) -> None:
