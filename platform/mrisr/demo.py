@@ -70,7 +70,15 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
     generator = load_model(published.model_uri, published.tracking_uri).generator
     v = experiment.validation
     result = evaluate_on_cluster(
-        store, "test", v.protocol, generator, v.patch_size, v.overlap, experiment.training.precision, console=console
+        store,
+        "test",
+        v.protocol,
+        generator,
+        v.patch_size,
+        v.overlap,
+        experiment.training.precision,
+        consistency=True,
+        console=console,
     )
     csv = result.write_csv(home / "evaluation" / "test.csv")
     pictures = result.write_pictures(home / "evaluation")
