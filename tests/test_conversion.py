@@ -66,7 +66,10 @@ NAMES = ["s1__sub-1", "s1__sub-2", "s2__sub-1", "s2__sub-3"]
 def test_a_second_run_converts_nothing_and_reads_nothing(ray_local: str, cohort: Path, tmp_path: Path) -> None:
     first = convert(cohort, tmp_path)
     assert (first.converted, first.unchanged, first.left_out, first.exit_code) == (NAMES, [], [], 0)
-    assert first.splits == {"test": 1, "train": 2, "validation": 1}
+    assert sorted(first.splits) == ["test", "train", "validation"]
+    assert "4 volumes of 3 people; all volumes of a person share a split" in first.lines()
+    store = VolumeStore.open(tmp_path / "store")
+    assert store.record("s1__sub-1").split == store.record("s2__sub-1").split
     path = cohort / "s1" / "sub-2.nii"
     status, before = path.stat(), path.read_bytes()
     path.write_bytes(bytes(len(before)))  # would be an error, were it read
@@ -167,6 +170,21 @@ def test_subjects_beyond_the_counts_are_named_in_the_summary(ray_local: str, coh
     assert len(summary.unassigned) == 1
     assert summary.unassigned[0] in summary.lines()[2]
     assert summary.exit_code == 0
+
+
+def test_a_pattern_chooses_and_what_it_leaves_out_later_is_named(ray_local: str, cohort: Path, tmp_path: Path) -> None:
+    assert convert(cohort, tmp_path, pattern="*.mgz").converted == ["s2__sub-3"]
+    summary = convert(cohort, tmp_path, pattern="*sub-1*")
+    assert (summary.converted, summary.forsaken) == (["s1__sub-1", "s2__sub-1"], ["s2__sub-3"])
+    assert any("new data.store" in line and "s2__sub-3" in line for line in summary.lines())
+    with pytest.raises(FileNotFoundError, match=r"data\.pattern = '\*T2w\*': fits none of the 4 volumes"):
+        convert(cohort, tmp_path, pattern="*T2w*")
+
+
+def test_one_folder_for_everybody_is_told(ray_local: str, tmp_path: Path) -> None:
+    for seed in range(2):
+        save(tmp_path / "in" / "images" / f"p{seed}.nii", volume(seed))
+    assert any("taken for one person's" in line for line in convert(tmp_path / "in", tmp_path).lines())
 
 
 def test_what_cannot_start_says_why(ray_local: str, tmp_path: Path) -> None:

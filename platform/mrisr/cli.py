@@ -67,7 +67,7 @@ def convert(
         raise ConfigError(f"{source}: is not a folder; give the folder that holds the volumes")
     cluster.connect()
     data = experiment.data
-    summary = convert_folder(source, data.store, data.splits, data.split_seed, data.min_size)
+    summary = convert_folder(source, data.store, data.splits, data.split_seed, data.min_size, data.pattern)
     typer.echo("\n".join(summary.lines()))
     typer.echo(f"store: {data.store}")
     raise typer.Exit(summary.exit_code)

@@ -55,7 +55,7 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
     heading("2/5  convert to Zarr")
     cluster.connect()
     d = experiment.data
-    summary = convert_folder(data, d.store, d.splits, d.split_seed, d.min_size)
+    summary = convert_folder(data, d.store, d.splits, d.split_seed, d.min_size, d.pattern)
     console.print("\n".join(summary.lines()), markup=False, soft_wrap=True)
 
     heading(f"3/5  train with FSDP on {experiment.resources.workers} workers: L1, then WGAN-GP")

@@ -28,7 +28,7 @@ from voxelstore.subject import (
 )
 from voxelstore.volume import SourceVolume, to_physical
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 SUBJECTS = "subjects"
 WRITERS_LOCK = ".writers.lock"
@@ -122,14 +122,17 @@ class VolumeStore:
         """Source files that conversion left out: path -> reason, message, stat and so on."""
         return dict(self._left_out)
 
-    def write_subject(self, subject: str, volume: SourceVolume, sha256: str | None = None) -> SubjectRecord:
+    def write_subject(
+        self, subject: str, volume: SourceVolume, sha256: str | None = None, group: str | None = None
+    ) -> SubjectRecord:
         """Store a volume under `subject`, atomically; one that is there is replaced and keeps its split.
 
-        sha256: of the source file, where it is another than the one read. The manifest lists it from
-        `update_manifest` on. Raises StoreError for a name that cannot be a folder's.
+        sha256: of the source file, where it is another than the one read. group: the person, where several
+        volumes may be of one; by default the subject itself. The manifest lists it from `update_manifest` on.
+        Raises StoreError for a name that cannot be a folder's.
         """
         with locked(self.path / WRITERS_LOCK, shared=True):
-            return write_subject(self._folder(subject), volume, sha256 or volume.sha256)
+            return write_subject(self._folder(subject), volume, sha256 or volume.sha256, group or subject)
 
     def remove_subject(self, subject: str) -> None:
         """Delete a subject's folder; the manifest forgets it from `update_manifest` on."""
@@ -165,7 +168,8 @@ class VolumeStore:
         with self._changing_manifest():
             records = self.stored_records()
             assigned = {subject: record.split for subject, record in records.items()}
-            for subject, split in assign_splits(assigned, records, fractions_or_counts, seed).items():
+            groups = {subject: record.group for subject, record in records.items()}
+            for subject, split in assign_splits(assigned, records, fractions_or_counts, seed, groups).items():
                 if split != assigned[subject]:
                     records[subject] = write_split(self._folder(subject), split)
             self._write_manifest(records, self._left_out if left_out is None else left_out)

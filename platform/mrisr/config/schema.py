@@ -64,10 +64,13 @@ class Data(Section):
     )
     splits: dict[str, float] = Field(
         {"train": 0.8, "validation": 0.1, "test": 0.1},
-        description="subjects per split at conversion: fractions (sum <= 1) or counts",
+        description="people per split at conversion: fractions (sum <= 1) or counts",
     )
     split_seed: int = Field(0, description="seed of the split")
     min_size: Positive = Field(64, description="volumes with a shorter axis are left out at conversion, voxels")
+    pattern: str = Field(
+        "*", min_length=1, description="which files to convert: a glob on the name ('*T1w*') or, with a /, on the path"
+    )
 
 
 class DegradationSection(Section):
