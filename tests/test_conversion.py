@@ -172,21 +172,6 @@ def test_subjects_beyond_the_counts_are_named_in_the_summary(ray_local: str, coh
     assert summary.exit_code == 0
 
 
-def test_a_pattern_chooses_and_what_it_leaves_out_later_is_named(ray_local: str, cohort: Path, tmp_path: Path) -> None:
-    assert convert(cohort, tmp_path, pattern="*.mgz").converted == ["s2__sub-3"]
-    summary = convert(cohort, tmp_path, pattern="*sub-1*")
-    assert (summary.converted, summary.forsaken) == (["s1__sub-1", "s2__sub-1"], ["s2__sub-3"])
-    assert any("new data.store" in line and "s2__sub-3" in line for line in summary.lines())
-    with pytest.raises(FileNotFoundError, match=r"data\.pattern = '\*T2w\*': fits none of the 4 volumes"):
-        convert(cohort, tmp_path, pattern="*T2w*")
-
-
-def test_one_folder_for_everybody_is_told(ray_local: str, tmp_path: Path) -> None:
-    for seed in range(2):
-        save(tmp_path / "in" / "images" / f"p{seed}.nii", volume(seed))
-    assert any("taken for one person's" in line for line in convert(tmp_path / "in", tmp_path).lines())
-
-
 def test_what_cannot_start_says_why(ray_local: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no"):
         convert(tmp_path, tmp_path)

@@ -11,12 +11,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mrisr.conversion_summary import ConversionSummary, LeftOut
-from voxelstore import SubjectRecord, VolumeError, VolumeStore, convert_volume, find_volumes, person_of, subject_id
+from voxelstore import (
+    StoreError,
+    SubjectRecord,
+    VolumeError,
+    VolumeStore,
+    convert_volume,
+    find_volumes,
+    person_of,
+    subject_id,
+)
 from voxelstore.convert import drop_duplicates, file_hash
 from voxelstore.splits import check_splits
 
 # What may change without the file's size and time changing (permissions, a fetched annex, memory) is tried again.
-TRY_AGAIN = ("unreadable", "worker-died", "name-clash")
+TRY_AGAIN = ("unreadable", "worker-died", "name-clash", "too-large")
 
 
 class _Job(NamedTuple):
@@ -121,7 +130,7 @@ def _run(jobs: list[_Job], store: Path, min_size: int, progress: bool, console: 
 
 
 def _convert_one(job: _Job, store: str, min_size: int) -> _Outcome:
-    """One Ray task. Only what is wrong with this one file is caught; a full disk stops the conversion."""
+    """One Ray task. Only what is wrong with this one file is caught; a full disk or a damaged store stops it all."""
     try:
         if job.known is not None:
             path = Path(job.path)
@@ -135,6 +144,13 @@ def _convert_one(job: _Job, store: str, min_size: int) -> _Outcome:
     except VolumeError as error:
         kept = "; the store keeps what was converted before" if job.known is not None else ""
         return _Outcome("left-out", error.reason, error.message + kept)
+    except StoreError:
+        raise
+    except MemoryError as error:
+        text = f"does not fit into the memory of its task ({str(error) or 'MemoryError'}); crop it, or leave it out"
+        return _Outcome("left-out", "too-large", text)
+    except ValueError as error:
+        return _Outcome("left-out", "unusable", f"{error}; export the volume again, or leave it out")
     return _Outcome("converted")
 
 
