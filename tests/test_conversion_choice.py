@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from mrisr.config import ConfigError
 from mrisr.conversion import ConversionSummary, _convert_one, _Job, convert_folder
 from voxelstore import StoreError, VolumeStore
 
@@ -82,6 +83,24 @@ def test_a_pattern_chooses_and_what_it_leaves_out_later_is_named(cohort: Path, t
     assert any("new data.store" in line and "s2__sub-3" in line for line in summary.lines())
     with pytest.raises(FileNotFoundError, match=r"data\.pattern = '\*T2w\*': fits none of the 3 volumes"):
         convert(cohort, tmp_path, pattern="*T2w*")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_store_is_split_by_one_rule(cohort: Path, tmp_path: Path) -> None:
+    counts = {"validation": 1, "train": 1}
+    convert_folder(cohort, tmp_path / "store", counts, split_seed=3, progress=False)
+    before = VolumeStore.open(tmp_path / "store")
+    assert before.rule == (counts, 3)
+    save(cohort / "sub-9.nii", volume(9))
+    for asked, seed in (({"train": 2}, None), (None, 4)):
+        with pytest.raises(
+            ConfigError, match=r"was split by data\.splits='\{validation: 1, train: 1\}' .*data\.store="
+        ):
+            convert_folder(cohort, tmp_path / "store", asked, seed, progress=False)
+    summary = convert_folder(cohort, tmp_path / "store", progress=False)
+    assert (summary.converted, summary.unassigned) == (["sub-9"], ["sub-9"])
+    after = VolumeStore.open(tmp_path / "store")
+    assert (after.rule, after.splits()) == (before.rule, before.splits())
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mrisr.conversion_summary import ConversionSummary, LeftOut
+from mrisr.split_rule import agreed_rule
 from voxelstore import (
     StoreError,
     SubjectRecord,
@@ -22,7 +23,7 @@ from voxelstore import (
     subject_id,
 )
 from voxelstore.convert import drop_duplicates, file_hash
-from voxelstore.splits import check_splits
+from voxelstore.store import MANIFEST
 
 # What may change without the file's size and time changing (permissions, a fetched annex, memory) is tried again.
 TRY_AGAIN = ("unreadable", "worker-died", "name-clash", "too-large")
@@ -45,8 +46,8 @@ class _Outcome(NamedTuple):
 def convert_folder(
     source: str | Path,
     store: str | Path,
-    splits: Mapping[str, float | int],
-    split_seed: int = 0,
+    splits: Mapping[str, float | int] | None = None,
+    split_seed: int | None = None,
     min_size: int = 32,
     pattern: str = "*",
     *,
@@ -56,14 +57,15 @@ def convert_folder(
 ) -> ConversionSummary:
     """Convert the .nii, .nii.gz and .mgz files below `source` into the store, which is made if nothing is there.
 
-    Ray must be initialised; every node needs to see both paths. A file whose size and modification time are
-    those recorded is not read again (`verify` hashes it all the same); one whose SHA-256 is the recorded one
-    is not decoded. A killed conversion goes on where it was. splits: fractions or counts, see
-    `assign_splits`, of people (see `person_of`); who has a split keeps it. min_size: shortest edge in voxels.
-    pattern: which files, see `find_volumes`. Files that cannot be used are left out with a reason. Raises
-    FileNotFoundError for a folder without volumes, ValueError for splits that do not add up, StoreError.
+    Ray must be initialised; every node needs to see both paths. A file whose size and modification time are those
+    recorded is not read again (`verify` hashes it all the same); one whose SHA-256 is the recorded one is not decoded.
+    A killed conversion goes on where it was. splits, split_seed: fractions or counts of people, see `assign_splits`
+    and `person_of`; None: what the store was split by before, see `agreed_rule`. Who has a split keeps it. min_size:
+    shortest edge in voxels. pattern: which files, see `find_volumes`. Files that cannot be used are left out with a
+    reason. Raises FileNotFoundError for a folder without volumes, ValueError for splits that do not add up or are not
+    the store's, StoreError.
     """
-    check_splits(splits)
+    rule = agreed_rule(VolumeStore.open(store) if (Path(store) / MANIFEST).exists() else None, splits, split_seed)
     root = Path(source).resolve()
     paths = find_volumes(root, pattern)
     if not paths and (others := len(find_volumes(root))):
@@ -76,7 +78,7 @@ def convert_folder(
     outcomes |= _run(jobs, target.path, min_size, progress, console)
     subjects = {str(path): subject_id(path, root) for path in paths}
     _leave_out_duplicates(target, outcomes, subjects)
-    target.update_manifest(splits, split_seed, left_out=_memory(target, root, outcomes, min_size))
+    target.update_manifest(rule.splits, rule.seed, left_out=_memory(target, root, outcomes, min_size))
     return _summary(target, root, paths, outcomes, subjects)
 
 

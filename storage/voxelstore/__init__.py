@@ -4,12 +4,14 @@ from voxelstore.convert import convert_volume, find_volumes, person_of, subject_
 from voxelstore.errors import StoreError, VolumeError
 from voxelstore.intensity import IntensityMap, intensity_map
 from voxelstore.record import SubjectRecord
+from voxelstore.splits import SplitRule
 from voxelstore.store import VolumeStore
 from voxelstore.volume import SourceVolume, read_volume, write_volume
 
 __all__ = [
     "IntensityMap",
     "SourceVolume",
+    "SplitRule",
     "StoreError",
     "SubjectRecord",
     "VolumeError",

@@ -5,6 +5,26 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+
+class SplitRule(NamedTuple):
+    """What a store was split by. splits: name -> fraction or count, in order (it decides ties); seed: of the draw."""
+
+    splits: dict[str, float]
+    seed: int
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{name}: {share:g}" for name, share in self.splits.items())
+        return f"data.splits='{{{shares}}}' data.split_seed={self.seed}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Pairs, since JSON's objects are sorted on writing."""
+        return {"shares": [[name, share] for name, share in self.splits.items()], "seed": self.seed}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> SplitRule:
+        return cls(dict(value["shares"]), value["seed"])
 
 
 def check_splits(splits: Mapping[str, float | int]) -> None:

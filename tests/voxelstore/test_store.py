@@ -76,6 +76,8 @@ def test_a_store_travels_by_pickle_and_opens_again(store: VolumeStore) -> None:
     assert len(pickle.dumps(store)) < 20_000
     again = VolumeStore.open(store.path)
     assert again.splits() == store.splits()
+    assert again.rule == copy.rule == (SPLITS, 0)
+    assert list(again.rule.splits) == list(SPLITS)
     assert sorted(map(len, again.splits().values())) == [1, 2]
 
 

@@ -62,11 +62,12 @@ class Data(Section):
     store: AbsolutePath = Field(
         Path("$MRISR_HOME/store.zarr"), description="Zarr volume store, made by `mrisr convert`"
     )
-    splits: dict[str, float] = Field(
-        {"train": 0.8, "validation": 0.1, "test": 0.1},
-        description="people per split at conversion: fractions (sum <= 1) or counts",
+    splits: dict[str, float] | None = Field(
+        None,
+        description="people per split, decided at conversion: fractions (sum <= 1) or counts; null: as the store has "
+        "them, for a new one {train: 0.8, validation: 0.1, test: 0.1}",
     )
-    split_seed: int = Field(0, description="seed of the split")
+    split_seed: int | None = Field(None, description="seed of the split; null: as the store has it, for a new one 0")
     min_size: Positive = Field(64, description="volumes with a shorter axis are left out at conversion, voxels")
     pattern: str = Field(
         "*", min_length=1, description="which files to convert: a glob on the name ('*T1w*') or, with a /, on the path"
