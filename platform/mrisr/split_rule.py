@@ -27,7 +27,7 @@ def agreed_rule(store: VolumeStore | None, splits: Mapping[str, float] | None, s
             "these values, to use it as it is; or convert the volumes into another store: "
             f"mrisr convert FOLDER data.store=... {wanted}"
         )
-    return wanted
+    return known or wanted
 
 
 def settle_splits(experiment: Experiment, store: VolumeStore) -> Experiment:
