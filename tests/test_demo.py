@@ -8,8 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from mrisr.config import ConfigError
 from mrisr.degradation import PROTOCOLS, degrade
-from mrisr.demo import home_of, write_low_resolution
+from mrisr.demo import home_of, run_demo, write_low_resolution
 from voxelstore import VolumeStore
 
 
@@ -24,6 +25,12 @@ def test_every_data_folder_has_a_home_of_its_own(tmp_path: Path, monkeypatch: py
     assert all(folder.parent == home for folder in folders)
     assert folders[1].name.startswith("data-")
     assert home_of(None, home) == home / "icbm152"
+
+
+def test_data_that_hold_the_home_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--data .* holds --home"):
+        run_demo(tmp_path, tmp_path / "demo", [])
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_low_resolution_file_is_the_protocols_input_in_the_sources_space(small_store: Path, tmp_path: Path) -> None:

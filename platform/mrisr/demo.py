@@ -46,6 +46,11 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
     """
     if not CONFIG.is_file():
         raise ConfigError(f"{CONFIG}: not found in {Path.cwd()}; run the demo from the checkout")
+    if data is not None and home.resolve().is_relative_to(data.resolve()):
+        raise ConfigError(
+            f"--data {data}: holds --home {home} as well, so that the demo would take its own output for volumes; give "
+            "the folder that holds the volumes alone, or another --home"
+        )
     home = home_of(data, home)
     os.environ["MRISR_HOME"] = str(home)
     console = Console(highlight=False)
