@@ -122,6 +122,13 @@ def test_the_reference_explains_every_key() -> None:
             node = node[part]
 
 
+def test_the_defaults_of_the_reference_are_overrides() -> None:
+    written = [f"{key}={default}" for key, _, default, _ in field_reference()]
+    assert "tracking.uri=null" in written
+    assert "degradation.fraction=[0.5, 0.5]" in written
+    assert load_experiment(None, written) == load_experiment(None)
+
+
 def test_relative_paths_are_refused_inside_a_ray_job(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_experiment(None, ["data.store=store.zarr"]).data.store == Path.cwd() / "store.zarr"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")

@@ -76,15 +76,15 @@ class Data(Section):
 
 class DegradationSection(Section):
     kind: Literal["truncate", "box", "shift", "shift_fft_shift", "mixed", "gaussian", "report_literal"] = Field(
-        "truncate", description="what is zeroed in k-space (see mrisr.degradation)"
+        "truncate", description="what is zeroed in k-space; `mrisr preview --gallery` draws every kind"
     )
     axes: tuple[NonNegative, ...] = Field((1, 2), description="zeroed axes: 0 left-right, 1 post-ant, 2 inf-sup")
-    fraction: Interval = Field((0.5, 0.5), description="zeroed fraction f of each axis, drawn from [low, high]")
+    fraction: Interval = Field((0.5, 0.5), description="zeroed share f of each axis, 0 to 1, drawn from [low, high]")
     voxels: Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_pair), AfterValidator(_ordered)] | None = Field(
         None, description="zeroed width in k-space samples, both sides together; replaces fraction"
     )
     mix: Interval = Field((0.0, 1.0), description="mixed: share of the weight zeroed about DC, drawn from [low, high]")
-    sigma: Interval = Field((0.0, 0.0), description="gaussian: blur, voxels, drawn from [low, high]")
+    sigma: Interval = Field((0.0, 0.0), description="gaussian: blur, standard deviation in voxels, from [low, high]")
     base: Literal["box", "truncate"] = Field("box", description="gaussian: the hard weight under the blur")
     apodisation: Literal["none", "tukey", "hamming"] = Field("none", description="taper of the acquired band")
     taper: Interval = Field((0.0, 0.0), description="tukey: tapered share of the band, drawn from [low, high]")
@@ -94,7 +94,7 @@ class DegradationSection(Section):
     )
     noise: Interval = Field(
         (0.0, 0.0),
-        description="receiver noise before the magnitude (Rician), of normalised intensity, from [low, high]",
+        description="Rician noise: standard deviation of either channel, in normalised intensity, from [low, high]",
     )
 
     def range(self) -> DegradationRange:
@@ -188,8 +188,8 @@ class Validation(Section):
     patch_size: Positive = Field(64, description="edge of the cubes validated during training, voxels")
     patches_per_subject: Positive = Field(4, description="cubes per subject; the same ones for ever")
     max_subjects: Positive | None = Field(None, description="first N subjects of the split only; null: all")
-    overlap: float = Field(0.25, ge=0, lt=1, description="overlap of blended patches on whole volumes")
-    metric: Literal["psnr", "ssim"] = Field("psnr", description="figure that decides, higher is better")
+    overlap: float = Field(0.25, ge=0, lt=1, description="share of a patch's edge that overlaps on whole volumes")
+    metric: Literal["psnr", "ssim"] = Field("psnr", description="figure that decides, psnr in dB; higher is better")
 
 
 class Resources(Section):
