@@ -33,6 +33,7 @@ def test_overrides_are_yaml_values_at_dotted_keys() -> None:
     assert experiment.degradation.fraction == (0.3, 0.8)
     assert experiment.generator.residual is True
     assert experiment.seed == 7
+    assert load_experiment(None, ["data.pattern=*T1w*"]).data.pattern == "*T1w*"
     assert load_experiment(None, ["degradation.fraction=0.4"]).degradation.fraction == (0.4, 0.4)
 
 

@@ -97,7 +97,8 @@ def _override(raw: dict[str, Any], item: str) -> None:
             raise ConfigError(f"{key}: {section} holds {child!r}, not a section; check the key's spelling")
         node = child
     try:
-        node[leaf] = yaml.safe_load(text)
+        # A star would be YAML's alias, of which there can be none here: it is a glob.
+        node[leaf] = text if text.startswith("*") else yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"{key}: {text!r} is not a YAML value; quote it, e.g. {key}='\"text\"'") from None
 
