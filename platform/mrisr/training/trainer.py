@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mrisr import cluster, tracking
 from mrisr.config import ConfigError, Experiment
-from mrisr.config.schema import home
+from mrisr.config.paths import home
 from mrisr.degradation import check
 from mrisr.outbox import Outbox
 from mrisr.split_rule import settle_splits
