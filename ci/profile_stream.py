@@ -20,9 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy import fft
 
-from mrisr.degradation import Degradation, apply_weight, degrade, spectral_weight
+from mrisr.bench_stream import plain_patches
+from mrisr.degradation import Degradation, DegradationRange, degrade, spectral_weight
 from mrisr.degradation.applying import SLAB_VOXELS
-from mrisr.patches import cut, sample_corners
+from mrisr.patches import copy_overlaps, sample_corners
+from mrisr.rows import PART_VOXELS, PatchMaker, RowPlan
 from voxelstore import VolumeStore
 
 T = TypeVar("T")
@@ -50,6 +52,12 @@ def slabs(hr: np.ndarray, d: Degradation) -> np.ndarray:
     return np.concatenate([whole(hr[i : i + step], d) for i in range(0, len(hr), step)])
 
 
+def by_parts(store: VolumeStore, subject: str) -> None:
+    """The whole volume, normalised, 2 MB of float32 at a time."""
+    for _ in store.normalised_parts(subject, (slice(None),) * 3, 0, PART_VOXELS):
+        pass
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("bench"), help="where the volumes are made")
@@ -59,40 +67,50 @@ def main() -> None:
     record = store.record(subject)
     rng = np.random.default_rng(0)
     in_plane = Degradation("truncate", (1, 2), 0.5)
+    plan = RowPlan((subject,), 0, PER_VOLUME, 2, 1)
+    maker = PatchMaker(store.path, plan, DegradationRange("truncate"), PATCH, 0.3)
     rows: list[tuple[str, float, float | None]] = []
 
-    seconds, physical = best(lambda: store.read(subject))
-    rows.append(("read, decode, to float32", seconds, None))
-    seconds, hr = best(lambda: store.read_normalised(subject))
-    rows.append(("read, decode, normalise in one pass", seconds, None))
-    rows.append(("to normalise alone, after a plain read", best(lambda: record.intensity.normalise(physical))[0], None))
-    plain, reference = best(lambda: whole(hr, in_plane))
-    rows.append(("transform: whole volume", plain, 0.0))
-    for name, work in (("slab by slab", slabs), ("slab by slab, kept columns only: degrade()", degrade)):
-        seconds, lr = best(lambda work=work: work(hr, in_plane))  # type: ignore[misc]
-        rows.append((f"transform: {name}", seconds, float(np.abs(lr - reference).max())))
+    def timed(name: str, work: Callable[[], T], reference: np.ndarray | None = None) -> T:
+        seconds, result = best(work)
+        difference = None if reference is None else float(np.abs(np.asarray(result) - reference).max())
+        rows.append((name, seconds, difference))
+        return result
+
+    physical = timed("read, decode, to float32", lambda: store.read(subject))
+    hr = timed("read, decode, normalise in one pass", lambda: store.read_normalised(subject))
+    timed("the same in parts of 2 MB, one layer of blocks in memory", lambda: by_parts(store, subject))
+    timed("to normalise alone, after a plain read", lambda: record.intensity.normalise(physical))
+    plain = timed("transform: whole volume", lambda: whole(hr, in_plane))
+    timed("transform: slab by slab", lambda: slabs(hr, in_plane), plain)
+    timed("transform: slab by slab, kept columns only: degrade()", lambda: degrade(hr, in_plane), plain)
     for name, d in (
+        ("f = 0.3", Degradation("truncate", (1, 2), 0.3)),
         ("f = 0.8", Degradation("truncate", (1, 2), 0.8)),
         ("box, f = 0.5", Degradation("box", (1, 2), 0.5)),
         ("three axes, f = 0.5", Degradation("truncate", (0, 1, 2), 0.5)),
         ("with noise", in_plane._replace(noise=0.02, noise_seed=0)),
     ):
-        rows.append((f"degrade(): {name}", best(lambda d=d: degrade(hr, d))[0], None))  # type: ignore[misc]
+        timed(f"degrade(): {name}", lambda d=d: degrade(hr, d))  # type: ignore[misc]
     matrix = np.eye(hr.shape[2], dtype=np.float32)
-    rows.append(("a matrix product along one axis instead", best(lambda: hr @ matrix)[0], None))
+    timed("a matrix product along one axis instead", lambda: hr @ matrix)
     mask = store.foreground(subject)
-    seconds, corners = best(lambda: sample_corners(mask, record.mask_block, record.shape, PATCH, PER_VOLUME, 0.3, rng))
-    rows.append(("draw corners", seconds, None))
-    lr = apply_weight(hr, spectral_weight(hr.shape, in_plane), in_plane.transform_axes)
+    corners = timed(
+        "draw corners",
+        lambda: sample_corners(mask, record.mask_block, record.shape, PATCH, PER_VOLUME, 0.3, rng),
+    )
+    cubes = np.empty((2, PER_VOLUME, PATCH, PATCH, PATCH), np.float16)
 
-    def cut_all() -> np.ndarray:
-        pair = np.empty((2, PER_VOLUME, PATCH, PATCH, PATCH), np.float16)
-        for patches, volume in zip(pair, (lr, hr), strict=True):
-            for i, corner in enumerate(corners):
-                patches[i] = cut(volume, corner, PATCH)
-        return pair
+    def cut_all() -> None:
+        for target in cubes:
+            copy_overlaps(target, corners, hr, 0, 0)
 
-    rows.append(("cut 16 pairs, to float16", best(cut_all)[0], None))
+    timed("cut 16 pairs, to float16", cut_all)
+    timed(
+        "one row: whole volume, full transform, float32", lambda: plain_patches(maker, plan.row(0), lambda stage: None)
+    )
+    timed("one row: as the stream makes it, part by part", lambda: maker.row_patches(plan.row(0))[0])
+    timed("a group of two such rows, interleaved", lambda: maker.group_patches(0, 0))
     table = Table("step", "seconds", "largest difference")
     for name, seconds, difference in rows:
         table.add_row(name, f"{seconds:.3f}", "" if difference is None else f"{difference:.1g}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -12,27 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import fft
 
 from mrisr.config import ConfigError, Experiment
-from mrisr.rows import PatchMaker, Row
+from mrisr.degradation import degrade, spectral_weight
+from mrisr.patches import cut, sample_corners
+from mrisr.rows import PatchMaker, Row, open_store
 from mrisr.stream import StreamLimits, rank_batches
+from mrisr.stream_speed import STAGES, Measured, Speed, Stopwatch
 from voxelstore import VolumeStore
 
+__all__ = ["STAGES", "Measured", "Speed", "Stopwatch", "bare_loop", "measure_stream", "plain_patches", "ray_stream"]
+
 WORKER_CPUS = 0.01
-STAGES = ("draw", "read", "transform", "cut")
-
-
-class Stopwatch:
-    """Seconds by stage: called at the end of each."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._last = time.perf_counter()
-
-    def __call__(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] += now - self._last
-        self._last = now
+SIZED = 100  # subjects whose sizes are averaged
 
 
 @dataclass(frozen=True)
@@ -62,62 +55,49 @@ class Sums:
         return rows
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Patches made in `wall` seconds on `cores` cores, and the seconds of all cores by stage."""
-
-    patches: int
-    wall: float
-    cores: float
-    stages: dict[str, float]
-
-    @property
-    def per_second(self) -> float:
-        return self.patches / self.wall
-
-    def shares(self) -> dict[str, float]:
-        """Share of the cores' time by stage; `rest` is what no stage has: the framework, copies, waiting."""
-        total = self.wall * self.cores
-        shares = {name: seconds / total for name, seconds in self.stages.items()}
-        return {**shares, "rest": 1.0 - sum(shares.values())}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The bare loop and the stream over as many rows of the same plan."""
-
-    bare: Speed
-    stream: Speed
-    patch: int
-
-    def lines(self) -> list[str]:
-        out = [f"{'':<22}{'patches/s':>10}" + "".join(f"{name:>11}" for name in (*STAGES, "rest"))]
-        for name, speed in (("bare numpy/scipy loop", self.bare), ("Ray Train worker", self.stream)):
-            out.append(
-                f"{name:<22}{speed.per_second:>10.1f}" + "".join(f"{share:>11.1%}" for share in speed.shares().values())
-            )
-        return [
-            *out,
-            f"shares of {self.stream.cores:g} cores' time; rest: Ray, copies, start-up and waiting",
-            f"patches of {self.patch}^3; stream / bare loop {self.stream.per_second / self.bare.per_second:.0%}",
-        ]
+def plain_patches(maker: PatchMaker, row: Row, mark: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray]:
+    """(lr, hr), each (K, P, P, P) float32: the row as one would write it with numpy and scipy, without any saving."""
+    store = open_store(str(maker.store))
+    rng = maker.plan.row_rng(row)
+    degradation = maker.degradation.sample(rng)
+    record = store.record(row.subject)
+    corners = sample_corners(
+        store.foreground(row.subject), record.mask_block, record.shape, maker.patch_size,
+        maker.plan.patches_per_row, maker.min_foreground, rng,
+    )  # fmt: skip
+    mark("draw")
+    hr = store.read_normalised(row.subject)
+    mark("read")
+    if degradation.kind == "report_literal" or degradation.noise > 0:
+        lr = degrade(hr, degradation)
+    else:
+        axes = degradation.transform_axes
+        spectrum = fft.rfftn(hr, axes=axes)
+        spectrum *= spectral_weight(hr.shape, degradation)
+        lr = fft.irfftn(spectrum, s=[hr.shape[axis] for axis in axes], axes=axes, overwrite_x=True)
+    mark("transform")
+    pair = [np.stack([cut(volume, corner, maker.patch_size) for corner in corners]) for volume in (lr, hr)]
+    mark("cut")
+    return pair[0], pair[1]
 
 
-def _bare_rows(maker: PatchMaker, rows: Sequence[Row]) -> dict[str, float]:
-    """One process of the bare loop."""
+def _loop(make: Callable[..., Any], maker: PatchMaker, rows: Sequence[Row]) -> dict[str, float]:
+    """One process of a loop without Ray."""
     watch = Stopwatch()
     for row in rows:
-        maker.row_patches(row, watch)
+        watch.start()
+        make(maker, row, watch)
     return watch.seconds
 
 
-def bare_loop(maker: PatchMaker, rows: Sequence[Row], processes: int) -> Speed:
-    """Rows to patches by `processes` processes and nothing else: what a stream could reach without any framework."""
+def bare_loop(make: Callable[..., Any], maker: PatchMaker, rows: Sequence[Row], processes: int) -> Speed:
+    """`make(maker, row, mark)` over the rows in `processes` processes, and nothing else."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         parts = [list(rows[i::processes]) for i in range(processes)]
-        list(pool.map(_bare_rows, [maker] * processes, [part[:1] for part in parts]))  # imports, opens, page cache
+        work = [make] * processes, [maker] * processes
+        list(pool.map(_loop, *work, [part[:1] for part in parts]))  # imports, opens, page cache
         start = time.perf_counter()
-        sums = list(pool.map(_bare_rows, [maker] * processes, parts))
+        sums = list(pool.map(_loop, *work, parts))
         wall = time.perf_counter() - start
     stages = {name: sum(part[name] for part in sums) for name in STAGES}
     return Speed(len(rows) * maker.plan.patches_per_row, wall, processes, stages)
@@ -171,9 +151,9 @@ def ray_stream(maker: PatchMaker, turns: int, limits: StreamLimits, cores: int, 
 
 
 def measure_stream(experiment: Experiment, rows: int, cores: int | None = None) -> Measured:
-    """Measure both on the experiment's store and settings, one after the other.
+    """Measure all three on the experiment's store and settings, one after the other.
 
-    rows: volumes, rounded up to whole groups of every lane; cores: processes of the bare loop and data tasks, by
+    rows: volumes, rounded up to whole groups of every lane; cores: processes of the loops, and data tasks, by
     default what Ray has. Raises ConfigError for a store without training volumes.
     """
     import tempfile
@@ -196,5 +176,7 @@ def measure_stream(experiment: Experiment, rows: int, cores: int | None = None) 
     limits = StreamLimits((cores - WORKER_CPUS) / cores, cores - WORKER_CPUS, experiment.stream.rounds)
     with tempfile.TemporaryDirectory() as folder:
         stream = ray_stream(maker, turns, limits, cores, Path(folder))
-    bare = bare_loop(maker, [plan.row(per_turn + i) for i in range(turns * per_turn)], cores)
-    return Measured(bare, stream, maker.patch_size)
+    measured = [plan.row(per_turn + i) for i in range(turns * per_turn)]
+    plain, bare = (bare_loop(make, maker, measured, cores) for make in (plain_patches, PatchMaker.row_patches))
+    stored, decoded = np.mean([store.sizes(subject) for subject in subjects[:SIZED]], axis=0)
+    return Measured(plain, bare, stream, maker.patch_size, plan.patches_per_row, float(stored), float(decoded))

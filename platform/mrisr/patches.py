@@ -110,3 +110,20 @@ def spanned(
 def cut(volume: np.ndarray, corner: Corner, patch: int) -> np.ndarray:
     """The cube of edge `patch` at `corner`: a view, (patch, patch, patch)."""
     return volume[tuple(slice(c, c + patch) for c in corner)]
+
+
+def copy_overlaps(cubes: np.ndarray, corners: list[Corner], part: np.ndarray, axis: int, first: int) -> None:
+    """Fill what a part of a volume has of the cubes at `corners`.
+
+    cubes: (n, patch, patch, patch), written; part: whole but along `axis`, where its first slice is number `first`.
+    """
+    patch, last = cubes.shape[1], first + part.shape[axis]
+    for cube, corner in zip(cubes, corners, strict=True):
+        start, stop = max(corner[axis], first), min(corner[axis] + patch, last)
+        if start < stop:
+            source, target = [slice(c, c + patch) for c in corner], [slice(None)] * 3
+            source[axis], target[axis] = (
+                slice(start - first, stop - first),
+                slice(start - corner[axis], stop - corner[axis]),
+            )
+            cube[tuple(target)] = part[tuple(source)]

@@ -16,6 +16,7 @@ contiguous block of G/W lanes. From this follows what training relies on:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 __all__ = ["Batch", "PatchMaker", "Row", "RowPlan", "StreamLimits", "group_dataset", "rank_batches", "rank_lanes"]
+
+
+# Rounds that are computed while one is consumed.
+AHEAD = 2
 
 
 class Batch(NamedTuple):
@@ -54,7 +59,7 @@ class StreamLimits(NamedTuple):
     """What one rank's stream may use.
 
     cpus_per_task: logical CPUs that a data task reserves; cpus: those of all its tasks. rounds: groups per lane that
-    are computed at a time; twice as many are in memory: those in use and those that come next.
+    are computed at a time; up to three times as many are in memory: those in use and those of the AHEAD next rounds.
     """
 
     cpus_per_task: float
@@ -91,34 +96,34 @@ def rank_batches(
 ) -> Generator[Batch, None, None]:
     """The batches of a rank for steps start_step ... stop_step - 1, streamed by Ray Data; close it to stop early.
 
-    One dataset computes `limits.rounds` groups of every lane to the end while the ones before are consumed. A single
-    endless dataset would do the same by backpressure, but then Ray Data's executor, a thread in the training process,
-    spins whenever it has nothing to start, and its hold of the GIL made a CPU training step three times as slow.
+    One dataset computes `limits.rounds` groups of every lane to the end, and AHEAD of them run while the ones before
+    are consumed. Two, because Ray Data looks for finished tasks ten times a second and starts others only then: the
+    tasks of the second dataset wait in Ray's own queue, so that no core does. A single endless dataset would get ahead
+    by backpressure, but then Ray Data's executor, a thread in the training process, spins whenever it has nothing to
+    start, and its hold of the GIL made a CPU training step three times as slow.
     """
     plan = maker.plan
     lanes = rank_lanes(plan.lanes, rank, world_size)
     first, skip = divmod(start_step, plan.group_size)
     end = -(-stop_step // plan.group_size)
 
-    def compute(turns: range, skip: int) -> list[dict[str, np.ndarray]]:
-        dataset = group_dataset(maker, lanes, turns, skip, limits)
+    def compute(turns: range) -> list[dict[str, np.ndarray]]:
+        dataset = group_dataset(maker, lanes, turns, skip if turns.start == first else 0, limits)
         return list(dataset.iter_batches(batch_size=plan.group_size, batch_format="numpy", prefetch_batches=0))
 
     rounds = [range(begin, min(begin + limits.rounds, end)) for begin in range(first, end, limits.rounds)]
-    if not rounds:
-        return
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stream")
+    pool = ThreadPoolExecutor(max_workers=AHEAD, thread_name_prefix="stream")
     try:
-        ahead = pool.submit(compute, rounds[0], skip)
+        ahead = deque(pool.submit(compute, turns) for turns in rounds[:AHEAD])
         left = stop_step - start_step
-        for following in [*rounds[1:], None]:
-            blocks = ahead.result()
-            if following is not None:
-                ahead = pool.submit(compute, following, 0)
-            for batch in islice(interleave(iter(blocks), len(lanes), skip), left):
+        for number, turns in enumerate(rounds):
+            blocks = ahead.popleft().result()
+            if number + AHEAD < len(rounds):
+                ahead.append(pool.submit(compute, rounds[number + AHEAD]))
+            consumed = skip if turns.start == first else 0
+            for batch in islice(interleave(iter(blocks), len(lanes), consumed), left):
                 yield batch
                 left -= 1
-            skip = 0
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,11 @@ import zarr
 
 from voxelstore.errors import StoreError
 from voxelstore.files import atomic_write_json, clean, locked, remove_folder
+from voxelstore.manifest import MANIFEST, new_manifest, read_manifest
 from voxelstore.record import SubjectRecord
 from voxelstore.splits import SplitRule, assign_splits
 from voxelstore.subject import (
+    VOXELS,
     open_voxels,
     read_foreground,
     read_record,
@@ -28,8 +31,6 @@ from voxelstore.subject import (
 )
 from voxelstore.volume import SourceVolume, to_physical
 
-SCHEMA = 2
-MANIFEST = "manifest.json"
 SUBJECTS = "subjects"
 WRITERS_LOCK = ".writers.lock"
 MANIFEST_LOCK = ".manifest.lock"
@@ -52,7 +53,7 @@ class VolumeStore:
     def open(cls, path: str | Path) -> VolumeStore:
         """Open an existing store. Raises StoreError if it is missing, of another schema, or damaged."""
         path = Path(path).resolve()
-        return cls(path, _read_manifest(path))
+        return cls(path, read_manifest(path))
 
     @classmethod
     def create(cls, path: str | Path) -> VolumeStore:
@@ -64,7 +65,7 @@ class VolumeStore:
                 if not (path / MANIFEST).exists():
                     write_group(path, {})
                     write_group(path / SUBJECTS, {})
-                    atomic_write_json(path / MANIFEST, _manifest({}, {}, None))
+                    atomic_write_json(path / MANIFEST, new_manifest({}, {}, None))
         return cls.open(path)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,10 +100,32 @@ class VolumeStore:
 
     def read_normalised(self, subject: str, region: Region | None = None) -> np.ndarray:
         """`read`, mapped so that the subject's robust `low` is 0 and its `high` is 1; not clipped."""
+        return _normalised(self.record(subject), self._voxels(subject, region))
+
+    def normalised_parts(
+        self, subject: str, region: Region, axis: int, voxels: int | None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """`read_normalised` of a region, part by part along `axis`: pairs of a part's first index there and the part.
+
+        voxels: of one part, or of one slice where that is larger; None: all in one. No block of the store is decoded
+        twice, and one layer of them is in memory at a time; a small part is still in a core's cache when it is used.
+        """
         record = self.record(subject)
-        if (record.slope, record.intercept) == (1.0, 0.0):
-            return record.intensity.normalise(self._voxels(subject, region))
-        return record.intensity.normalise(self.read(subject, region))
+        first, last, _ = region[axis].indices(record.shape[axis])
+        block = last if voxels is None else self._array(subject).chunks[axis]
+        while first < last:
+            end = min(last, (first // block + 1) * block)
+            layer = self._voxels(subject, _along(axis, slice(first, end), region))
+            step = end - first if voxels is None else max(1, voxels * (end - first) // max(1, layer.size))
+            for start in range(0, end - first, step):
+                yield first + start, _normalised(record, layer[_along(axis, slice(start, start + step))])
+            first = end
+
+    def sizes(self, subject: str) -> tuple[int, int]:
+        """Bytes of a subject's voxels in the store, and decoded."""
+        record, folder = self.record(subject), self._folder(subject) / VOXELS
+        stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        return stored, math.prod(record.shape) * np.dtype(record.dtype).itemsize
 
     def foreground(self, subject: str) -> np.ndarray:
         """Coarse foreground mask, bool, ceil(shape / mask_block): True where the block holds foreground."""
@@ -193,7 +216,7 @@ class VolumeStore:
     def _write_manifest(
         self, records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any], rule: SplitRule | None
     ) -> None:
-        manifest = _manifest(records, left_out, rule)
+        manifest = new_manifest(records, left_out, rule)
         atomic_write_json(self.path / MANIFEST, manifest)
         self._take(json.loads(json.dumps(manifest)))
 
@@ -210,10 +233,14 @@ class VolumeStore:
             raise StoreError(f"subject {subject!r} cannot be a folder's name; subject_id() makes one")
         return self.path / SUBJECTS / subject
 
-    def _voxels(self, subject: str, region: Region | None) -> np.ndarray:
+    def _array(self, subject: str) -> zarr.Array[Any]:
         array = self._arrays.get(subject)
         if array is None:
             array = self._arrays[subject] = open_voxels(self._folder(subject), self.record(subject))
+        return array
+
+    def _voxels(self, subject: str, region: Region | None) -> np.ndarray:
+        array = self._array(subject)
         try:
             return np.asarray(array[region if region is not None else ...])
         except (ValueError, RuntimeError) as error:  # a checksum's and a codec's errors
@@ -222,25 +249,12 @@ class VolumeStore:
             ) from error
 
 
-def _manifest(
-    records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any], rule: SplitRule | None
-) -> dict[str, Any]:
-    subjects = {subject: record.to_json() for subject, record in records.items()}
-    splits = None if rule is None else rule.to_json()
-    return {"schema": SCHEMA, "splits": splits, "subjects": subjects, "left_out": dict(left_out)}
+def _normalised(record: SubjectRecord, voxels: np.ndarray) -> np.ndarray:
+    plain = (record.slope, record.intercept) == (1.0, 0.0)
+    return record.intensity.normalise(voxels if plain else to_physical(voxels, record.slope, record.intercept))
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    try:
-        manifest = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise StoreError(f"{path}: no volume store ({MANIFEST} is missing); convert a folder into it first") from None
-    except ValueError as error:
-        raise StoreError(f"{file}: damaged ({error}); delete it and convert again, which rebuilds it") from error
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema != SCHEMA or not {"splits", "subjects", "left_out"} <= manifest.keys():
-        raise StoreError(
-            f"{file}: schema version {schema!r}, this code reads {SCHEMA}; convert the sources into a new store"
-        )
-    return manifest
+def _along(axis: int, chosen: slice, region: Region = (slice(None),) * 3) -> Region:
+    """`region` with another slice along one axis."""
+    d, h, w = (chosen if a == axis else part for a, part in enumerate(region))
+    return d, h, w

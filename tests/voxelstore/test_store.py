@@ -18,6 +18,7 @@ import zarr
 
 from voxelstore import StoreError, VolumeStore, convert_volume, find_volumes, read_volume, subject_id, write_volume
 from voxelstore.convert import drop_duplicates, person_of
+from voxelstore.subject import write_array
 
 SPLITS = {"train": 2, "validation": 1}
 
@@ -59,6 +60,43 @@ def test_regions_and_normalised_reads_are_parts_of_the_whole(store: VolumeStore)
         expected = store.record(subject).intensity.normalise(store.read(subject))
         np.testing.assert_array_equal(store.read_normalised(subject, region), expected[region])
         assert store.foreground(subject).shape == tuple(-(-n // 8) for n in store.record(subject).shape)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_parts_join_to_the_region_and_no_block_is_decoded_twice(
+    axis: int, store: VolumeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region = (slice(3, 31), slice(0, 36), slice(10, 44))
+    for subject in store.subjects():
+        voxels = store.source(subject).voxels
+        folder = store.path / "subjects" / subject / "voxels"
+        shutil.rmtree(folder)
+        write_array(folder, voxels, chunk=16)
+    again, read = VolumeStore.open(store.path), []
+    original = VolumeStore._voxels
+    monkeypatch.setattr(
+        VolumeStore, "_voxels", lambda self, s, region: read.append(region[axis]) or original(self, s, region)
+    )
+    for subject in again.subjects():
+        for voxels_at_once in (1, 5000, None):
+            read.clear()
+            parts = list(again.normalised_parts(subject, region, axis, voxels_at_once))
+            ends = [first + part.shape[axis] for first, part in parts]
+            assert [first for first, _ in parts] == [region[axis].start, *ends[:-1]]
+            assert ends[-1] == min(region[axis].stop, again.record(subject).shape[axis])
+            joined = np.concatenate([part for _, part in parts], axis=axis)
+            layers = [(r.start // 16, (r.stop - 1) // 16) for r in read]
+            assert len(parts) == 1 if voxels_at_once is None else all(a == b for a, b in layers)
+            assert len(set(layers)) == len(layers)
+            np.testing.assert_array_equal(joined, again.read_normalised(subject, region))
+
+
+def test_sizes_are_those_of_the_files_and_of_the_array(store: VolumeStore) -> None:
+    for subject in store.subjects():
+        stored, decoded = store.sizes(subject)
+        assert decoded == store.source(subject).voxels.nbytes
+        data = store.path / "subjects" / subject / "voxels" / "c" / "0" / "0" / "0"
+        assert data.stat().st_size < stored < data.stat().st_size + 10_000
 
 
 def test_output_goes_back_without_the_source_file(store: VolumeStore, tmp_path: Path) -> None:

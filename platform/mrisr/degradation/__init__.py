@@ -22,7 +22,7 @@ band (`apodisation`), a Gaussian slice profile along one axis (`slice_axis`, `sl
 noise before the magnitude (`noise`: Rician where the signal is weak).
 """
 
-from mrisr.degradation.applying import apply_weight, degrade, enforce_consistency, report_literal
+from mrisr.degradation.applying import apply_weight, degrade, degrader, enforce_consistency, report_literal
 from mrisr.degradation.parameters import (
     ALIASES,
     APODISATIONS,
@@ -46,6 +46,7 @@ __all__ = [
     "apply_weight",
     "check",
     "degrade",
+    "degrader",
     "enforce_consistency",
     "kept_band",
     "noise_weight",
