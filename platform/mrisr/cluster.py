@@ -70,26 +70,41 @@ def divide(experiment: Experiment, cpus: float, gpus: float) -> Share:
     """Divide a cluster's logical CPUs and GPUs. Raises ResourceError if the workers can never be placed.
 
     Workers that took every CPU would leave none to the data tasks that feed them, which hangs without an error; so at
-    least one data task must fit beside them.
+    least one data task must fit beside them. With resources.min_workers, for as many workers as fit now.
     """
+    *larger, fewest = experiment.worker_counts
+    for workers in larger:
+        try:
+            return _divide(experiment, workers, fewest, cpus, gpus)
+        except ResourceError:
+            continue
+    return _divide(experiment, fewest, fewest, cpus, gpus)
+
+
+def _divide(experiment: Experiment, workers: int, fewest: int, cpus: float, gpus: float) -> Share:
     want, task = experiment.resources, experiment.stream.cpus_per_task
-    gpu = gpus >= want.workers if want.gpus is None else want.gpus
-    if gpu and gpus < want.workers:
+    gpu = gpus >= fewest if want.gpus is None else want.gpus
+    if gpu and gpus < workers:
         raise ResourceError(
-            f"resources.workers = {want.workers} with resources.gpus = true needs {want.workers} GPUs; the cluster has "
+            f"resources.workers = {workers} with resources.gpus = true needs {workers} GPUs; the cluster has "
             f"{gpus:g}. Set resources.workers={int(gpus)} or resources.gpus=false"
         )
-    room = (cpus - task) / want.workers
+    room = (cpus - task) / workers
     share = want.cpus_per_worker
     if share is None:
         share = min(1.0, math.floor(room * 100) / 100)
     if share <= 0 or share > room + 1e-9:
         raise ResourceError(
-            f"{want.workers} workers of {max(share, 0.01):g} CPUs and a data task of {task:g} do not fit into "
+            f"{workers} workers of {max(share, 0.01):g} CPUs and a data task of {task:g} do not fit into "
             f"{cpus:g} logical CPUs; what fits: resources.cpus_per_worker={max(room, 0.0):.2f} at most, fewer "
             "resources.workers, or a smaller stream.cpus_per_task (0.5, say)"
         )
-    return Share(share, gpu, max(task, (cpus - share * want.workers) / want.workers))
+    return Share(share, gpu, data_share(cpus, share, workers, task))
+
+
+def data_share(cpus: float, cpus_per_worker: float, workers: int, task: float) -> float:
+    """Logical CPUs for the data tasks of each of `workers`, out of a cluster's `cpus`; at least one task's."""
+    return max(task, (cpus - cpus_per_worker * workers) / workers)
 
 
 def available() -> tuple[float, float]:

@@ -26,7 +26,7 @@ from voxelstore import VolumeStore
 # Keys that may differ between a run and its resumption: they change how and how far, not what is computed so far.
 _MAY_CHANGE = (
     "resources", "schedule.total_steps", "training.max_failures", "training.keep_checkpoints", "tracking",
-    "generator.recompute", "critic.samples_at_once",
+    "generator.recompute", "critic.samples_at_once", "training.compile",
 )  # fmt: skip
 
 
@@ -78,6 +78,8 @@ def train(experiment: Experiment) -> TrainedRun:
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from mrisr.training.elastic import ElasticTrainer
+
     cpus, gpus = cluster.available()
     share = cluster.divide(experiment, cpus, gpus)
     _claim(experiment, store)
@@ -85,7 +87,7 @@ def train(experiment: Experiment) -> TrainedRun:
     uri = tracking.resolve_uri(experiment.tracking.uri, home())
     initial = prepare_initial_weights(experiment, uri)
     run_id = _tracked_run(experiment, store, uri)
-    workers = experiment.resources.workers
+    counts, elastic = experiment.worker_counts, experiment.resources.min_workers is not None
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     settings = {
         "experiment": experiment.model_dump(mode="json"),
@@ -93,26 +95,33 @@ def train(experiment: Experiment) -> TrainedRun:
         "mlflow_run_id": run_id,
         "initial": None if initial is None else str(initial),
         "node_cpus": int(min(node.get("CPU", 1) for node in nodes if node.get("CPU"))),
-        "data_cpus": share.data_cpus,
+        "cpus_per_worker": share.cpus,
     }
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=settings,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
+    options = {
+        "train_loop_config": settings,
+        "scaling_config": ray.train.ScalingConfig(
+            num_workers=(counts[-1], counts[0]) if elastic else counts[0],
             use_gpu=share.gpu,
             resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.gpu else {})},
+            elastic_resize_monitor_interval_s=experiment.resources.resize_every_s,
         ),
-        run_config=ray.train.RunConfig(
+        "run_config": ray.train.RunConfig(
             name=experiment.name,
             storage_path=str(experiment.output),
             failure_config=ray.train.FailureConfig(
-                max_failures=experiment.training.max_failures, controller_failure_limit=0
+                # A group that cannot be placed is an error at once, unless its size is open to change.
+                max_failures=experiment.training.max_failures,
+                controller_failure_limit=-1 if elastic else 0,
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=experiment.training.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
-    )
+    }
+    trainer: TorchTrainer
+    if elastic:
+        trainer = ElasticTrainer(train_worker, counts=counts, task_cpus=experiment.stream.cpus_per_task, **options)
+    else:
+        trainer = TorchTrainer(train_worker, **options)
     try:
         with stop_on_sigterm(experiment.run_folder):
             result = trainer.fit()
