@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="edge of the patches; 32 on a CPU, 64 on a GPU")
     parser.add_argument("--repeats", type=int, help="steps per median; 7 on a CPU, 20 on a GPU")
     parser.add_argument("--alone", action="store_true", help="leave out what needs Ray")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too (a minute; on a CPU a C++ compiler)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on a CPU too: needs a C++ compiler")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size, repeats = (
@@ -168,7 +168,7 @@ def main() -> None:
         options.repeats or (7 if device.type == "cpu" else 20),
     )
     ratios = layouts(size, repeats, device) + rounding(size, device)
-    if options.compile:
+    if options.compile or device.type == "cuda":
         ratios += compiled(size, repeats, device)
     if not options.alone:
         cores = sorted(os.sched_getaffinity(0))

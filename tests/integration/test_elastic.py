@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,13 @@ class TwoNodes(Bench):
         self.folder = f"/tmp/mrisr-elastic-{os.getpid()}"
         port = self.address.rpartition(":")[2]
         self.nodes = [self.node("--head", f"--port={port}", f"--system-config={HEALTH}")]
+        deadline = time.monotonic() + 60
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), timeout=1):
+                break
+            assert self.nodes[0].poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -6,6 +6,9 @@ The critic is never compiled: its penalty differentiates twice, and what torch.c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +41,7 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 def compile_generator(
-    generator: MDCSRN, count: int, patch_size: int, precision: str, backend: str = "inductor"
+    generator: MDCSRN, count: int, patch_size: int, precision: str, backend: str | Callable[..., Any] = "inductor"
 ) -> float | None:
     """Compile every dense unit of a generator in place, unless that changes its gradients.
 
