@@ -55,7 +55,8 @@ def plain_loop(lr: Tensor, hr: Tensor, bf16: bool, channels_last: bool) -> Steps
     def train_critic(index: int) -> float:
         with torch.no_grad():
             fake = generate()
-        mixed = torch.lerp(fake, hr, 0.5).requires_grad_()
+        # A view: FlopCounterMode does not follow gradients of leaves.
+        mixed = torch.lerp(fake, hr, 0.5).requires_grad_().view_as(hr)
         (slope,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
         penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
         return update(critic, critic(fake).mean() - critic(hr).mean() + 10 * penalty)

@@ -82,8 +82,9 @@ def describe_plan(experiment: Experiment) -> str:
         f"rows        {rows:,}: one volume degraded once ({degradation.describe()}), "
         f"{stream.patches_per_row} patches of {stream.patch_size}^3 each; "
         f"{rows / subjects:,.1f} epochs",
-        f"steps       {schedule.total_steps:,} of {steps.batch_size} patches on {workers} workers{elastic} ({steps.micro_batch} "
-        f"per forward pass): {updates.pretrain:,} L1, {updates.critic:,} critic, {updates.generator:,} adversarial",
+        f"steps       {schedule.total_steps:,} of {steps.batch_size} patches on {workers} workers{elastic} "
+        f"({steps.micro_batch} per forward pass): {updates.pretrain:,} L1, {updates.critic:,} critic, "
+        f"{updates.generator:,} adversarial",
         f"parameters  {parameters}",
         f"memory      {', '.join(f'{name} {peak / 2**30:.2f} GiB' for name, peak in peaks.items())} per worker "
         f"({steps.precision}; live tensors, without kernel workspace), before sharding",

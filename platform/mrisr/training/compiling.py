@@ -20,6 +20,9 @@ from mrisr.objectives import PretrainObjective, widened
 # Largest relative distance of the gradients. Compiled kernels round at other places than eager ones: in bfloat16 the
 # inner results of a unit stay in float32 where eager rounds each to 8 bits.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+# All units share one piece of code, compiled anew for every width, for every micro-batch (each has its own momentum
+# of BatchNorm), with and without gradients. Beyond the limit, 8 by default, torch.compile goes on in eager mode.
+VARIANTS = 128
 
 
 def gradients(generator: nn.Module, lr: Tensor, hr: Tensor, precision: str) -> dict[str, Tensor]:
@@ -50,6 +53,7 @@ def compile_generator(
     are compiled, so that recomputation, which works between them, stays as it is.
     Returns the distance of the gradients from eager's, or None if it was beyond TOLERANCE: then nothing is compiled.
     """
+    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     device = generator.conv0.weight.device
     noise = torch.Generator().manual_seed(0)
     shape = (count, 1, patch_size, patch_size, patch_size)
