@@ -111,6 +111,7 @@ def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], override
         for seed in seeds:
             adversarial = load_experiment(CONFIG, [
                 *overrides, f"name={kind}-{seed}", f"seed={seed}", f"critic.kind={kind}", "schedule.pretrain_steps=0",
+                "generator.ema_decay=null",
                 f"schedule.total_steps={s.total_steps - s.pretrain_steps}",
                 f"generator.init_from={start.experiment.run_folder}",
             ])  # fmt: skip

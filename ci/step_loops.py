@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,43 @@ def interleaved(steps: Mapping[str, Callable[[int], object]], repeats: int, warm
     return seconds
 
 
+class Turn:
+    """Two processes that take turns, so that steps of both meet the same state of the machine.
+
+    folder: shared; it must hold the file `turn` with the name of who begins. own, other: the two names. partner: the
+    other side as a future, whose error ends the wait.
+    """
+
+    def __init__(self, folder: Path, own: str, other: str, partner: Future[Any] | None = None) -> None:
+        self._file, self._own, self._other, self._partner = folder / "turn", own, other, partner
+
+    def __call__(self, step: Callable[[int], object]) -> Callable[[int], float]:
+        """The step, run when it is its turn; returns its seconds without the wait."""
+
+        def timed(index: int) -> float:
+            while self._file.read_text() != self._own:
+                if self._partner is not None and self._partner.done():
+                    raise RuntimeError("the other side ended before its last turn") from self._partner.exception()
+                time.sleep(0.002)
+            started = time.perf_counter()
+            step(index)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+            part = self._file.with_suffix(f".{self._own}")
+            part.write_text(self._other)
+            part.replace(self._file)
+            return seconds
+
+        return timed
+
+    def by_phase(self, steps: Steps, repeats: int, warm_up: int = 2) -> Seconds:
+        """As the function of that name; both processes must ask for the same number of steps."""
+        return {
+            phase: [self(step)(index) for index in range(warm_up + repeats)][warm_up:] for phase, step in steps.items()
+        }
+
+
 def by_phase(steps: Steps, repeats: int) -> Seconds:
     """The seconds of each kind of step, one kind after the other."""
     return {phase: interleaved({"": step}, repeats)[""] for phase, step in steps.items()}
@@ -128,17 +165,30 @@ def _ray_worker(settings: dict[str, Any]) -> Seconds:
     whole = {
         phase: lambda index, step=step: (step(index), requests.after_step()) for phase, step in steps.items()
     }  # fmt: skip
+    if settings["turns"]:
+        return Turn(Path(settings["turns"]), "ray", "plain").by_phase(whole, settings["repeats"])
     return by_phase(whole, settings["repeats"])
 
 
-def under_ray(cores: list[list[int]], count: int, size: int, repeats: int) -> Seconds:
+def in_turns(cores: list[int], count: int, size: int, repeats: int) -> tuple[Seconds, Seconds]:
+    """The plain loop in this process and our step in a Ray Train worker under FSDP, step by step in turn."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _restrict(cores, device)
+    plain = plain_loop(*patches(count, size, device), bf16=True, channels_last=True)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
+        (Path(folder) / "turn").write_text("ray")
+        ours = pool.submit(under_ray, [cores], count, size, repeats, folder)
+        return Turn(Path(folder), "plain", "ray", ours).by_phase(plain, repeats), ours.result()
+
+
+def under_ray(cores: list[list[int]], count: int, size: int, repeats: int, turns: str = "") -> Seconds:
     """Our step in Ray Train workers under FSDP, one per list of cores; rank 0's seconds. Ray must be connected."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
     gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"cores": cores, "count": count, "size": size, "repeats": repeats, "folder": folder}
+        settings = {"cores": cores, "count": count, "size": size, "repeats": repeats, "folder": folder, "turns": turns}
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config=settings,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -47,32 +45,34 @@ class TwoNodes(Bench):
         super().__init__(folder, store)
         self.address = f"127.0.0.1:{free_port()}"
         self.folder = f"/tmp/mrisr-elastic-{os.getpid()}"
-        port = self.address.rpartition(":")[2]
-        self.nodes = [self.node("--head", f"--port={port}", f"--system-config={HEALTH}")]
-        deadline = time.monotonic() + 60
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), timeout=1):
-                break
-            assert self.nodes[0].poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.add_node("--head", f"--port={self.address.rpartition(':')[2]}", f"--system-config={HEALTH}")
 
     @property
     def environment(self) -> dict[str, str]:
         own = {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": self.folder}
         return {**super().environment, **own, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
 
-    def node(self, *options: str) -> subprocess.Popen[bytes]:
-        ray = Path(sys.executable).parent / "ray"
+    def add_node(self, *options: str) -> None:
+        """Start a node, and wait until it has joined."""
+        ray, log = Path(sys.executable).parent / "ray", self.home / f"node-{len(self.nodes)}.log"
         environment = {key: value for key, value in self.environment.items() if key != "RAY_ADDRESS"}
-        return subprocess.Popen(
-            [ray, "start", "--block", *options, "--num-cpus=1", "--object-store-memory=150000000",
-             "--include-dashboard=false", f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        command = [
+            ray, "start", "--block", *(options or [f"--address={self.address}"]), "--num-cpus=1",
+            "--object-store-memory=150000000", f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
+        ]  # fmt: skip
+        with log.open("w") as file:
+            self.nodes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
+        deadline = time.monotonic() + 60
+        while "Ray runtime started" not in log.read_text():
+            assert self.nodes[-1].poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
 
-    def add_node(self) -> None:
-        self.nodes.append(self.node(f"--address={self.address}"))
+    def workers(self) -> list[psutil.Process]:
+        """The training workers' processes on the head node."""
+        below = psutil.Process(self.nodes[0].pid).children(recursive=True)
+        return [process for process in below if any("RayTrainWorker" in part for part in process.cmdline()[:1])]
 
     def close(self) -> None:
         for node in reversed(self.nodes):
@@ -110,7 +110,10 @@ def test_a_run_goes_on_with_the_workers_that_there_are(unkilled: tuple[Bench, st
         return int(done[-1].name.removeprefix("checkpoint_")) if done else -1
 
     wait_for(lambda: any("1 of 2 workers from step 0 on, each with 2 of the 2 patches" in line for line in lines))
+    (worker,) = bench.workers()
+    worker.suspend()  # 24 steps may be over before a node has joined
     bench.add_node()
+    worker.resume()
     wait_for(lambda: any("2 of 2 workers from step" in line for line in lines))
     grown = step()
     assert 0 <= grown < 24
