@@ -106,7 +106,7 @@ class Turn:
             while self._file.read_text() != self._own:
                 if self._partner is not None and self._partner.done():
                     raise RuntimeError("the other side ended before its last turn") from self._partner.exception()
-                time.sleep(0.002)
+                time.sleep(0.01)
             started = time.perf_counter()
             step(index)
             if torch.cuda.is_available():
