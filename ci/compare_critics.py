@@ -93,10 +93,14 @@ def once(file: Path, compute: Callable[[], dict[str, float]]) -> dict[str, float
 
 def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], overrides: list[str]) -> None:
     """Convert, train and measure what is not there yet, for these critics and seeds; then print the table of all."""
+    from safetensors.torch import load_file
+
     from mrisr import cluster
     from mrisr.conversion import convert_folder
+    from mrisr.training.assembly import generator_config
     from mrisr.training.trainer import train
-    from mrisr.training.worker import BEST_WEIGHTS, LAST_WEIGHTS
+    from mrisr.training.worker import LAST_WEIGHTS
+    from mrisr.weights import write_weights
 
     whole = load_experiment(CONFIG, overrides)
     results, s = home / "results", whole.schedule
@@ -104,16 +108,19 @@ def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], override
     convert_folder(data, whole.data.store, whole.data.splits, whole.data.split_seed, whole.data.min_size)
     begin = [*overrides, "name=start", f"schedule.total_steps={s.pretrain_steps}"]
     print(f"L1 start, {s.pretrain_steps} steps", flush=True)
-    start = train(load_experiment(CONFIG, begin))
+    started = train(load_experiment(CONFIG, begin))
+    # Where the L1 stage ends, not its best: what the adversarial stage of a run would go on from.
+    (home / "start").mkdir(exist_ok=True)
+    start, _ = write_weights(home / "start", generator_config(whole), load_file(started.checkpoint / LAST_WEIGHTS))
     once(results / "input.json", lambda: held_out(whole, None))
-    once(results / "start.json", lambda: held_out(whole, start.checkpoint / BEST_WEIGHTS))
+    once(results / "start.json", lambda: held_out(whole, start))
     for kind in kinds:
         for seed in seeds:
             adversarial = load_experiment(CONFIG, [
                 *overrides, f"name={kind}-{seed}", f"seed={seed}", f"critic.kind={kind}", "schedule.pretrain_steps=0",
                 "generator.ema_decay=null",
                 f"schedule.total_steps={s.total_steps - s.pretrain_steps}",
-                f"generator.init_from={start.experiment.run_folder}",
+                f"generator.init_from={start}",
             ])  # fmt: skip
 
             def trained(experiment: Experiment = adversarial) -> dict[str, float]:
