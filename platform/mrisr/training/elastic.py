@@ -18,13 +18,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
-
-def largest_count(counts: Sequence[int], places: int, cpus: float, cpus_per_worker: float, task: float) -> int:
-    """The largest of `counts` that has places and leaves a data task its CPUs; 0 if none does.
-
-    places: workers that the nodes can hold; cpus: logical CPUs of the whole cluster; task: those of one data task.
-    """
-    return max((n for n in counts if n <= places and n * cpus_per_worker + task <= cpus + 1e-6), default=0)
+from mrisr import cluster
 
 
 class BatchSharingPolicy(ElasticScalingPolicy):
@@ -41,8 +35,9 @@ class BatchSharingPolicy(ElasticScalingPolicy):
             int(min(has.get(name, 0.0) / amount for name, amount in need.items()) + 1e-6)
             for has in reserved_resources.values()
         )
-        cpus = float(ray.cluster_resources().get("CPU", 0.0))
-        count = largest_count(self._counts, places, cpus, need.get("CPU", 0.0), self._task_cpus)
+        nodes, share, gpu = cluster.nodes(), need["CPU"], "GPU" in need
+        possible = (n for n in self._counts if n <= places and cluster.fits(nodes, n, share, gpu, self._task_cpus))
+        count = max(possible, default=0)
         if not count and not self._waiting:
             print(f"waiting for nodes: no room for {min(self._counts)} workers and a data task", flush=True)
         self._waiting = not count
