@@ -1,134 +1,182 @@
-"""Seconds per training step: ours against a plain single-process PyTorch loop of the same networks, in one run.
+"""A training step of ours against a plain PyTorch loop of the same networks, in one run, as times and as ratios.
 
-On a CPU and on a CUDA device: our step in bf16 with channels_last_3d against the plain loop in fp32 and contiguous
-memory, and in our settings. On CUDA also patches/s and the share of the card's measured matmul rate. Needs torch only.
+On a CPU, or on a CUDA device where there is one: layouts and precisions, and their gradients; what Ray Train and FSDP
+cost at one worker; how two workers on two cores (or GPUs) scale against one on one. Step times are medians.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from step_loops import (
+    PHASES,
+    PUBLISHED,
+    in_turns,
+    interleaved,
+    our_loop,
+    patches,
+    plain_loop,
+    plain_processes,
+    under_ray,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from mrisr.models import MDCSRN, build_critic
-from mrisr.training.schedule import Phase
-from mrisr.training.step import StepConfig, build_networks, train_step
+from mrisr.objectives import CriticObjective
+from mrisr.training.compiling import compile_generator, distance, gradients
 
-PUBLISHED: dict[str, Any] = {"growth_rate": 16, "blocks": 4, "units": 4, "residual": False}
-
-
-def patches(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    hr = torch.rand(count, 1, size, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    return 0.9 * hr, hr
-
-
-def median_seconds(step: Callable[[int], object], repeats: int, warm_up: int = 2) -> float:
-    seconds = []
-    for index in range(warm_up + repeats):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        step(index)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[warm_up:])
+PATCHES = 2
+PLAIN, PLAIN_BF16, OURS = (
+    "plain loop, fp32, contiguous",
+    "plain loop, bf16, channels_last_3d",
+    "ours, bf16, channels_last_3d",
+)
+RECOMPUTING = "ours, bf16, channels_last_3d, recompute"
 
 
-def plain_loop(
-    lr: Tensor, hr: Tensor, bf16: bool, channels_last: bool, recompute: bool
-) -> dict[Phase, Callable[[int], object]]:
-    """The steps as a script would write them: one process, no micro-batches, no check of what is finite."""
-    generator = MDCSRN(**PUBLISHED, channels_last=channels_last, recompute=recompute).to(lr.device).train()
-    critic = build_critic("separable", lr.shape[-1]).to(lr.device)
-    moves = {net: torch.optim.Adam(net.parameters(), lr=1e-5) for net in (generator, critic)}
-
-    def generate() -> Tensor:
-        with torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16):
-            return generator(lr).float()
-
-    def update(network: nn.Module, loss: Tensor) -> float:
-        moves[network].zero_grad(set_to_none=True)
-        loss.backward()
-        moves[network].step()
-        return loss.item()
-
-    def pretrain(index: int) -> float:
-        return update(generator, (generate() - hr).abs().mean())
-
-    def train_critic(index: int) -> float:
-        with torch.no_grad():
-            fake = generate()
-        mixed = torch.lerp(fake, hr, 0.5).requires_grad_()
-        (slope,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
-        penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
-        return update(critic, critic(fake).mean() - critic(hr).mean() + 10 * penalty)
-
-    return {Phase.PRETRAIN: pretrain, Phase.CRITIC: train_critic}
+def median(seconds: Sequence[float]) -> float:
+    return statistics.median(seconds)
 
 
-def our_loop(lr: Tensor, hr: Tensor, **options: Any) -> dict[Phase, Callable[[int], object]]:
-    config = StepConfig(batch_size=lr.shape[0], micro_batch=lr.shape[0], precision="bf16", **options)
-    critic = build_critic("separable", lr.shape[-1])
-    networks = build_networks(MDCSRN(**PUBLISHED), critic, config, lr.device, "single")
-    return {
-        p: lambda index, p=p: train_step(networks, config, p, index, lr, hr) for p in (Phase.PRETRAIN, Phase.CRITIC)
+def matmul_rate(device: torch.device) -> float:
+    """FLOP/s of a large bf16 matrix product, measured."""
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
+    return 2 * n**3 / median(interleaved({"": lambda index: a @ a}, 10)[""])
+
+
+def layouts(size: int, repeats: int, device: torch.device) -> list[str]:
+    """Table of steps in one process; returns the lines of the ratios."""
+    rate = matmul_rate(device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{name}; {PATCHES} x {size}^3, published generator, separable critic; medians of {repeats}, taken in turn;")
+    print(f"model FLOP/s as a share of a measured bf16 matrix product, {rate / 1e9:,.0f} GFLOP/s\n")
+    lr, hr = patches(PATCHES, size, device)
+    loops = {
+        PLAIN: plain_loop(lr, hr, bf16=False, channels_last=False),
+        PLAIN_BF16: plain_loop(lr, hr, bf16=True, channels_last=True),
+        OURS: our_loop(lr, hr),
+        RECOMPUTING: our_loop(lr, hr, recompute=True),
     }
+    print("| step | seconds | steps/s | patches/s | model FLOP/s |\n|---|---|---|---|---|", flush=True)
+    ratios = []
+    for phase in PHASES:
+        with FlopCounterMode(
+            display=False
+        ) as flops:  # of the plain loop: what recomputation adds is no work of the model
+            loops[PLAIN][phase](0)
+        seconds = {key: median(v) for key, v in interleaved({k: v[phase] for k, v in loops.items()}, repeats).items()}
+        for key, each in seconds.items():
+            share = flops.get_total_flops() / each / rate
+            print(f"| {phase}: {key} | {each:.4f} | {1 / each:.2f} | {PATCHES / each:.2f} | {share:.1%} |", flush=True)
+        for key in (OURS, RECOMPUTING):
+            ratios.append(f"| {phase}: {PLAIN} / {key} | {seconds[PLAIN] / seconds[key]:.2f} | - |")
+    ratios[0] = ratios[0].replace("| - |", "| at least 2 |")
+    return ratios
 
 
-def cpu(size: int, repeats: int) -> None:
-    lr, hr = patches(2, size, torch.device("cpu"))
-    threads = torch.get_num_threads()
-    print(f"CPU, {threads} threads, 2 x {size}^3, published generator, separable critic; medians of {repeats}\n")
-    print("| step | seconds |\n|---|---|", flush=True)
-    for name, steps in (
-        ("plain loop, fp32, contiguous", plain_loop(lr, hr, False, False, False)),
-        ("plain loop, bf16, channels_last_3d", plain_loop(lr, hr, True, True, False)),
-        ("ours, bf16, channels_last_3d", our_loop(lr, hr)),
-        ("ours, bf16, channels_last_3d, recompute", our_loop(lr, hr, recompute=True)),
-    ):
-        for phase, step in steps.items():
-            print(f"| {phase}: {name} | {median_seconds(step, repeats):.3f} |", flush=True)
+def rounding(size: int, device: torch.device) -> list[str]:
+    """The distance of the generator's gradients in bf16 with channels_last_3d from those in fp32, as a line."""
+    lr, hr = patches(PATCHES, size, device)
+    found = {
+        fast: gradients(MDCSRN(**PUBLISHED, channels_last=fast).to(device).train(), lr, hr, "bf16" if fast else "fp32")
+        for fast in (False, True)
+    }
+    return [f"| pretrain: gradients, norm(bf16 - fp32) / norm(fp32) | {distance(found[True], found[False]):.4f} | - |"]
 
 
-def cuda(size: int, repeats: int) -> None:
-    device = torch.device("cuda")
-    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    rate = 2 * 8192**3 / median_seconds(lambda index: a @ a, 20)
-    lr, hr = patches(2, size, device)
-    print(f"{torch.cuda.get_device_name()}: {rate / 1e12:.0f} TFLOP/s measured in bf16 matmul; 2 x {size}^3\n")
-    print("| step | seconds | steps/s | patches/s | share of matmul rate |\n|---|---|---|---|---|")
-    for name, steps in (
-        ("plain loop, fp32, contiguous", plain_loop(lr, hr, False, False, False)),
-        ("plain loop, bf16, channels_last_3d", plain_loop(lr, hr, True, True, False)),
-        ("ours, bf16, channels_last_3d", our_loop(lr, hr)),
-        ("ours, bf16, channels_last_3d, recompute", our_loop(lr, hr, recompute=True)),
-    ):
-        for phase, step in steps.items():
-            with FlopCounterMode(display=False) as flops:
-                step(0)
-            seconds = median_seconds(step, repeats, warm_up=5)
-            share = flops.get_total_flops() / seconds / rate
-            print(
-                f"| {phase}: {name} | {seconds:.4f} | {1 / seconds:.2f} | {2 / seconds:.2f} | {share:.1%} |", flush=True
-            )
+def overhead(size: int, repeats: int, cores: list[int]) -> list[str]:
+    """A Ray Train worker with FSDP against the plain loop in this process, both on all cores, step by step in turn."""
+    plain, ours = in_turns(cores, PATCHES, size, repeats)
+    lines = []
+    for phase in PHASES:
+        print(f"| {phase}: plain loop, bf16, channels_last_3d, in turn with the next | {median(plain[phase]):.4f} |")
+        print(f"| {phase}: ours, Ray Train, FSDP, 1 worker | {median(ours[phase]):.4f} |", flush=True)
+        ratio = median(ours[phase]) / median(plain[phase])
+        lines.append(f"| {phase}: overhead of Ray Train + FSDP, 1 worker | {ratio - 1:+.1%} | at most 5 % |")
+    return lines
+
+
+def scaling(size: int, repeats: int, pair: list[list[int]]) -> list[str]:
+    """Two workers against one, each with PATCHES patches, one core (or GPU) each; one is measured before and after."""
+    first = under_ray(pair[:1], PATCHES, size, repeats)
+    two = under_ray(pair, PATCHES, size, repeats)
+    last = under_ray(pair[:1], PATCHES, size, repeats)
+    lines = []
+    for phase in PHASES:
+        alone, both = median(first[phase] + last[phase]), median(two[phase])
+        print(f"| {phase}: Ray Train, FSDP, 1 worker on 1 core | {alone:.4f} |")
+        print(f"| {phase}: Ray Train, FSDP, 2 workers on 2 cores | {both:.4f} |", flush=True)
+        lines.append(f"| {phase}: weak scaling, 2 workers | {alone / both:.1%} | at least 85 % |")
+    return lines
+
+
+def ceiling(size: int, repeats: int, pair: list[list[int]]) -> list[str]:
+    """What the machine itself loses when both cores work: two plain loops that never talk, against one."""
+    (alone,) = plain_processes(pair[:1], PATCHES, size, repeats)
+    both, _ = plain_processes(pair, PATCHES, size, repeats)
+    return [
+        f"| {p}: the same of 2 plain loops that exchange nothing | {median(alone[p]) / median(both[p]):.1%} | - |"
+        for p in PHASES
+    ]
+
+
+def compiled(size: int, repeats: int, device: torch.device) -> list[str]:
+    """torch.compile: the generator's gradients and time against eager's, and the critic's second derivative."""
+    lr, hr = patches(PATCHES, size, device)
+    generator = MDCSRN(**PUBLISHED, channels_last=True).to(device).train()
+    times = []
+    found: float | None = None
+    for compiling in (False, True):
+        if compiling:
+            found = compile_generator(generator, PATCHES, size, "bf16")
+        times.append(median(interleaved({"": lambda index: gradients(generator, lr, hr, "bf16")}, repeats)[""]))
+    verdict = "rejected" if found is None else f"{found:.4f}"
+    lines = [
+        f"| generator, torch.compile: norm(compiled - eager) / norm(eager) of the bf16 gradients | {verdict} | - |"
+    ]
+    lines.append(f"| generator, gradients: eager / torch.compile | {times[0] / times[1]:.2f} | - |")
+    critic = build_critic("separable", size).to(device)
+    critic.compile(backend="aot_eager")  # what differentiates is the same for every backend
+    try:
+        CriticObjective(critic)(lr, hr, torch.full((PATCHES,), 0.5, device=device))
+        lines.append("| critic, torch.compile: the penalty's gradient | no error | - |")
+    except RuntimeError as error:
+        lines.append(f"| critic, torch.compile: the penalty's gradient | {str(error).splitlines()[0]} | - |")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, help="edge of the patches; 32 on a CPU, 64 on a GPU")
-    parser.add_argument("--repeats", type=int, help="steps per median; 5 on a CPU, 20 on a GPU")
+    parser.add_argument("--repeats", type=int, help="steps per median; 7 on a CPU, 20 on a GPU")
+    parser.add_argument("--alone", action="store_true", help="leave out what needs Ray")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on a CPU too: needs a C++ compiler")
     options = parser.parse_args()
-    if torch.cuda.is_available():
-        cuda(options.size or 64, options.repeats or 20)
-    else:
-        cpu(options.size or 32, options.repeats or 5)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size, repeats = (
+        options.size or (32 if device.type == "cpu" else 64),
+        options.repeats or (7 if device.type == "cpu" else 20),
+    )
+    ratios = layouts(size, repeats, device) + rounding(size, device)
+    if options.compile or device.type == "cuda":
+        ratios += compiled(size, repeats, device)
+    if not options.alone:
+        cores = sorted(os.sched_getaffinity(0))
+        pair = [[cores[0]], [cores[-1]]]
+        limits = ceiling(size, repeats, pair) if device.type == "cpu" and len(cores) > 1 else []
+        from mrisr import cluster
+
+        cluster.connect()
+        parallel = len(cores) if device.type == "cpu" else torch.cuda.device_count()
+        scaled = scaling(size, repeats, pair) if parallel > 1 else []
+        ratios += overhead(size, 2 * repeats, cores) + scaled + limits
+    print("\n| ratio | measured | wanted |\n|---|---|---|")
+    print("\n".join(ratios))
 
 
 if __name__ == "__main__":

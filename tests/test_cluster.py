@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrisr.cluster import ResourceError, divide
-from mrisr.config import Experiment, load_experiment
+from mrisr.config import ConfigError, Experiment, load_experiment
 
 
 def experiment(workers: int, *overrides: str) -> Experiment:
@@ -70,3 +70,21 @@ def test_what_cannot_be_placed_says_what_would_fit(
     with pytest.raises(ResourceError) as error:
         divide(experiment(2, *overrides), cpus, gpus)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_an_elastic_run_takes_the_sizes_that_share_its_batch() -> None:
+    elastic = ["training.batch_size=12", "resources.min_workers=2"]
+    assert experiment(6, *elastic).worker_counts == (6, 3, 2), "two patches a forward pass, as with all six"
+    assert experiment(6, *elastic, "training.micro_batch=1").worker_counts == (6, 4, 3, 2)
+    assert experiment(6, "training.batch_size=12").worker_counts == (6,)
+    assert experiment(6, *elastic).micro_batch == 2
+    with pytest.raises(ConfigError, match=r"resources\.min_workers = 3 is more than resources\.workers = 2"):
+        experiment(2, "resources.min_workers=3")
+
+
+def test_an_elastic_run_starts_on_a_cluster_that_holds_its_fewest_workers() -> None:
+    wanted = ["training.batch_size=4", "resources.cpus_per_worker=1", "resources.min_workers=1"]
+    assert divide(experiment(4, *wanted), cpus=2, gpus=0).cpus == 1
+    assert divide(experiment(4, *wanted), cpus=2, gpus=1).gpu
+    with pytest.raises(ResourceError, match="1 workers of 1 CPUs and a data task of 1"):
+        divide(experiment(4, *wanted), cpus=1.5, gpus=0)

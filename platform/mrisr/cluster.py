@@ -22,6 +22,10 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # Ray's processes inherit these two. glibc would hand the memory of every step's tensors back to the kernel, and
+    # take it again, page by page, in the next: on a CPU that is a tenth of a step.
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the largest that glibc takes
 }
 
 
@@ -72,37 +76,54 @@ def divide(experiment: Experiment, cpus: float, gpus: float, nodes: Sequence[tup
 
     nodes: (logical CPUs, GPUs) of each machine; by default one machine has them all. Workers that took every CPU would
     leave none to the data tasks that feed them, which hangs without an error; so at least one data task must fit beside
-    them, and on one machine: what several machines have left does not add up.
+    them, and on one machine: what several machines have left does not add up. With resources.min_workers, for as many
+    workers as fit now.
     """
-    nodes = nodes or [(cpus, gpus)]
+    *larger, fewest = experiment.worker_counts
+    for workers in larger:
+        try:
+            return _divide(experiment, workers, fewest, cpus, gpus, nodes or [(cpus, gpus)])
+        except ResourceError:
+            continue
+    return _divide(experiment, fewest, fewest, cpus, gpus, nodes or [(cpus, gpus)])
+
+
+def _divide(
+    experiment: Experiment, workers: int, fewest: int, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]]
+) -> Share:
     want, task = experiment.resources, experiment.stream.cpus_per_task
-    gpu = gpus >= want.workers if want.gpus is None else want.gpus
-    if gpu and gpus < want.workers:
+    gpu = gpus >= fewest if want.gpus is None else want.gpus
+    if gpu and gpus < workers:
         fewer = f"resources.workers={int(gpus)} or " if gpus >= 1 else ""
         raise ResourceError(
-            f"resources.workers = {want.workers} with resources.gpus = true needs {want.workers} GPUs; the cluster has "
+            f"resources.workers = {workers} with resources.gpus = true needs {workers} GPUs; the cluster has "
             f"{gpus:g}. Set {fewer}resources.gpus=false"
         )
 
-    def fits(cents: int) -> bool:
-        return _fits(nodes, want.workers, cents / 100, gpu, task)
+    def placed(cents: int) -> bool:
+        return fits(nodes, workers, cents / 100, gpu, task)
 
-    room = (cpus - task) / want.workers
+    room = (cpus - task) / workers
     share = want.cpus_per_worker
     if share is None:
-        share = next((cents / 100 for cents in range(min(100, math.floor(room * 100)), 0, -1) if fits(cents)), 0.0)
-    if share <= 0 or not _fits(nodes, want.workers, share, gpu, task):
-        most = next((cents / 100 for cents in range(math.floor(room * 100 + 1e-9), 0, -1) if fits(cents)), 0.0)
+        share = next((cents / 100 for cents in range(min(100, math.floor(room * 100)), 0, -1) if placed(cents)), 0.0)
+    if share <= 0 or not fits(nodes, workers, share, gpu, task):
+        most = next((cents / 100 for cents in range(math.floor(room * 100 + 1e-9), 0, -1) if placed(cents)), 0.0)
         on = f" on {len(nodes)} machines" if len(nodes) > 1 else ""
         raise ResourceError(
-            f"{want.workers} workers of {max(share, 0.01):g} CPUs and a data task of {task:g} do not fit into "
+            f"{workers} workers of {max(share, 0.01):g} CPUs and a data task of {task:g} do not fit into "
             f"{cpus:g} logical CPUs{on}; what fits: resources.cpus_per_worker={most:.2f} at most, fewer "
             "resources.workers, or a smaller stream.cpus_per_task (0.5, say)"
         )
-    return Share(share, gpu, max(task, (cpus - share * want.workers) / want.workers))
+    return Share(share, gpu, data_share(cpus, share, workers, task))
 
 
-def _fits(nodes: Iterable[tuple[float, float]], workers: int, share: float, gpu: bool, task: float) -> bool:
+def data_share(cpus: float, cpus_per_worker: float, workers: int, task: float) -> float:
+    """Logical CPUs for the data tasks of each of `workers`, out of a cluster's `cpus`; at least one task's."""
+    return max(task, (cpus - cpus_per_worker * workers) / workers)
+
+
+def fits(nodes: Iterable[tuple[float, float]], workers: int, share: float, gpu: bool, task: float) -> bool:
     """Whether workers of `share` CPUs, packed onto machines as Ray packs them, leave a machine with room for a task."""
     room_for_task, unplaced = False, workers
     for cpus, gpus in sorted(nodes, reverse=True):

@@ -46,10 +46,11 @@ class CriticObjective(nn.Module):
     the critic scores at a time, None for all. Everything runs in float32 or wider, whatever autocast says: the penalty
     differentiates twice.
 
-    Since the critic couples no samples, the gradient of the whole objective is a sum over samples and over the terms
-    real, fake and interpolate. Each is differentiated inside forward as soon as it is computed, and its graph is freed
-    before the next; the loss that comes out hands the sum on in backward. So the graph of one term of
-    `samples_at_once` samples is the most that is ever alive, at no extra computation.
+    Since the critic couples no samples, the gradient of the whole objective is a sum over samples, and over the scores
+    of real and fake and the interpolate's penalty. Each is differentiated inside forward as soon as it is computed, and
+    its graph is freed before the next; the loss that comes out hands the sum on in backward. So the penalty's graph for
+    `samples_at_once` samples is the most that is ever alive, at no extra computation. Real and fake share a pass, which
+    is faster on small patches: both together need less than the interpolate, whose graph is differentiated twice.
     """
 
     def __init__(self, critic: nn.Module, gp_weight: float = 10.0, samples_at_once: int | None = 1) -> None:
@@ -111,12 +112,12 @@ class CriticObjective(nn.Module):
                         total += part
 
         for part in self._slices(count):
-            for sign, samples in ((1, real[part]), (-1, fake[part])):
-                with torch.set_grad_enabled(wanted):
-                    score = sign * self.critic(samples).sum()
-                accumulate(-score)
-                wasserstein += score.detach()
-                del score
+            with torch.set_grad_enabled(wanted):
+                scores = self.critic(torch.cat([real[part], fake[part]]))
+                difference = scores[: len(scores) // 2].sum() - scores[len(scores) // 2 :].sum()
+            accumulate(-difference)
+            wasserstein += difference.detach()
+            del scores, difference
             norms = self._interpolate_norms(fake[part], real[part], coefficients[part], wanted and self.gp_weight != 0)
             squares = (norms - 1).square().sum()
             if self.gp_weight:

@@ -77,13 +77,16 @@ def describe_plan(experiment: Experiment) -> str:
         f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items()
     )
     degradation = experiment.degradation.range()
+    fewer = " or ".join(map(str, experiment.worker_counts[1:]))
+    elastic = f", {fewer} while nodes are away" if fewer else ""
     lines = [
         f"volumes     {', '.join(f'{name} {len(names)}' for name, names in splits.items())}  in {store.path}",
         f"rows        {rows:,}: one volume degraded once ({degradation.describe()}), "
         f"{stream.patches_per_row} patches of {stream.patch_size}^3 each; "
         f"{rows / subjects:,.1f} epochs",
-        f"steps       {schedule.total_steps:,} of {steps.batch_size} patches on {workers} workers ({steps.micro_batch} "
-        f"per forward pass): {updates.pretrain:,} L1, {updates.critic:,} critic, {updates.generator:,} adversarial",
+        f"steps       {schedule.total_steps:,} of {steps.batch_size} patches on {workers} workers{elastic} "
+        f"({steps.micro_batch} per forward pass): {updates.pretrain:,} L1, {updates.critic:,} critic, "
+        f"{updates.generator:,} adversarial",
         f"parameters  {parameters}",
         f"memory      {', '.join(f'{name} {peak / 2**30:.2f} GiB' for name, peak in peaks.items())} per worker "
         f"({steps.precision}; live tensors, without kernel workspace), before sharding",

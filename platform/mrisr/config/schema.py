@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mrisr.config.paths import absolute_path
+from mrisr.config.fields import AbsolutePath, CountInterval, Interval, NonNegative, Positive, Rate
 from mrisr.degradation import KINDS, PROTOCOLS, DegradationRange, check
 from mrisr.training.schedule import Schedule
-
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, le=1)]
-
-
-def _pair(value: Any) -> Any:
-    """A single number stands for the interval that holds only it."""
-    return (value, value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-def _ordered(value: tuple[float, float]) -> tuple[float, float]:
-    if value[0] > value[1]:
-        raise ValueError(f"the lower end comes first: use [{value[1]}, {value[0]}]")
-    return value
-
-
-AbsolutePath = Annotated[Path, AfterValidator(absolute_path)]
-Interval = Annotated[tuple[float, float], BeforeValidator(_pair), AfterValidator(_ordered)]
 
 
 class Section(BaseModel):
@@ -57,7 +38,7 @@ class DegradationSection(Section):
     )
     axes: tuple[NonNegative, ...] = Field((1, 2), description="zeroed axes: 0 left-right, 1 post-ant, 2 inf-sup")
     fraction: Interval = Field((0.5, 0.5), description="zeroed share f of each axis, 0 to 1, drawn from [low, high]")
-    voxels: Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_pair), AfterValidator(_ordered)] | None = Field(
+    voxels: CountInterval | None = Field(
         None, description="zeroed width in k-space samples, both sides together; replaces fraction"
     )
     mix: Interval = Field((0.0, 1.0), description="mixed: share of the weight zeroed about DC, drawn from [low, high]")
@@ -149,6 +130,9 @@ class Training(Section):
     gp_weight: float = Field(10.0, ge=0, description="gradient-penalty weight")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="autocast of the generator; the critic is fp32")
     channels_last: bool = Field(True, description="channels_last_3d memory format")
+    compile: bool = Field(
+        False, description="torch.compile the generator's units, if that gives eager's gradients; never the critic"
+    )
     strategy: Literal["fsdp", "ddp", "single"] = Field("fsdp", description="how parameters are sharded")
     log_every: Positive = Field(50, description="steps between metric records")
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
@@ -171,6 +155,10 @@ class Validation(Section):
 
 class Resources(Section):
     workers: Positive = Field(1, description="training workers (ranks)")
+    min_workers: Positive | None = Field(
+        None, description="go on with as few workers as this while nodes are away; null: wait for all of them"
+    )
+    resize_every_s: float = Field(60.0, gt=0, description="with min_workers: seconds between looks for room to grow")
     gpus: bool | None = Field(None, description="one GPU per worker; null: if the cluster has enough")
     cpus_per_worker: float | None = Field(
         None, gt=0, description="logical CPUs a worker reserves; null: what leaves room for the data tasks"
@@ -207,6 +195,18 @@ class Experiment(Section):
     def run_folder(self) -> Path:
         return self.output / self.name
 
+    @property
+    def micro_batch(self) -> int:
+        """Patches per forward pass, which BatchNorm normalises over: the same for every number of workers."""
+        return self.training.micro_batch or self.training.batch_size // self.resources.workers
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """The numbers of workers that the run may go on with, largest first: they share the batch evenly."""
+        most, batch = self.resources.workers, self.training.batch_size
+        least = self.resources.min_workers or most
+        return tuple(n for n in range(most, least - 1, -1) if batch % (n * self.micro_batch) == 0)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         batch, workers = self.training.batch_size, self.resources.workers
@@ -220,6 +220,11 @@ class Experiment(Section):
             raise ValueError(
                 f"training.micro_batch = {micro} does not divide a worker's share of the batch, {batch // workers}; "
                 f"use a divisor of {batch // workers}, or null"
+            )
+        least = self.resources.min_workers
+        if least is not None and least > workers:
+            raise ValueError(
+                f"resources.min_workers = {least} is more than resources.workers = {workers}, the most; lower it"
             )
         if self.training.strategy == "single" and workers > 1:
             raise ValueError(f"training.strategy = 'single' is for one worker, not resources.workers = {workers}")

@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from mrisr.config import Experiment
 from mrisr.models import MDCSRN, build_critic
 from mrisr.stream import PatchMaker, RowPlan
+from mrisr.training.compiling import compile_generator
 from mrisr.training.networks import Networks, StepConfig, build_networks
 from mrisr.training.schedule import Schedule
+from mrisr.training.sharding import rank
 
 
 def generator_config(experiment: Experiment) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def step_config(experiment: Experiment) -> StepConfig:
     return StepConfig(
         seed=experiment.seed,
         batch_size=t.batch_size,
-        micro_batch=t.micro_batch or t.batch_size // experiment.resources.workers,
+        micro_batch=experiment.micro_batch,
         pretrain_lr=t.pretrain_lr,
         generator_lr=t.generator_lr,
         critic_lr=t.critic_lr,
@@ -41,7 +43,8 @@ def step_config(experiment: Experiment) -> StepConfig:
         critic_samples=experiment.critic.samples_at_once,
         weight_clip=experiment.critic.weight_clip,
         ema_decay=experiment.generator.ema_decay,
-        sync_batchnorm=t.micro_batch is None,
+        # Over the ranks' micro-batches together only where their number is a part of the experiment.
+        sync_batchnorm=t.micro_batch is None and experiment.resources.min_workers is None,
     )
 
 
@@ -62,4 +65,13 @@ def initial_networks(experiment: Experiment, initial: Path | None, device: torch
         critic = build_critic(experiment.critic.kind, experiment.stream.patch_size, seed=experiment.seed)
     if initial is not None:
         generator.load_state_dict(load_file(initial))
-    return build_networks(generator, critic, step_config(experiment), device, experiment.training.strategy)
+    config = step_config(experiment)
+    if experiment.training.compile:
+        generator.to(device)
+        generator.channels_last, generator.recompute = config.channels_last, config.recompute
+        patch_size = experiment.stream.patch_size
+        if compile_generator(generator, config.micro_batch, patch_size, config.precision) is None and rank() == 0:
+            print(
+                "training.compile: compiled gradients differ from eager ones here, so nothing is compiled", flush=True
+            )
+    return build_networks(generator, critic, config, device, experiment.training.strategy)

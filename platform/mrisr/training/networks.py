@@ -110,11 +110,12 @@ def build_networks(
 
 
 def _adam(module: nn.Module, rate: float, config: StepConfig) -> torch.optim.Adam:
-    """Adam whose state exists from the start, so that a checkpoint has the same entries at every step."""
-    optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=config.adam_betas, eps=config.adam_eps)
+    """Fused Adam whose state exists from the start, so that a checkpoint has the same entries at every step."""
+    optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=config.adam_betas, eps=config.adam_eps, fused=True)
     for parameter in module.parameters():
         optimizer.state[parameter] = {
-            "step": torch.tensor(0.0),
+            # As Adam itself makes it: the fused step counts where the parameter lies.
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
             "exp_avg": torch.zeros_like(parameter).detach(),
             "exp_avg_sq": torch.zeros_like(parameter).detach(),
         }

@@ -106,8 +106,8 @@ def _record_in(folder: Path) -> Path:
 def _alone(experiment: Experiment, micro_batch: int) -> Experiment:
     """The same experiment on one worker, with the micro-batches that BatchNorm saw."""
     raw = experiment.model_dump(mode="json")
-    raw["resources"]["workers"] = 1
-    raw["training"] |= {"micro_batch": micro_batch, "strategy": "single"}
+    raw["resources"] |= {"workers": 1, "min_workers": None}
+    raw["training"] |= {"micro_batch": micro_batch, "strategy": "single", "compile": False}
     return Experiment.model_validate(raw)
 
 

@@ -178,7 +178,7 @@ def _checked(
             gradient = parameter.grad
             if gradient is not None:
                 sharded |= is_sharded(gradient)
-                squares += local(gradient).double().square().sum()
+                squares += torch.linalg.vector_norm(local(gradient), dtype=torch.float64).square()
     names = list(parts[0])
     sums = [torch.stack([part[name] for part in parts]).sum() / len(parts) for name in names]
     rows = gather_rows(torch.stack([squares, *sums]).tolist(), networks.device)

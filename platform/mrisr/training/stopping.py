@@ -20,7 +20,7 @@ import torch.distributed as dist
 from mrisr.training.sharding import rank, world_size
 
 STOP_FILE = "stop-requested"
-PREEMPTION_EVERY_S = 2.0
+PREEMPTION_EVERY_S = 5.0  # Ray itself looks no more often
 
 
 class Request(IntEnum):

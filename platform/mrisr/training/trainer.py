@@ -90,6 +90,8 @@ def _train(experiment: Experiment, store: VolumeStore) -> TrainedRun:
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from mrisr.training.elastic import ElasticTrainer
+
     cpus, gpus = cluster.available()
     nodes = cluster.nodes()
     share = cluster.divide(experiment, cpus, gpus, nodes)
@@ -98,7 +100,7 @@ def _train(experiment: Experiment, store: VolumeStore) -> TrainedRun:
     uri = tracking.resolve_uri(experiment.tracking.uri, home())
     initial = prepare_initial_weights(experiment, uri)
     run_id = _tracked_run(experiment, store, uri)
-    workers = experiment.resources.workers
+    counts, elastic = experiment.worker_counts, experiment.resources.min_workers is not None
     settings = {
         "experiment": experiment.model_dump(mode="json"),
         "tracking_uri": uri,
@@ -106,26 +108,33 @@ def _train(experiment: Experiment, store: VolumeStore) -> TrainedRun:
         "initial": None if initial is None else str(initial),
         "gpu": share.gpu,
         "node_cpus": max(1, int(min(node_cpus for node_cpus, _ in nodes))),
-        "data_cpus": share.data_cpus,
+        "cpus_per_worker": share.cpus,
     }
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=settings,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
+    options = {
+        "train_loop_config": settings,
+        "scaling_config": ray.train.ScalingConfig(
+            num_workers=(counts[-1], counts[0]) if elastic else counts[0],
             use_gpu=share.gpu,
             resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.gpu else {})},
+            elastic_resize_monitor_interval_s=experiment.resources.resize_every_s,
         ),
-        run_config=ray.train.RunConfig(
+        "run_config": ray.train.RunConfig(
             name=experiment.name,
             storage_path=str(experiment.output),
             failure_config=ray.train.FailureConfig(
-                max_failures=experiment.training.max_failures, controller_failure_limit=0
+                # A group that cannot be placed is an error at once, unless its size is open to change.
+                max_failures=experiment.training.max_failures,
+                controller_failure_limit=-1 if elastic else 0,
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=experiment.training.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
-    )
+    }
+    trainer: TorchTrainer
+    if elastic:
+        trainer = ElasticTrainer(train_worker, counts=counts, task_cpus=experiment.stream.cpus_per_task, **options)
+    else:
+        trainer = TorchTrainer(train_worker, **options)
     try:
         with stop_on_sigterm(experiment.run_folder):
             result = trainer.fit()

@@ -62,7 +62,7 @@ class Best:
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """One rank of a run. settings: experiment (JSON), tracking_uri, mlflow_run_id, initial weights, gpu,
-    data_cpus, node_cpus.
+    cpus_per_worker, node_cpus.
 
     Returns step, best and `stopped`: None at the end of the schedule, else [kind, message] with kind `terminated`,
     `non-finite`, `storage` or `checkpoint`: what starting the workers again would not mend.
@@ -100,13 +100,22 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             # Whole on the disk, but the process died before Ray heard of it.
             _report(found, step, best)
 
+    if rank == 0 and experiment.resources.min_workers is not None:
+        print(
+            f"{world} of {experiment.resources.workers} workers from step {step:,} on, each with "
+            f"{config.local_batch(world)} of the {config.batch_size} patches of a step",
+            flush=True,
+        )
+
     v = experiment.validation
     subjects = store.subjects(v.split)[: v.max_subjects]
     validator = Validator(store, subjects, v.protocol, v.patch_size, v.patches_per_subject, rank, world)
     outbox = Outbox(settings["tracking_uri"], settings["mlflow_run_id"], run_folder / OUTBOX) if rank == 0 else None
     requests = Requests(run_folder, device)
     maker = patch_maker(experiment, store.subjects("train"))
-    limits = StreamLimits(experiment.stream.cpus_per_task, settings["data_cpus"], experiment.stream.rounds)
+    # Of the cluster as it is now: a group that comes after a lost node has fewer workers and fewer CPUs beside them.
+    task, each = experiment.stream.cpus_per_task, settings["cpus_per_worker"]
+    limits = StreamLimits(task, cluster.data_share(cluster.available()[0], each, world, task), experiment.stream.rounds)
     batches = rank_batches(maker, rank, world, step, schedule.total_steps, limits)
 
     def validate() -> None:

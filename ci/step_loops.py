@@ -1,0 +1,204 @@
+"""What the benchmark of steps times: a plain PyTorch loop of the networks, and ours, alone and under Ray Train.
+
+Needs torch only, but for `under_ray`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mrisr.models import MDCSRN, build_critic
+from mrisr.training.schedule import Phase
+from mrisr.training.step import StepConfig, build_networks, train_step
+
+PUBLISHED: dict[str, Any] = {"growth_rate": 16, "blocks": 4, "units": 4, "residual": False}
+PHASES = (Phase.PRETRAIN, Phase.CRITIC)
+Steps = dict[Phase, Callable[[int], object]]
+Seconds = dict[Phase, list[float]]
+
+
+def patches(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Seeded (lr, hr), each (count, 1, size, size, size)."""
+    hr = torch.rand(count, 1, size, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    return 0.9 * hr, hr
+
+
+def plain_loop(lr: Tensor, hr: Tensor, bf16: bool, channels_last: bool) -> Steps:
+    """The steps as a script would write them: one process, no micro-batches, no check of what is finite."""
+    generator = MDCSRN(**PUBLISHED, channels_last=channels_last).to(lr.device).train()
+    critic = build_critic("separable", lr.shape[-1]).to(lr.device)
+    moves = {net: torch.optim.Adam(net.parameters(), lr=1e-5) for net in (generator, critic)}
+
+    def generate() -> Tensor:
+        with torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16):
+            return generator(lr).float()
+
+    def update(network: nn.Module, loss: Tensor) -> float:
+        moves[network].zero_grad(set_to_none=True)
+        loss.backward()
+        moves[network].step()
+        return loss.item()
+
+    def pretrain(index: int) -> float:
+        return update(generator, (generate() - hr).abs().mean())
+
+    def train_critic(index: int) -> float:
+        with torch.no_grad():
+            fake = generate()
+        # A view: FlopCounterMode does not follow gradients of leaves.
+        mixed = torch.lerp(fake, hr, 0.5).requires_grad_().view_as(hr)
+        (slope,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
+        penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        return update(critic, critic(fake).mean() - critic(hr).mean() + 10 * penalty)
+
+    return {Phase.PRETRAIN: pretrain, Phase.CRITIC: train_critic}
+
+
+def our_loop(lr: Tensor, hr: Tensor, strategy: str = "single", batch_size: int | None = None, **options: Any) -> Steps:
+    """train_step on this rank's patches, in bf16 unless `options` say otherwise. batch_size: over all ranks."""
+    own = {"batch_size": batch_size or lr.shape[0], "micro_batch": lr.shape[0], "precision": "bf16"}
+    config = StepConfig(**own | options)
+    critic = build_critic("separable", lr.shape[-1])
+    networks = build_networks(MDCSRN(**PUBLISHED), critic, config, lr.device, strategy)
+    return {phase: lambda index, phase=phase: train_step(networks, config, phase, index, lr, hr) for phase in PHASES}
+
+
+def interleaved(steps: Mapping[str, Callable[[int], object]], repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """Seconds of `repeats` calls of each, taken in turn, so that all of them meet the same state of the machine."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for index in range(warm_up + repeats):
+        for name, step in steps.items():
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            step(index)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if index >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+class Turn:
+    """Two processes that take turns, so that steps of both meet the same state of the machine.
+
+    folder: shared; it must hold the file `turn` with the name of who begins. own, other: the two names. partner: the
+    other side as a future, whose error ends the wait.
+    """
+
+    def __init__(self, folder: Path, own: str, other: str, partner: Future[Any] | None = None) -> None:
+        self._file, self._own, self._other, self._partner = folder / "turn", own, other, partner
+
+    def __call__(self, step: Callable[[int], object]) -> Callable[[int], float]:
+        """The step, run when it is its turn; returns its seconds without the wait."""
+
+        def timed(index: int) -> float:
+            while self._file.read_text() != self._own:
+                if self._partner is not None and self._partner.done():
+                    raise RuntimeError("the other side ended before its last turn") from self._partner.exception()
+                time.sleep(0.01)
+            started = time.perf_counter()
+            step(index)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+            part = self._file.with_suffix(f".{self._own}")
+            part.write_text(self._other)
+            part.replace(self._file)
+            return seconds
+
+        return timed
+
+    def by_phase(self, steps: Steps, repeats: int, warm_up: int = 2) -> Seconds:
+        """As the function of that name; both processes must ask for the same number of steps."""
+        return {
+            phase: [self(step)(index) for index in range(warm_up + repeats)][warm_up:] for phase, step in steps.items()
+        }
+
+
+def by_phase(steps: Steps, repeats: int) -> Seconds:
+    """The seconds of each kind of step, one kind after the other."""
+    return {phase: interleaved({"": step}, repeats)[""] for phase, step in steps.items()}
+
+
+def _restrict(cores: list[int], device: torch.device) -> None:
+    if device.type == "cpu":
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(len(cores))
+
+
+def _plain_alone(cores: list[int], count: int, size: int, repeats: int) -> Seconds:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _restrict(cores, device)
+    return by_phase(plain_loop(*patches(count, size, device), bf16=True, channels_last=True), repeats)
+
+
+def plain_processes(cores: list[list[int]], count: int, size: int, repeats: int) -> list[Seconds]:
+    """The plain loop in bf16 with channels_last_3d in processes of its own, one per list of cores, all at once."""
+    with ProcessPoolExecutor(len(cores), mp_context=get_context("spawn")) as pool:
+        return [job.result() for job in [pool.submit(_plain_alone, own, count, size, repeats) for own in cores]]
+
+
+def _ray_worker(settings: dict[str, Any]) -> Seconds:
+    import ray.train
+
+    from mrisr.training.sharding import device_for_worker
+    from mrisr.training.stopping import Requests
+
+    context, device = ray.train.get_context(), device_for_worker()
+    world, cores = context.get_world_size(), settings["cores"]
+    _restrict(cores[context.get_world_rank()], device)
+    lr, hr = patches(settings["count"], settings["size"], device)
+    requests = Requests(Path(settings["folder"]), device)
+    steps = our_loop(lr, hr, "fsdp", batch_size=world * settings["count"])
+    # What the worker's loop does after a step that is neither logged, validated nor saved.
+    whole = {
+        phase: lambda index, step=step: (step(index), requests.after_step()) for phase, step in steps.items()
+    }  # fmt: skip
+    if settings["turns"]:
+        return Turn(Path(settings["turns"]), "ray", "plain").by_phase(whole, settings["repeats"])
+    return by_phase(whole, settings["repeats"])
+
+
+def in_turns(cores: list[int], count: int, size: int, repeats: int) -> tuple[Seconds, Seconds]:
+    """The plain loop in this process and our step in a Ray Train worker under FSDP, step by step in turn."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _restrict(cores, device)
+    plain = plain_loop(*patches(count, size, device), bf16=True, channels_last=True)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
+        (Path(folder) / "turn").write_text("ray")
+        ours = pool.submit(under_ray, [cores], count, size, repeats, folder)
+        return Turn(Path(folder), "plain", "ray", ours).by_phase(plain, repeats), ours.result()
+
+
+def under_ray(cores: list[list[int]], count: int, size: int, repeats: int, turns: str = "") -> Seconds:
+    """Our step in Ray Train workers under FSDP, one per list of cores; rank 0's seconds. Ray must be connected."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    gpu = torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"cores": cores, "count": count, "size": size, "repeats": repeats, "folder": folder, "turns": turns}
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config=settings,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=len(cores), use_gpu=gpu, resources_per_worker={"CPU": 0.5, **({"GPU": 1} if gpu else {})}
+            ),
+            run_config=ray.train.RunConfig(
+                name="bench", storage_path=folder, logging_config=ray.train.LoggingConfig(log_level="WARNING")
+            ),
+        )
+        result = trainer.fit()
+    seconds: Seconds = result.return_value
+    return seconds
