@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mrisr import cluster
 from mrisr.config import Experiment
+from mrisr.metrics import METRICS
 from mrisr.models import MDCSRN, build_critic
 from mrisr.stream import Batch, PatchMaker, RowPlan, StreamLimits, rank_batches
 from mrisr.tracking import RunLogger
@@ -129,7 +131,11 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     v = experiment.validation
     subjects = store.subjects(v.split)[: v.max_subjects]
-    validator = Validator(store, subjects, v.protocol, v.patch_size, v.patches_per_subject, rank, world)
+    validators = {
+        protocol: Validator(store, subjects, protocol, v.patch_size, v.patches_per_subject, rank, world)
+        for protocol in dict.fromkeys((v.protocol, *v.further_protocols))
+    }
+    latest: dict[str, float] = {}
     logger = RunLogger(settings["tracking_uri"], settings["mlflow_run_id"]) if rank == 0 else None
     maker = patch_maker(experiment, store.subjects("train"))
     limits = StreamLimits(experiment.stream.cpus_per_task, settings["data_cpus"], experiment.stream.rounds)
@@ -139,7 +145,16 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         average_batchnorm(networks.generator)
         state = full_state(networks.generator)
         evaluated.load_state_dict(state)
-        figures, picture = validator.run(evaluated, device)
+        figures, picture = validators[v.protocol].run(evaluated, device)
+        for protocol in list(validators)[1:]:
+            others, _ = validators[protocol].run(evaluated, device)
+            figures |= {f"{protocol}/{key}": value for key, value in others.items()}
+        if not all(math.isfinite(figures[metric]) for metric in METRICS):
+            raise ArithmeticError(
+                f"step {step}: the validation figures are not finite: {figures}; lower the learning rate"
+            )
+        latest.clear()
+        latest.update(figures, validated=step)
         better = best.offer(step, figures, state)
         if logger is not None:
             logger.metrics(step, {f"validation/{key}": value for key, value in figures.items()})
@@ -163,7 +178,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
                 if best.state:
                     save_file(best.state, Path(folder) / BEST_WEIGHTS)
             ray.train.report(
-                {"step": step, **best.figures},
+                {"step": step, **latest},
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_dir_name=f"checkpoint_{step:08d}",
             )
