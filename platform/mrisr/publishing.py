@@ -41,7 +41,8 @@ class Published(NamedTuple):
 def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published:
     """Evaluate a finished run on the whole volumes of its validation split, register it, and let it compete.
 
-    tags: further tags of the version. Done once per run: a second call, after a resumption that trained no further, returns what the first one did.
+    tags: further tags of the version. Done once per run: a second call, after a resumption that trained no further,
+    returns what the first one did.
     """
     record = run.experiment.run_folder / "published.json"
     if record.exists():
@@ -69,7 +70,8 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published
         result.figures("val_"),
     )
     version = registry.register(
-        run.state, config, run.run_id, name, {**described, "trained_on": experiment.degradation.range().kind, **(tags or {})},
+        run.state, config, run.run_id, name,
+        {**described, "trained_on": experiment.degradation.range().kind, **(tags or {})},
         f"mDCSRN of run {experiment.name!r}, best weights of step {run.best_step:,}", run.tracking_uri,
     )  # fmt: skip
     decision = registry.promote(

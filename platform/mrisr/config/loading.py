@@ -22,13 +22,13 @@ def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experim
     """Read an experiment file (None: the defaults), apply overrides such as `training.gp_weight=5`, check it all.
 
     Values of overrides are YAML: `degradation.fraction=[0.3,0.8]`, `generator.init_from=null`.
-    A key that holds a search space counts with its `fixed` value. Raises ConfigError naming the file, or each wrong key
-    with its value and the remedy.
+    A key that holds a search space counts with its `fixed` value. Raises ConfigError naming the file, or each wrong
+    key with its value and the remedy.
     """
     raw, spaces = load_search(path, overrides)
     if still_open := [space.key for space in spaces.values() if not space.has_fixed and not space.when]:
         raise ConfigError(
-            "\n".join(f"{key}: is a search space without a `fixed` value; search it with `mrisr tune`, or set {key}=VALUE"
+            "\n".join(f"{key}: is a search space without a `fixed` value; use `mrisr tune`, or set {key}=VALUE"
                       for key in still_open)
         )  # fmt: skip
     return validate_experiment(raw)

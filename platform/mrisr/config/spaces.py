@@ -6,9 +6,9 @@
       fraction: {interval: [0.02, 0.9], fixed: [0.4, 0.6]}
       mix: {interval: [0, 1], when: {degradation.kind: mixed}}
 
-Kinds: uniform, log_uniform (floats); int, log_int (both ends included); choice (a list); interval (two ordered ends).
-`fixed` is the value that `mrisr train` takes and the first that a search tries. `when` makes a key part of the space only
-where another key has one of the given values; elsewhere it keeps its fixed value, or its default.
+Kinds: uniform, log_uniform (floats); int, log_int (both ends included); choice (a list); interval (two ordered
+ends). `fixed` is the value that `mrisr train` takes and the first that a search tries. `when` makes a key part of the
+space only where another key has one of the given values; elsewhere it keeps its fixed value, or its default.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Suggester(Protocol):
 
 @dataclass(frozen=True)
 class Space:
-    """One searched key. options: the ends of a range, or the choices; when: key -> values under which it is searched."""
+    """One searched key. options: the ends of a range, or the choices; when: (key, values under which it is)."""
 
     key: str
     kind: str
@@ -66,7 +66,7 @@ class Space:
         return (f"{self.key}.low", f"{self.key}.reach") if self.kind == "interval" else (self.key,)
 
     def suggest(self, trial: Suggester) -> Any:
-        """Draw the key's value. An interval's ends are ordered by construction, under distributions that never change."""
+        """Draw the key's value. An interval's ends are ordered by construction, under distributions that never vary."""
         if self.kind == "choice":
             return trial.suggest_categorical(self.key, self.options)
         low, high = self.options

@@ -21,7 +21,7 @@ _STATES = {
 
 
 class TrialOutcome(NamedTuple):
-    """One trial. values: of the searched keys; results: what Tune was told; figures: the best validation's; step: run."""
+    """One trial. values: of the searched keys; results: what Tune was told; figures: the last of them; step: run."""
 
     number: int
     run: str

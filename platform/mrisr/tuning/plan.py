@@ -22,7 +22,7 @@ _DRAWS = 256
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """A checked search. raw: the experiment's mapping with fixed values in place; points: sampler parameters to try first."""
+    """A checked search. raw: the experiment's mapping, fixed values in place; points: parameters to try first."""
 
     raw: dict[str, Any]
     base: Experiment
@@ -137,7 +137,7 @@ def _check_conditions(plan: SearchPlan) -> None:
                 )
             if asked is None and known[other] not in values:
                 raise ConfigError(
-                    f"{space.key}: is searched when {other} is one of {list(values)}, but that is fixed at {known[other]!r}"
+                    f"{space.key}: is searched when {other} is one of {list(values)}, but that is {known[other]!r}"
                 )
 
 
@@ -194,7 +194,8 @@ def _points(plan: SearchPlan) -> Iterator[dict[str, Any]]:
     base = flat(plan.base.model_dump(mode="json"))
     fixed = {key: space.fixed for key, space in plan.spaces.items() if space.has_fixed}
     for number, point in enumerate(([fixed] if fixed else []) + list(plan.base.tuning.points)):
-        values, parameters = dict(base), {}
+        values = dict(base)
+        parameters: dict[str, Any] = {}
         for key in point:
             if key not in plan.spaces:
                 raise ConfigError(f"tuning.points: {key!r} is not searched; it is one of {', '.join(plan.spaces)}")

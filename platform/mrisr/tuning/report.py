@@ -16,7 +16,7 @@ from mrisr.config.loading import dump_experiment
 from mrisr.config.tuning_keys import Tuning
 from mrisr.tuning.outcome import Outcome, TrialOutcome
 from mrisr.tuning.plan import SearchPlan
-from mrisr.tuning.study import MODES
+from mrisr.tuning.study import MODES, name_metrics
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -69,7 +69,7 @@ def cost_lines(plan: SearchPlan, outcome: Outcome) -> list[str]:
     shared = plan.base.schedule.pretrain_steps if plan.base.tuning.shared_pretraining else 0
     lines = [
         f"cost: {steps:,} steps run; {len(outcome.trials)} trials to their end would be {whole:,} "
-        f"({whole / max(1, steps):.1f}x), a full grid of {points} values per range {grid:,} ({grid / max(1, steps):,.0f}x)"
+        f"({whole / max(1, steps):.1f}x), a grid of {points} values per range {grid:,} ({grid / max(1, steps):,.0f}x)"
     ]
     if shared:
         lines.append(f"      and {shared:,} L1 steps once for all trials, instead of {shared * len(outcome.trials):,}")
@@ -82,7 +82,7 @@ def winner_yaml(plan: SearchPlan, trial: TrialOutcome) -> str:
         update={"name": f"{plan.base.name}-winner", "tuning": Tuning()}
     )
     figures = ", ".join(f"{metric} {value:.4f}" for metric, value in trial.figures.items())
-    head = f"# Winner of {plan.folder.name}: trial {trial.number}, {figures} on the validation split under {scale(plan)}.\n"
+    head = f"# Winner of {plan.folder.name}: trial {trial.number}, {figures} on validation under {scale(plan)}.\n"
     nested = yaml.safe_load(dump_experiment(experiment))
     nested.pop("tuning")
     return head + yaml.safe_dump(nested, sort_keys=False)
@@ -107,7 +107,7 @@ def study_of_results(plan: SearchPlan, outcome: Outcome) -> optuna.Study:
     """
     metrics = plan.base.tuning.metrics
     study = optuna.create_study(directions=["maximize" if MODES[m] == "max" else "minimize" for m in metrics])
-    study.set_metric_names(list(metrics))
+    name_metrics(study, metrics)
     for t in outcome.trials:
         if t.figures:
             study.add_trial(

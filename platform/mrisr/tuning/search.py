@@ -70,7 +70,7 @@ def trials_at_once(experiment: Experiment, cpus: float, gpus: float) -> int:
 
 
 def search(plan: SearchPlan, console: Console) -> Search:
-    """Run the search, or go on with it. Raises ConfigError for what cannot start, KeyboardInterrupt if stopped early."""
+    """Run the search, or go on with it. Raises ConfigError for what cannot start, KeyboardInterrupt if interrupted."""
     store = open_store(plan.base)
     if not store.subjects("test"):
         raise ConfigError(f"data.store: {store.path} has no subjects in split 'test', which the winner is evaluated on")
@@ -204,7 +204,7 @@ def _parent_run(plan: SearchPlan, place: Tracking, fingerprint: str) -> str:
 
 
 def _pretrain_once(plan: SearchPlan, parent: str, console: Console) -> str | None:
-    """Run the L1 stage once for all trials; returns the folder with its best weights, or None where it is not shared."""
+    """Run the L1 stage once for all trials; returns the folder with its best weights, or None if it is not shared."""
     t, base = plan.base.tuning, plan.base
     if not t.shared_pretraining:
         return None

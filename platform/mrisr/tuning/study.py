@@ -59,11 +59,17 @@ def open_study(plan: SearchPlan, storage: BaseStorage) -> optuna.Study:
     study = optuna.create_study(
         storage=storage, study_name=plan.folder.name, directions=directions, load_if_exists=True
     )  # fmt: skip
-    study.set_metric_names(list(t.metrics))
+    name_metrics(study, t.metrics)
     if t.sampler != "grid":
         for point in plan.points:
             study.enqueue_trial(point, skip_if_exists=True)
     return study
+
+
+def name_metrics(study: optuna.Study, metrics: tuple[str, ...]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(metrics))
 
 
 def begun(study: optuna.Study) -> list[FrozenTrial]:

@@ -16,7 +16,7 @@ from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.record import Record, score
 from mrisr.tuning.study import MODES, RUN
 
-# A trial's driver waits for its workers; at Tune's default of one CPU, drivers would take the room of what they wait for.
+# A trial's driver only waits for its workers; Tune's default of one CPU would take the room of what it waits for.
 DRIVER_CPUS = 0.01
 
 
@@ -34,7 +34,7 @@ def trials_folder(plan: SearchPlan) -> Path:
 
 
 def trial_experiment(setting: TrialSetting, run: str, values: dict[str, Any]) -> Experiment:
-    """The experiment of a trial: the base with the trial's values, a checkpoint with every validation, its own folder."""
+    """The experiment of a trial: the base with its values, a checkpoint with every validation, a folder of its own."""
     plan, t = setting.plan, setting.plan.base.tuning
     experiment = plan.experiment(values)
     v, s = experiment.validation, experiment.schedule
