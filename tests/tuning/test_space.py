@@ -119,7 +119,8 @@ def test_a_bad_space_is_named_before_the_first_trial(overrides: list[str], words
 
 def test_known_good_points_are_tried_first() -> None:
     plan = plan_search(None, [
-        "training.gp_weight={log_uniform: [0.1, 100], fixed: 10}", "critic.kind={choice: [full, separable], fixed: full}",
+        "training.gp_weight={log_uniform: [0.1, 100], fixed: 10}",
+        "critic.kind={choice: [full, separable], fixed: full}",
         "tuning.points=[{training.gp_weight: 1}]",
     ])  # fmt: skip
     study = open_study(plan, optuna.storages.InMemoryStorage())

@@ -81,7 +81,8 @@ def search(plan: SearchPlan, console: Console) -> Search:
     place = tracking.prepare(uri, home() / "mlartifacts", plan.base.tracking.experiment)
     parent = _parent_run(plan, place, store.fingerprint())
     initial = _pretrain_once(plan, parent, console)
-    _run_trials(plan, TrialSetting(plan, runs, parent, initial), console)
+    environment = {"MRISR_HOME": str(home()), "MLFLOW_TRACKING_URI": uri}
+    _run_trials(plan, TrialSetting(plan, runs, parent, initial, environment), console)
     outcome = collect(plan)
     for trial in outcome.trials:
         if trial.mlflow_run_id is not None:
@@ -124,7 +125,7 @@ def _run_trials(plan: SearchPlan, setting: TrialSetting, console: Console) -> No
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(plan.folder / "tune"),
             failure_config=tune.FailureConfig(max_failures=0),
-            callbacks=[_Progress(plan, console, len(finished), wanted)],
+            callbacks=[_Progress(plan, len(finished), wanted)],
             verbose=0,
         ),
     )
@@ -134,11 +135,11 @@ def _run_trials(plan: SearchPlan, setting: TrialSetting, console: Console) -> No
 class _Progress(tune.Callback):
     """A line for every validation and for every trial's end."""
 
-    def __init__(self, plan: SearchPlan, console: Console, done: int, wanted: int) -> None:
-        self.plan, self.console, self.done, self.wanted = plan, console, done, wanted
+    def __init__(self, plan: SearchPlan, done: int, wanted: int) -> None:
+        self.plan, self.done, self.wanted = plan, done, wanted
 
     def _say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print(text, flush=True)  # Tune pickles its callbacks, which a console would not survive.
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         values = ", ".join(f"{key}={_short(value)}" for key, value in trial.config["values"].items())

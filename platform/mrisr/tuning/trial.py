@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +22,17 @@ DRIVER_CPUS = 0.01
 
 
 class TrialSetting(NamedTuple):
-    """What all trials of a search share. runs: trials at a time; initial: the shared generator's weights file."""
+    """What all trials of a search share.
+
+    runs: trials at a time; initial: folder of the shared pretraining; environment: the driver's, where it says where
+    things live, since a trial may run on a machine that would answer differently.
+    """
 
     plan: SearchPlan
     runs: int
     parent_run_id: str
     initial: str | None
+    environment: dict[str, str] = {}  # noqa: RUF012
 
 
 def trials_folder(plan: SearchPlan) -> Path:
@@ -77,6 +83,7 @@ class ReportToTune(TuneReportCallback):
 
 def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
     """Run, or go on with, one trial inside Tune. An error fails this trial alone; its reason is kept in the record."""
+    os.environ.update(setting.environment)
     cluster.quiet()
     t = setting.plan.base.tuning
     experiment = trial_experiment(setting, config[RUN], config["values"])
@@ -94,11 +101,11 @@ def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause, in one line: what a worker raised rather than how Ray wrapped it."""
+    """In one line: what a worker raised, rather than how Ray wrapped it."""
     failures = getattr(error, "worker_failures", None)
-    if failures:
-        error = next(iter(failures.values()))
-    cause = getattr(error, "cause", None)
-    error = cause if isinstance(cause, BaseException) else error
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[-1] if text else ''}"[:400]
+    lines = str(next(iter(failures.values())) if failures else error).strip().splitlines() or [""]
+    if not failures:
+        return f"{type(error).__name__}: {lines[-1]}"[:400]
+    # A traceback ends with `package.module.Class: message`.
+    name, colon, message = lines[-1].partition(": ")
+    return f"{name.rsplit('.', 1)[-1]}{colon}{message}"[:400]
