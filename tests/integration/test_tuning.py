@@ -21,8 +21,8 @@ from .conftest import TINY, Bench
 
 pytestmark = pytest.mark.integration
 
-# One worker, L1 for 64 steps, then the critic, whose penalty overflows at a weight of 1e300. The mixed weight halves the
-# contrast of low frequencies, which a small network learns to mend within a few steps, if its zeroing range shows it.
+# One worker, L1 for 64 steps, then the critic, whose penalty overflows at a weight of 1e300. The mixed weight halves
+# the contrast of low frequencies, which a small network learns to mend in a few steps, if its zeroing range shows it.
 SEARCH = TINY | {
     "degradation": {
         "kind": "mixed", "axes": [0, 1, 2], "mix": [0.4, 0.6],
@@ -36,11 +36,10 @@ SEARCH = TINY | {
     "validation": {"protocol": "report160", "every": 8, "patch_size": 32, "patches_per_subject": 1},
     "resources": {"workers": 1},
     "tuning": {
-        "trials": 4, "reduction": 5, "grace_steps": 16, "sampler": "random",
-        # What follows the fixed values: a zeroing range near nothing, twice, and a penalty that is not finite.
+        "trials": 3, "reduction": 5, "grace_steps": 16, "sampler": "random",
+        # What follows the fixed values: a zeroing range near nothing, and a penalty that is not finite.
         "points": [
             {"degradation.fraction": [0.001, 0.001], "training.gp_weight": 10},
-            {"degradation.fraction": [0.002, 0.002], "training.gp_weight": 5},
             {"degradation.fraction": [0.45, 0.6], "training.gp_weight": 1.0e300},
         ],
     },
@@ -88,13 +87,13 @@ def test_a_search_stops_bad_trials_survives_failing_ones_and_registers_the_winne
         time.sleep(0.2)
     assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
 
-    fixed, nothing, nothing_again, broken = (bench.record(f"trial-{i:04d}") for i in range(4))
+    fixed, nothing, broken = (bench.record(f"trial-{i:04d}") for i in range(3))
     assert fixed.step == 72
-    assert nothing.step == nothing_again.step == 16, "stopped at the first rung"
+    assert nothing.step == 16, "stopped at the first rung"
     assert broken.step in (56, 64), "the last figures before the failure may be lost with its workers"
     assert "not finite" in (broken.failure or "")
-    assert bench.states() == ["COMPLETE", "PRUNED", "PRUNED", "FAIL"]
-    for word in ("stopped early", "failed: NonFiniteError", f"cost: {104 + broken.step} steps run; 4 trials"):
+    assert bench.states() == ["COMPLETE", "PRUNED", "FAIL"]
+    for word in ("stopped early", "failed: NonFiniteError", f"cost: {88 + broken.step} steps run; 3 trials"):
         assert word in output
 
     winner = load_experiment(bench.folder / "winner.yaml")
@@ -109,7 +108,7 @@ def test_a_search_stops_bad_trials_survives_failing_ones_and_registers_the_winne
     ends = {run.info.run_name: (run.info.status, run.data.tags["tuning.state"]) for run in children}
     assert ends == {
         "trial-0000": ("FINISHED", "finished"), "trial-0001": ("FINISHED", "stopped early"),
-        "trial-0002": ("FINISHED", "stopped early"), "trial-0003": ("FAILED", "failed"),
+        "trial-0002": ("FAILED", "failed"),
     }  # fmt: skip
     version = client.get_model_version_by_alias("mdcsrn", "champion")
     assert version.tags["search_run_id"] == parent
@@ -118,9 +117,9 @@ def test_a_search_stops_bad_trials_survives_failing_ones_and_registers_the_winne
 
     tune(bench.config, [])
     again = capsys.readouterr().out
-    assert "4 are done" in again
+    assert "3 are done" in again
     assert "evaluated on the test split before" in again
-    assert bench.states() == ["COMPLETE", "PRUNED", "PRUNED", "FAIL"]
+    assert bench.states() == ["COMPLETE", "PRUNED", "FAIL"]
     with pytest.raises(ConfigError, match="another name="):
         tune(bench.config, ["tuning.sampler=tpe"])
 

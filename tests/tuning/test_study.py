@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 from mrisr import cluster
 from mrisr.config import load_experiment
 from mrisr.tuning.outcome import collect
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.record import Record, score
-from mrisr.tuning.report import cost_lines, figures, study_of_results
+from mrisr.tuning.report import cost_lines, figures, study_of_results, trials_table, write_csv
 from mrisr.tuning.scheduler import build_scheduler, grace_steps
 from mrisr.tuning.search import trials_at_once
 from mrisr.tuning.study import StudySearch, open_storage, open_study
@@ -82,6 +84,11 @@ def test_a_stopped_trial_is_pruned_in_the_study_and_its_steps_are_the_cost(tmp_p
     outcome = collect(plan, study)
     assert outcome.steps == 64 + 8 + 12
     assert cost_lines(plan, outcome)[0].startswith("cost: 84 steps run; 3 trials to their end would be 192 (2.3x)")
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(trials_table(plan, outcome))
+    for word in ("0 *", "35.0000", "stopped early", "GP_WEIGHT".lower()):
+        assert word in shown.getvalue()
+    assert write_csv(plan, outcome, tmp_path / "trials.csv").read_text().count("stopped early") == 2
     assert [t.value for t in study_of_results(plan, outcome).trials] == [35.0, 19.0, 23.0]
     assert {"history", "parallel-coordinates", "slice"} <= {name for name, _ in figures(plan, outcome)}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray.train
 import torch
+from ray.util import get_current_placement_group
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -136,6 +137,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         for protocol in dict.fromkeys((v.protocol, *v.further_protocols))
     }
     latest: dict[str, float] = {}
+    placement = get_current_placement_group()
+    group = None if placement is None else placement.id.hex()
     logger = RunLogger(settings["tracking_uri"], settings["mlflow_run_id"]) if rank == 0 else None
     maker = patch_maker(experiment, store.subjects("train"))
     limits = StreamLimits(experiment.stream.cpus_per_task, settings["data_cpus"], experiment.stream.rounds)
@@ -178,7 +181,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
                 if best.state:
                     save_file(best.state, Path(folder) / BEST_WEIGHTS)
             ray.train.report(
-                {"step": step, **latest},
+                {"step": step, **latest, "placement_group": group},
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_dir_name=f"checkpoint_{step:08d}",
             )

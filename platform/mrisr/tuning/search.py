@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from ray import tune
+from ray import PlacementGroupID, tune
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from rich.console import Console
 
 from mrisr import cluster, tracking
@@ -21,7 +22,7 @@ from mrisr.tuning.outcome import Outcome, collect
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.scheduler import build_scheduler
 from mrisr.tuning.study import StudySearch, begun, open_storage, open_study
-from mrisr.tuning.trial import DRIVER_CPUS, TrialSetting, run_trial
+from mrisr.tuning.trial import DRIVER_CPUS, GROUP, TrialSetting, run_trial
 
 # Keys of a search that may differ when it goes on: how far and how fast, not what is compared.
 _MAY_CHANGE = ("trials", "concurrent", "winner", "max_failures")
@@ -153,13 +154,26 @@ class _Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.done += 1
+        release_workers((trial.last_result or {}).get(GROUP))
         step = (trial.last_result or {}).get("step", 0)
         how = "finished" if step >= self.plan.trial_steps else f"stopped early at step {step:,}"
         self._say(f"{trial.config['run']} {how}; {self.done} of {self.wanted} trials done")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.done += 1
+        release_workers((trial.last_result or {}).get(GROUP))
         self._say(f"{trial.config['run']} failed; {self.done} of {self.wanted} trials done")
+
+
+def release_workers(group: str | None) -> None:
+    """Take back the room of a trial's workers, by the id of their placement group, if they still hold it.
+
+    A trial that Tune stops dies with the controller of its training run. Ray Train has a watcher that gives the room
+    back then, but it asks the dashboard who is alive: in a cluster without one the room is lost until the search ends.
+    """
+    if group is None or placement_group_table().get(group, {}).get("state") in (None, "REMOVED"):
+        return
+    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def _short(value: Any) -> str:

@@ -17,6 +17,7 @@ from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.record import Record, score
 from mrisr.tuning.study import MODES, RUN
 
+GROUP = "placement_group"
 # A trial's driver only waits for its workers; Tune's default of one CPU would take the room of what it waits for.
 DRIVER_CPUS = 0.01
 
@@ -78,7 +79,7 @@ class ReportToTune(TuneReportCallback):
         figures = {metric: score(reported, metric, self.main, self.protocols) for metric in MODES}
         if record.add(int(reported["step"]), figures):
             told = record.results(self.metrics, tuple(MODES[m] for m in self.metrics))[-1]
-            super().after_report(run_context, [told], checkpoint)
+            super().after_report(run_context, [told | {GROUP: reported.get(GROUP)}], checkpoint)
 
 
 def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
