@@ -47,7 +47,7 @@ def test_shipped_spaces_are_valid_and_their_files_train_as_they_are(name: str) -
     assert load_experiment(CONFIGS / f"{name}.yaml") == plan.base
     (first, *_) = plan.points
     values = plan.draw(optuna.trial.FixedTrial(first))
-    assert values["degradation.fraction"] == pytest.approx([0.4, 0.6])
+    assert values["degradation.fraction"] == pytest.approx(list(plan.base.degradation.fraction))
     assert values["training.adversarial_weight"] == plan.base.training.adversarial_weight == 1e-3
     assert plan.base.training.gp_weight == 10
 
@@ -107,6 +107,7 @@ def test_a_known_interval_comes_back_from_its_parameters(a: float, b: float) -> 
           "training.critic_lr={uniform: [0.1, 0.2], when: {training.gp_weight: 1}}"], ["circle"]),
         (["training.gp_weight={uniform: [1, 2]}", "tuning.points=[{training.gp_weight: 9}]"], ["tuning.points", "9"]),
         (["training.gp_weight={uniform: [1, 2]}", "tuning.points=[{seed: 9}]"], ["tuning.points", "seed"]),
+        (["training.gp_weight={uniform: [1, 2]}", "tuning.sampler=cmaes", "tuning.metrics=[psnr, ssim]"], ["cmaes"]),
         (["generator.growth_rate={int: [2, 4]}", "tuning.shared_pretraining=true"], ["generator.growth_rate", "once"]),
     ],
 )  # fmt: skip

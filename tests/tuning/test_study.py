@@ -20,6 +20,7 @@ from mrisr.tuning.report import cost_lines, figures, study_of_results, trials_ta
 from mrisr.tuning.scheduler import build_scheduler, grace_steps
 from mrisr.tuning.search import trials_at_once
 from mrisr.tuning.study import StudySearch, open_storage, open_study
+from mrisr.tuning.trial import TrialSetting, trial_experiment
 
 SPACE = ["training.gp_weight={log_uniform: [0.1, 100], fixed: 10}", "critic.kind={choice: [full, separable]}"]
 SMALL = ["schedule.total_steps=64", "schedule.pretrain_steps=0", "validation.every=4", "tuning.startup_trials=2"]
@@ -154,6 +155,23 @@ def test_asha_stops_a_bad_trial_by_what_was_seen_before_a_kill(tmp_path: Path) -
     assert verdict({}, 1.0) == "CONTINUE"
     assert verdict(before, 1.0) == "STOP"
     assert verdict(before, 30.0) == "CONTINUE"
+
+
+def test_trials_start_from_the_shared_generator_and_do_not_pay_for_l1(tmp_path: Path) -> None:
+    overrides = ("tuning.shared_pretraining=true", "schedule.pretrain_steps=40", "tuning.protocols=[chen2018, hz2538]")
+    plan = small_plan(tmp_path, *overrides, "tuning.metrics=[nrmse]")
+    assert plan.trial_steps == 24
+    setting = TrialSetting(plan, 1, "parent", str(tmp_path / "pretrained"))
+    trial = trial_experiment(setting, "trial-0007", {"training.gp_weight": 3.0, "critic.kind": "full"})
+    assert (trial.schedule.pretrain_steps, trial.schedule.total_steps) == (0, 24)
+    assert trial.generator.init_from == str(tmp_path / "pretrained")
+    assert trial.run_folder == plan.folder / "trials" / "trial-0007"
+    assert trial.training.checkpoint_every == trial.validation.every, "what Tune sees can be resumed and registered"
+    assert (trial.validation.protocol, trial.validation.further_protocols) == ("chen2018", ("hz2538",))
+    assert (trial.training.gp_weight, trial.critic.kind, trial.validation.metric) == (3.0, "full", "psnr")
+    alone = small_plan(tmp_path)
+    unshared = trial_experiment(TrialSetting(alone, 1, "parent", None), "trial-0000", {"training.gp_weight": 3.0})
+    assert unshared.schedule == alone.base.schedule
 
 
 def test_concurrency_comes_from_the_cluster_and_impossible_requests_say_what_would_fit() -> None:

@@ -75,6 +75,9 @@ def plan_search(path: Path | None, overrides: Sequence[str] = ()) -> SearchPlan:
             "training: {gp_weight: {log_uniform: [0.1, 100], fixed: 10}}"
         )
     plan = SearchPlan(raw, validate_experiment(raw), spaces, ())
+    t = plan.base.tuning
+    if t.sampler == "cmaes" and len(t.metrics) > 1:
+        raise ConfigError(f"tuning.sampler = 'cmaes' searches for one figure, not {list(t.metrics)}; use tpe or random")
     _check_conditions(plan)
     _check_shared_pretraining(plan)
     _check_values(plan)
