@@ -16,7 +16,7 @@ from mrisr import cluster, tracking
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.schema import home
 from mrisr.config.tuning_keys import Tuning
-from mrisr.tracking import Tracking
+from mrisr.tracking import Status, Tracking
 from mrisr.training.trainer import Host, open_store, train
 from mrisr.tuning.outcome import Outcome, collect
 from mrisr.tuning.plan import SearchPlan
@@ -26,6 +26,8 @@ from mrisr.tuning.trial import DRIVER_CPUS, GROUP, TrialSetting, run_trial
 
 # Keys of a search that may differ when it goes on: how far and how fast, not what is compared.
 _MAY_CHANGE = ("trials", "concurrent", "winner", "max_failures")
+# How MLflow shows a trial, where not as finished; one that is still running here was interrupted.
+_ENDS: dict[str, Status] = {"failed": "FAILED", "running": "KILLED"}
 
 
 class Search(NamedTuple):
@@ -87,7 +89,7 @@ def search(plan: SearchPlan, console: Console) -> Search:
     outcome = collect(plan)
     for trial in outcome.trials:
         if trial.mlflow_run_id is not None:
-            tracking.finish(uri, trial.mlflow_run_id, "FAILED" if trial.state == "failed" else "FINISHED")
+            tracking.finish(uri, trial.mlflow_run_id, _ENDS.get(trial.state, "FINISHED"))
             tracking.RunLogger(uri, trial.mlflow_run_id).tags({"tuning.state": trial.state, "tuning.search": parent})
     if outcome.missing:
         tracking.finish(uri, parent, "KILLED")
