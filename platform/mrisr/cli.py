@@ -88,6 +88,21 @@ def train(
     typer.echo("\n".join(published.lines()))
 
 
+@app.command(epilog=_key_reference())
+def tune(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="the same as tuning.trials=...")] = None,
+) -> None:
+    """Search the keys whose value in the file is a space; then register the winner and print it as a configuration.
+
+    The same command after Ctrl-C, a crash or a reboot goes on; with more trials, a finished search is extended.
+    """
+    from mrisr.tuning.winner import tune as run
+
+    run(config, [*(overrides or []), *([] if trials is None else [f"tuning.trials={trials}"])])
+
+
 @app.command()
 def replay(
     folder: Annotated[Path, typer.Argument(help="nonfinite_<step> folder, or the run's folder that holds it")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,10 +38,11 @@ class Published(NamedTuple):
         ]
 
 
-def publish(run: TrainedRun) -> Published:
+def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published:
     """Evaluate a finished run on the whole volumes of its validation split, register it, and let it compete.
 
-    Done once per run: a second call, after a resumption that trained no further, returns what the first one did.
+    tags: further tags of the version. Done once per run: a second call, after a resumption that trained no further,
+    returns what the first one did.
     """
     record = run.experiment.run_folder / "published.json"
     if record.exists():
@@ -60,7 +62,7 @@ def publish(run: TrainedRun) -> Published:
 
     result = measure(build_generator(config, run.state))
     _log(run, result)
-    tags = registry.model_tags(
+    described = registry.model_tags(
         v.protocol,
         protocol_named(v.protocol).describe(),
         result.fingerprint,
@@ -68,7 +70,8 @@ def publish(run: TrainedRun) -> Published:
         result.figures("val_"),
     )
     version = registry.register(
-        run.state, config, run.run_id, name, {**tags, "trained_on": experiment.degradation.range().kind},
+        run.state, config, run.run_id, name,
+        {**described, "trained_on": experiment.degradation.range().kind, **(tags or {})},
         f"mDCSRN of run {experiment.name!r}, best weights of step {run.best_step:,}", run.tracking_uri,
     )  # fmt: skip
     decision = registry.promote(

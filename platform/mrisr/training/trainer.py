@@ -26,8 +26,22 @@ from voxelstore import VolumeStore
 # Keys that may differ between a run and its resumption: they change how and how far, not what is computed so far.
 _MAY_CHANGE = (
     "resources", "schedule.total_steps", "training.max_failures", "training.keep_checkpoints", "tracking",
+    "tuning",
     "generator.recompute", "critic.samples_at_once",
 )  # fmt: skip
+
+
+class Host(NamedTuple):
+    """What a run is part of: a search that runs several at once and listens to each.
+
+    runs: how many such runs share the cluster; driver_cpus: logical CPUs that each one's driver reserves itself;
+    callbacks: of Ray Train; parent_run_id: the MLflow run above it.
+    """
+
+    runs: int = 1
+    driver_cpus: float = 0.0
+    callbacks: tuple[Any, ...] = ()
+    parent_run_id: str | None = None
 
 
 class TrainedRun(NamedTuple):
@@ -66,7 +80,7 @@ def open_store(experiment: Experiment) -> VolumeStore:
     return store
 
 
-def train(experiment: Experiment) -> TrainedRun:
+def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
     """Train to the end of the schedule, or go on where an earlier start of the same run stopped.
 
     Raises ConfigError for an experiment that does not fit its store or its own earlier start, cluster.ResourceError
@@ -78,13 +92,14 @@ def train(experiment: Experiment) -> TrainedRun:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    cpus, gpus = cluster.available()
-    share = cluster.divide(experiment, cpus, gpus)
+    total_cpus, gpus = cluster.available()
+    cpus = total_cpus / host.runs - host.driver_cpus
+    share = cluster.divide(experiment, cpus, gpus // host.runs)
     _claim(experiment, store)
     _mend_ray_snapshot(experiment.run_folder)
     uri = tracking.resolve_uri(experiment.tracking.uri, home())
     initial = prepare_initial_weights(experiment, uri)
-    run_id = _tracked_run(experiment, store, uri)
+    run_id = _tracked_run(experiment, store, uri, host.parent_run_id)
     workers = experiment.resources.workers
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     settings = {
@@ -92,7 +107,7 @@ def train(experiment: Experiment) -> TrainedRun:
         "tracking_uri": uri,
         "mlflow_run_id": run_id,
         "initial": None if initial is None else str(initial),
-        "node_cpus": int(min(node.get("CPU", 1) for node in nodes if node.get("CPU"))),
+        "node_cpus": max(1, int(min(node.get("CPU", 1) for node in nodes if node.get("CPU")) / host.runs)),
         "data_cpus": share.data_cpus,
     }
     trainer = TorchTrainer(
@@ -111,6 +126,7 @@ def train(experiment: Experiment) -> TrainedRun:
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=experiment.training.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            callbacks=list(host.callbacks),
         ),
     )
     try:
@@ -126,10 +142,11 @@ def train(experiment: Experiment) -> TrainedRun:
         kind, message = stopped
         tracking.finish_if_reachable(uri, run_id, "KILLED" if kind == "terminated" else "FAILED")
         raise Terminated(message) if kind == "terminated" else TrainingStopped(message)
-    return _outcome(experiment, run_id, uri, whole_checkpoints(experiment.run_folder)[-1])
+    return outcome(experiment, run_id, uri, whole_checkpoints(experiment.run_folder)[-1])
 
 
-def _outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> TrainedRun:
+def outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> TrainedRun:
+    """What a run has come to at a checkpoint of it."""
     progress = json.loads((checkpoint / PROGRESS).read_text())
     best = progress["best"]
     state = load_file(checkpoint / BEST_WEIGHTS)
@@ -189,7 +206,7 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str) -> str:
+def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str, parent: str | None) -> str:
     """The MLflow run's id: the one of an earlier start if there is one, so that its curves go on."""
     place = tracking.prepare(uri, home() / "mlartifacts", experiment.tracking.experiment)
     file = experiment.run_folder / "mlflow_run_id.txt"
@@ -198,7 +215,9 @@ def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str) -> str:
         tracking.resume_run(uri, run_id)
         return run_id
     config = experiment.model_dump(mode="json")
-    run_id = tracking.start_run(place, config, name=experiment.name, dataset_fingerprint=store.fingerprint())
+    run_id = tracking.start_run(
+        place, config, name=experiment.name, dataset_fingerprint=store.fingerprint(), parent_run_id=parent
+    )
     _write_whole(file, run_id)
     return run_id
 

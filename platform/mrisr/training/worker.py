@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import ray.train
 import torch
 from ray.train import CheckpointUploadMode
+from ray.util import get_current_placement_group
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mrisr import cluster
 from mrisr.config import Experiment
+from mrisr.metrics import METRICS
 from mrisr.models import MDCSRN
 from mrisr.outbox import Outbox
 from mrisr.pictures import critic_figure
@@ -83,6 +86,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     # The position in the stream is the step, so a checkpoint that knows its step knows its row.
     step, best, window = 0, Best(experiment.validation.metric), Window()
+    placement = get_current_placement_group()
+    group = None if placement is None else placement.id.hex()
     found, known = agreed_checkpoint(run_folder), ray.train.get_checkpoint()
     if found is not None:
         progress = checkpoint.load(found, networks)
@@ -91,11 +96,15 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         window.restore(progress["window"])
         if known is None or Path(known.path).name != found.name:
             # Whole on the disk, but the process died before Ray heard of it.
-            _report(found, step, best)
+            _report(found, {"step": step, "placement_group": group})
 
     v = experiment.validation
     subjects = store.subjects(v.split)[: v.max_subjects]
-    validator = Validator(store, subjects, v.protocol, v.patch_size, v.patches_per_subject, rank, world)
+    validators = {
+        protocol: Validator(store, subjects, protocol, v.patch_size, v.patches_per_subject, rank, world)
+        for protocol in dict.fromkeys((v.protocol, *v.further_protocols))
+    }
+    latest: dict[str, float] = {}
     outbox = Outbox(settings["tracking_uri"], settings["mlflow_run_id"], run_folder / OUTBOX) if rank == 0 else None
     requests = Requests(run_folder, device)
     maker = patch_maker(experiment, store.subjects("train"))
@@ -107,7 +116,16 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         average_statistics(networks)
         state = evaluated_state(networks)
         evaluated.load_state_dict(state)
-        figures, picture = validator.run(evaluated, device)
+        figures, picture = validators[v.protocol].run(evaluated, device)
+        for protocol in list(validators)[1:]:
+            others, _ = validators[protocol].run(evaluated, device)
+            figures |= {f"{protocol}/{key}": value for key, value in others.items()}
+        if not all(math.isfinite(figures[metric]) for metric in METRICS):
+            raise ArithmeticError(
+                f"step {step}: the validation figures are not finite: {figures}; lower the learning rate"
+            )
+        latest.clear()
+        latest.update(figures, validated=step)
         better = best.offer(step, figures, state)
         # All ranks take part in gathering the critic's weights.
         weights = None if networks.critic is None or step <= schedule.pretrain_steps else full_state(networks.critic)
@@ -133,7 +151,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         average_statistics(networks)
         progress = {"step": step, "best": best.progress(), "window": window.progress()}
         weights = {LAST_WEIGHTS: evaluated_state(networks)} | ({BEST_WEIGHTS: best.state} if best.state else {})
-        _report(write_folder(run_folder / checkpoint_name(step), networks, progress, weights), step, best)
+        _report(
+            write_folder(run_folder / checkpoint_name(step), networks, progress, weights),
+            {"step": step, **latest, "placement_group": group},
+        )
 
     def loop() -> list[str] | None:
         nonlocal step
@@ -181,10 +202,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     return {"step": step, "best": best.progress(), "stopped": stopped}
 
 
-def _report(folder: Path, step: int, best: Best) -> None:
+def _report(folder: Path, metrics: dict[str, Any]) -> None:
     """Tell Ray of a checkpoint that lies in its place; every rank must call it."""
     ray.train.report(
-        {"step": step, **best.figures},
+        metrics,
         checkpoint=ray.train.Checkpoint(str(folder)),
         checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
     )
