@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -25,12 +24,9 @@ SPLITS = {"train": 0.5, "validation": 0.25, "test": 0.25}
 
 
 @pytest.fixture(scope="module")
-def ray_local() -> Iterator[str]:
-    """A local Ray of two CPUs; its address, for processes of their own."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+def ray_local(local_ray: None) -> str:
+    """The address of the tests' local Ray, for processes of their own."""
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def volume(seed: int, shape: tuple[int, ...] = (40, 36, 44)) -> np.ndarray:

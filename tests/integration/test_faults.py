@@ -147,7 +147,7 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_replayed(
     local_ray: None, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mrisr.cli import app
-    from mrisr.stream import _open_store
+    from mrisr.rows import _open_store
     from mrisr.training.outcome import TrainingStopped
     from mrisr.training.trainer import train
     from voxelstore import VolumeStore

@@ -38,6 +38,8 @@ def cluster(tmp_path: Path, small_store: Path) -> Iterator[tuple[str, Bench]]:
     port = free_port()
     head = subprocess.Popen(
         [binaries / "ray", "start", "--head", "--block", f"--port={free_port()}", f"--dashboard-port={port}",
+         # Another Ray on this machine, such as the tests' own, has the agent's default port.
+         f"--dashboard-agent-listen-port={free_port()}",
          "--num-cpus=4", "--object-store-memory=300000000", "--disable-usage-stats"],
         env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -64,13 +66,20 @@ def test_training_as_a_submitted_job(cluster: tuple[str, Bench], tmp_path: Path)
     shell = tmp_path / "bin"
     shell.mkdir()
     (shell / "ray").symlink_to(Path(sys.executable).parent / "ray")
-    done = subprocess.run(
-        ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml",
-         "--", "python", "jobs/train.py", "--config", str(bench.config), "schedule.total_steps=10",
-         "training.checkpoint_every=10"],
-        cwd=CHECKOUT, env={"PATH": f"{shell}:/usr/bin:/bin", "RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)},
-        capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+
+    def submit() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--runtime-env",
+             "jobs/runtime_env.yaml", "--", "python", "jobs/train.py", "--config", str(bench.config),
+             "schedule.total_steps=10", "training.checkpoint_every=10"],
+            cwd=CHECKOUT, env={"PATH": f"{shell}:/usr/bin:/bin", "RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)},
+            capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+
+    deadline = time.monotonic() + 120
+    # The dashboard answers some seconds before the agent that starts jobs does.
+    while "No available agent" in (done := submit()).stderr and time.monotonic() < deadline:
+        time.sleep(1)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     assert "registered models:/mdcsrn/1" in output
