@@ -57,6 +57,13 @@ def test_training_refuses_an_open_space_and_names_the_remedy() -> None:
         load_experiment(None, ["training.gp_weight={log_uniform: [0.1, 100]}"])
 
 
+def test_a_conditional_space_without_a_fixed_value_is_open_only_where_it_exists() -> None:
+    mix = "degradation.mix={interval: [0.2, 0.8], when: {degradation.kind: mixed}}"
+    assert load_experiment(None, [mix]).degradation.mix == (0.0, 1.0)
+    with pytest.raises(ConfigError, match=r"degradation\.mix.*mrisr tune"):
+        load_experiment(None, [mix, "degradation.kind=mixed"])
+
+
 def test_both_ends_of_the_zeroing_range_are_ordered_and_inside() -> None:
     for values in drawn(CONDITIONAL, 200):
         low, high = values["degradation.fraction"]

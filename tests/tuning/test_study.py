@@ -8,17 +8,17 @@ from typing import Any
 
 import optuna
 import pytest
+import yaml
 from optuna.trial import TrialState
 from rich.console import Console
 
-from mrisr import cluster
-from mrisr.config import load_experiment
+from mrisr.config import ConfigError
+from mrisr.tuning.earlier import DESCRIPTION, description, learn
 from mrisr.tuning.outcome import collect
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.record import Record, score
 from mrisr.tuning.report import cost_lines, figures, study_of_results, trials_table, write_csv
-from mrisr.tuning.scheduler import build_scheduler, grace_steps
-from mrisr.tuning.search import trials_at_once
+from mrisr.tuning.scheduler import build_scheduler, grace_steps, rungs
 from mrisr.tuning.study import StudySearch, open_storage, open_study
 from mrisr.tuning.trial import TrialSetting, trial_experiment
 
@@ -157,6 +157,48 @@ def test_asha_stops_a_bad_trial_by_what_was_seen_before_a_kill(tmp_path: Path) -
     assert verdict(before, 30.0) == "CONTINUE"
 
 
+def test_asha_decides_before_the_last_step_only(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    assert rungs(plan) == [4, 16]
+    assert [step for step, _ in build_scheduler(plan, {})._brackets[0]._rungs] == [16, 4]
+    assert rungs(small_plan(tmp_path, "tuning.scheduler=none")) == []
+
+
+def test_a_later_search_learns_from_an_earlier_one(tmp_path: Path) -> None:
+    earlier = small_plan(tmp_path, "name=earlier")
+    (earlier.folder / DESCRIPTION).write_text(yaml.safe_dump(description(earlier, "data")))
+    search = searcher(earlier)
+    for name, psnr in (("a", 30.0), ("b", 20.0)):
+        told = validate(earlier, search.suggest(name)["run"], *[psnr] * (16 if name == "a" else 1))
+        search.on_trial_result(name, told)
+        search.on_trial_complete(name, told)
+    search.suggest("unfinished")
+
+    plan = small_plan(tmp_path, "name=later", f"tuning.learn_from=[{earlier.folder}]", "tuning.storage=journal")
+    study = open_study(plan, open_storage(plan))
+    assert [learn(plan, "data", study), learn(plan, "data", study)] == [2, 2]
+    known = [t for t in study.trials if t.state.is_finished()]
+    assert [(t.state, t.value) for t in known] == [(TrialState.COMPLETE, 30.0), (TrialState.PRUNED, 20.0)]
+    assert not collect(plan, study).trials, "they cannot win"
+    narrow = small_plan(tmp_path, "name=narrow", f"tuning.learn_from=[{earlier.folder}]", "critic.kind=full")
+    assert learn(narrow, "data", open_study(narrow, open_storage(narrow))) == 0, "outside of its space"
+    for other, word in (("validation.every=8", r"validation\.every"), (f"output={tmp_path}", "dataset")):
+        plan = small_plan(tmp_path, "name=other", other, f"tuning.learn_from=[{earlier.folder}]")
+        with pytest.raises(ConfigError, match=word):
+            learn(plan, "other data", open_study(plan, open_storage(plan)))
+
+
+def test_a_database_that_two_searches_of_one_name_share_is_an_error(tmp_path: Path) -> None:
+    storage = f"tuning.storage=sqlite:///{tmp_path}/all.db"
+    for home in ("one", "one", "other"):
+        plan = small_plan(tmp_path / home, storage)
+        if home == "one":
+            open_study(plan, open_storage(plan))
+        else:
+            with pytest.raises(ConfigError, match="belongs to the search in"):
+                open_study(plan, open_storage(plan))
+
+
 def test_trials_start_from_the_shared_generator_and_do_not_pay_for_l1(tmp_path: Path) -> None:
     overrides = ("tuning.shared_pretraining=true", "schedule.pretrain_steps=40", "tuning.protocols=[chen2018, hz2538]")
     plan = small_plan(tmp_path, *overrides, "tuning.metrics=[nrmse]")
@@ -172,21 +214,6 @@ def test_trials_start_from_the_shared_generator_and_do_not_pay_for_l1(tmp_path: 
     alone = small_plan(tmp_path)
     unshared = trial_experiment(TrialSetting(alone, 1, "parent", None), "trial-0000", {"training.gp_weight": 3.0})
     assert unshared.schedule == alone.base.schedule
-
-
-def test_concurrency_comes_from_the_cluster_and_impossible_requests_say_what_would_fit() -> None:
-    def at_once(cpus: float, *overrides: str, gpus: float = 0) -> int:
-        return trials_at_once(load_experiment(None, ["schedule.total_steps=300000", *overrides]), cpus, gpus)
-
-    assert at_once(2) == 1
-    assert at_once(2, "stream.cpus_per_task=0.5", "resources.cpus_per_worker=0.4") == 2
-    assert at_once(9) == 4
-    assert at_once(64, gpus=4) == 4, "a trial that would lose its GPU is one too many"
-    assert at_once(64, "tuning.trials=3") == 3
-    with pytest.raises(cluster.ResourceError, match=r"tuning\.concurrent = 8.*tuning\.concurrent=3 at most"):
-        at_once(4, "tuning.concurrent=8")
-    with pytest.raises(cluster.ResourceError, match="what fits"):
-        at_once(1)
 
 
 def test_a_sampler_does_not_repeat_its_draws_after_a_restart(tmp_path: Path) -> None:

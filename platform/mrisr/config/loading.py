@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mrisr.config.schema import Experiment
-from mrisr.config.spaces import Space, SpaceError, take_spaces
+from mrisr.config.spaces import Space, SpaceError, active, flat, take_spaces
 
 
 class ConfigError(ValueError):
@@ -26,12 +26,14 @@ def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experim
     key with its value and the remedy.
     """
     raw, spaces = load_search(path, overrides)
-    if still_open := [space.key for space in spaces.values() if not space.has_fixed and not space.when]:
+    experiment = validate_experiment(raw)
+    values = flat(experiment.model_dump(mode="json"))
+    if still_open := [space.key for space in spaces.values() if not space.has_fixed and active(space, values)]:
         raise ConfigError(
             "\n".join(f"{key}: is a search space without a `fixed` value; use `mrisr tune`, or set {key}=VALUE"
                       for key in still_open)
         )  # fmt: skip
-    return validate_experiment(raw)
+    return experiment
 
 
 def load_search(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Space]]:

@@ -117,6 +117,15 @@ def active(space: Space, value_of: Mapping[str, Any]) -> bool:
     return all(value_of.get(key) in values for key, values in space.when)
 
 
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted key."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        k: v for name, child in node.items() for k, v in flat(child, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
 def take_spaces(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Space]]:
     """Split an experiment's mapping: the same without spaces (their fixed values in place), and the spaces by key.
 

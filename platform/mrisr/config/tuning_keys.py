@@ -35,6 +35,9 @@ class Tuning(BaseModel):
     points: tuple[dict[str, Any], ...] = Field(
         (), description="further known-good points, dotted key: value, tried after the fixed values"
     )
+    learn_from: tuple[str, ...] = Field(
+        (), description="folders of earlier searches of the same experiment, whose results the sampler is told first"
+    )
     shared_pretraining: bool = Field(
         False, description="run the L1 stage once, with the fixed values, and start every trial from its best weights"
     )

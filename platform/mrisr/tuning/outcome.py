@@ -77,9 +77,14 @@ def collect(plan: SearchPlan, study: optuna.Study | None = None) -> Outcome:
                 mlflow_file.read_text() if mlflow_file.exists() else None, folder, frozen,
             )
         )  # fmt: skip
-    wanted = min(t.trials, plan.grid_size) if t.sampler == "grid" else t.trials
     ended = [trial for trial in trials if trial.state != "running"]
-    return Outcome(trials, _best(ended, t.metrics), max(0, wanted - len(ended)))
+    return Outcome(trials, _best(ended, t.metrics), max(0, wanted_trials(plan) - len(ended)))
+
+
+def wanted_trials(plan: SearchPlan) -> int:
+    """How many trials the search has in the end: a grid may hold fewer than were asked for."""
+    t = plan.base.tuning
+    return min(t.trials, plan.grid_size) if t.sampler == "grid" else t.trials
 
 
 def _best(trials: list[TrialOutcome], metrics: tuple[str, ...]) -> list[TrialOutcome]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import load_search, validate_experiment
-from mrisr.config.spaces import Space, SpaceError, Suggester, active
+from mrisr.config.spaces import Space, SpaceError, Suggester, active, flat
 from mrisr.training.worker import schedule_of
 
 # Draws that are tried before the first trial: enough that a combination which fails once in 50 draws is found.
@@ -101,13 +101,11 @@ def with_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> Experiment
     return experiment
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted key."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {
-        k: v for name, child in node.items() for k, v in flat(child, f"{prefix}.{name}" if prefix else name).items()
-    }
+def short(value: Any) -> str:
+    """A value for tables and progress lines: three digits; an interval as `low to high`; nothing for None."""
+    if isinstance(value, list | tuple):
+        return " to ".join(map(short, value))
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 class _Random:

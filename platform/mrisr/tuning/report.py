@@ -15,7 +15,7 @@ from rich.table import Table
 from mrisr.config.loading import dump_experiment
 from mrisr.config.tuning_keys import Tuning
 from mrisr.tuning.outcome import Outcome, TrialOutcome
-from mrisr.tuning.plan import SearchPlan
+from mrisr.tuning.plan import SearchPlan, short
 from mrisr.tuning.study import MODES, name_metrics
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def trials_table(plan: SearchPlan, outcome: Outcome) -> Table:
     for trial in ordered(plan, outcome):
         table.add_row(
             f"{trial.number}{' *' if trial.number in winners else ''}",
-            *(_text(trial.values.get(key)) for key in keys),
+            *(short(trial.values.get(key)) for key in keys),
             *(f"{trial.figures[m]:.4f}" if trial.figures else "" for m in metrics),
             f"{trial.step:,}",
             trial.state if trial.failure is None else f"failed: {trial.failure[:80]}",
@@ -141,11 +141,3 @@ def figures(plan: SearchPlan, outcome: Outcome) -> Iterator[tuple[str, Figure]]:
             yield f"importance{suffix}", show.plot_param_importances(study, evaluator=evaluator, **kwargs)
     if len(metrics) > 1:
         yield "pareto-front", show.plot_pareto_front(study, target_names=list(metrics))
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, list | tuple):
-        return " to ".join(map(_text, value))
-    return "" if value is None else str(value)

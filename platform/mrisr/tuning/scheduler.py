@@ -18,6 +18,9 @@ class RefilledASHA(ASHAScheduler):
 
     def __init__(self, histories: Histories, **settings: Any) -> None:
         super().__init__(**settings)
+        for bracket in self._brackets:
+            # A rung at the last step saves nothing: it would only cut a finished trial's farewell short.
+            bracket._rungs = [rung for rung in bracket._rungs if rung[0] < self._max_t]
         for run, results in histories.items():
             for result in results:
                 self._brackets[0].on_result(
@@ -31,6 +34,15 @@ def grace_steps(plan: SearchPlan) -> int:
     if t.grace_steps is not None:
         return min(t.grace_steps, total_steps)
     return min(total_steps, every * max(1, -(-int(total_steps / t.reduction**2) // every)))
+
+
+def rungs(plan: SearchPlan) -> list[int]:
+    """The steps at which ASHA decides; none for another scheduler."""
+    t, step, found = plan.base.tuning, float(grace_steps(plan)), []
+    while t.scheduler == "asha" and step < plan.trial_steps:
+        found.append(round(step))
+        step *= t.reduction
+    return found
 
 
 def build_scheduler(plan: SearchPlan, histories: Histories) -> TrialScheduler:

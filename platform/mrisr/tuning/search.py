@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
-from ray import PlacementGroupID, tune
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from filelock import FileLock, Timeout
+from ray import tune
 from rich.console import Console
 
 from mrisr import cluster, tracking
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.schema import home
 from mrisr.config.tuning_keys import Tuning
+from mrisr.outbox import Outbox
 from mrisr.tracking import Status, Tracking
+from mrisr.training.outcome import Terminated
 from mrisr.training.trainer import Host, open_store, train
-from mrisr.tuning.outcome import Outcome, collect
+from mrisr.training.worker import LAST_DELIVERY_S, OUTBOX
+from mrisr.tuning.concurrency import trials_at_once
+from mrisr.tuning.earlier import DESCRIPTION, description, learn
+from mrisr.tuning.outcome import Outcome, TrialOutcome, collect, wanted_trials
 from mrisr.tuning.plan import SearchPlan
+from mrisr.tuning.progress import Progress
 from mrisr.tuning.scheduler import build_scheduler
 from mrisr.tuning.study import StudySearch, begun, open_storage, open_study
-from mrisr.tuning.trial import DRIVER_CPUS, GROUP, TrialSetting, run_trial
+from mrisr.tuning.trial import DRIVER_CPUS, TrialSetting, run_trial
+from voxelstore import VolumeStore
 
-# Keys of a search that may differ when it goes on: how far and how fast, not what is compared.
-_MAY_CHANGE = ("trials", "concurrent", "winner", "max_failures")
 # How MLflow shows a trial, where not as finished; one that is still running here was interrupted.
 _ENDS: dict[str, Status] = {"failed": "FAILED", "running": "KILLED"}
 
@@ -39,72 +46,92 @@ class Search(NamedTuple):
     outcome: Outcome
 
 
-def trials_at_once(experiment: Experiment, cpus: float, gpus: float) -> int:
-    """How many trials of this size a cluster runs at a time without taking the data tasks' room.
-
-    Each has its workers, a data task and its own driver. Raises cluster.ResourceError, which says what would fit, for a
-    trial or a `tuning.concurrent` that can never be placed.
-    """
-    t = experiment.tuning
-    alone = cluster.divide(experiment, cpus - DRIVER_CPUS, gpus)
-
-    def fits(count: int) -> cluster.Share | None:
-        try:
-            return cluster.divide(experiment, cpus / count - DRIVER_CPUS, gpus // count)
-        except cluster.ResourceError:
-            return None
-
-    if t.concurrent is not None:
-        if fits(t.concurrent) is None:
-            most = max(count for count in range(1, t.concurrent) if fits(count) is not None)
-            raise cluster.ResourceError(
-                f"tuning.concurrent = {t.concurrent} trials of {experiment.resources.workers} workers do not fit into "
-                f"{cpus:g} logical CPUs and {gpus:g} GPUs; what fits: tuning.concurrent={most} at most, or a smaller "
-                "stream.cpus_per_task (0.5, say)"
-            )
-        return t.concurrent
-    best = 1
-    for count in range(2, t.trials + 1):
-        share = fits(count)
-        if share is None or share.gpu != alone.gpu or share.cpus < 0.9 * alone.cpus:
-            break
-        best = count
-    return best
-
-
 def search(plan: SearchPlan, console: Console) -> Search:
     """Run the search, or go on with it. Raises ConfigError for what cannot start, KeyboardInterrupt if interrupted."""
-    store = open_store(plan.base)
-    if not store.subjects("test"):
-        raise ConfigError(f"data.store: {store.path} has no subjects in split 'test', which the winner is evaluated on")
+    store = store_of(plan)
     cluster.connect()
     runs = trials_at_once(plan.base, *cluster.available())
     _claim(plan, store.fingerprint())
-    uri = tracking.resolve_uri(plan.base.tracking.uri, home())
-    place = tracking.prepare(uri, home() / "mlartifacts", plan.base.tracking.experiment)
-    parent = _parent_run(plan, place, store.fingerprint())
-    initial = _pretrain_once(plan, parent, console)
-    environment = {"MRISR_HOME": str(home()), "MLFLOW_TRACKING_URI": uri}
-    _run_trials(plan, TrialSetting(plan, runs, parent, initial, environment), console)
-    outcome = collect(plan)
-    for trial in outcome.trials:
-        if trial.mlflow_run_id is not None:
-            tracking.finish(uri, trial.mlflow_run_id, _ENDS.get(trial.state, "FINISHED"))
-            tracking.RunLogger(uri, trial.mlflow_run_id).tags({"tuning.state": trial.state, "tuning.search": parent})
-    if outcome.missing:
-        tracking.finish(uri, parent, "KILLED")
-        raise KeyboardInterrupt
+    with _alone(plan):
+        uri = tracking.resolve_uri(plan.base.tracking.uri, home())
+        place = tracking.prepare(uri, home() / "mlartifacts", plan.base.tracking.experiment)
+        parent = _parent_run(plan, place, store.fingerprint())
+        with ending_in_tracking(uri, parent):
+            initial = _pretrain_once(plan, parent, console)
+            environment = {"MRISR_HOME": str(home()), "MLFLOW_TRACKING_URI": uri}
+            setting = TrialSetting(plan, runs, parent, initial, environment)
+            _run_trials(plan, setting, store.fingerprint(), console)
+            outcome = collect(plan)
+            for trial in outcome.trials:
+                if trial.mlflow_run_id is not None:
+                    _end_in_tracking(uri, trial, trial.mlflow_run_id, parent)
+            if outcome.missing:
+                raise KeyboardInterrupt
     return Search(plan, place, parent, outcome)
 
 
-def _run_trials(plan: SearchPlan, setting: TrialSetting, console: Console) -> None:
+@contextmanager
+def _alone(plan: SearchPlan) -> Iterator[None]:
+    """One process at a time: two that go on with a search would both run its unfinished trials."""
+    lock = FileLock(plan.folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"name = {plan.base.name!r}: another process is at this search ({plan.folder}); wait for it, or use "
+            "another name=..."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def store_of(plan: SearchPlan) -> VolumeStore:
+    """The store that all trials share. Raises ConfigError if it lacks a split that the search needs."""
+    store = open_store(plan.base)
+    if not store.subjects("test"):
+        raise ConfigError(
+            f"data.store: {store.path} has no subjects in split 'test', which the winner is evaluated on; convert more "
+            "volumes, or convert with other --splits"
+        )
+    return store
+
+
+@contextmanager
+def ending_in_tracking(uri: str, run_id: str) -> Iterator[None]:
+    """MLflow shows a search that ends here by an error as failed, or as killed, and not as running for ever."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        tracking.finish_if_reachable(uri, run_id, "KILLED")
+        raise
+    except Exception:
+        tracking.finish_if_reachable(uri, run_id, "FAILED")
+        raise
+
+
+def _end_in_tracking(uri: str, trial: TrialOutcome, run_id: str, parent: str) -> None:
+    """A trial that was stopped from outside has neither delivered its last figures nor ended its run."""
+    if tracking.client(uri).get_run(run_id).data.tags.get("tuning.state") == trial.state:
+        return
+    outbox = trial.folder / OUTBOX
+    if any(outbox.glob("[0-9]*.json")):
+        Outbox(uri, run_id, outbox).close(LAST_DELIVERY_S)
+    tracking.RunLogger(uri, run_id).tags({"tuning.state": trial.state, "tuning.search": parent})
+    tracking.finish(uri, run_id, _ENDS.get(trial.state, "FINISHED"))
+
+
+def _run_trials(plan: SearchPlan, setting: TrialSetting, fingerprint: str, console: Console) -> None:
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     t = plan.base.tuning
     storage = open_storage(plan)
     study = open_study(plan, storage)
+    if learnt := learn(plan, fingerprint, study):
+        console.print(f"the sampler knows {learnt} trials of earlier searches")
     before = collect(plan, study)
     finished = [trial for trial in before.trials if trial.state != "running"]
-    wanted = min(t.trials, plan.grid_size) if t.sampler == "grid" else t.trials
+    wanted = wanted_trials(plan)
     left = wanted - len(finished)
     console.print(
         f"search {plan.folder.name}: {wanted} trials of at most {plan.trial_steps:,} steps, {setting.runs} at a time, "
@@ -128,72 +155,17 @@ def _run_trials(plan: SearchPlan, setting: TrialSetting, console: Console) -> No
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(plan.folder / "tune"),
             failure_config=tune.FailureConfig(max_failures=0),
-            callbacks=[_Progress(plan, len(finished), wanted)],
+            callbacks=[Progress(plan, len(finished), wanted)],
             verbose=0,
         ),
     )
     tuner.fit()
 
 
-class _Progress(tune.Callback):
-    """A line for every validation and for every trial's end."""
-
-    def __init__(self, plan: SearchPlan, done: int, wanted: int) -> None:
-        self.plan, self.done, self.wanted = plan, done, wanted
-
-    def _say(self, text: str) -> None:
-        print(text, flush=True)  # Tune pickles its callbacks, which a console would not survive.
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        values = ", ".join(f"{key}={_short(value)}" for key, value in trial.config["values"].items())
-        self._say(f"{trial.config['run']} starts: {values}")
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        figures = ", ".join(f"{metric} {result[metric]:.4f}" for metric in self.plan.base.tuning.metrics)
-        self._say(f"{trial.config['run']} step {result['step']:,}/{self.plan.trial_steps:,}: best {figures}")
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.done += 1
-        release_workers((trial.last_result or {}).get(GROUP))
-        step = (trial.last_result or {}).get("step", 0)
-        how = "finished" if step >= self.plan.trial_steps else f"stopped early at step {step:,}"
-        self._say(f"{trial.config['run']} {how}; {self.done} of {self.wanted} trials done")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.done += 1
-        release_workers((trial.last_result or {}).get(GROUP))
-        self._say(f"{trial.config['run']} failed; {self.done} of {self.wanted} trials done")
-
-
-def release_workers(group: str | None) -> None:
-    """Take back the room of a trial's workers, by the id of their placement group, if they still hold it.
-
-    A trial that Tune stops dies with the controller of its training run. Ray Train has a watcher that gives the room
-    back then, but it asks the dashboard who is alive: in a cluster without one the room is lost until the search ends.
-    """
-    if group is None or placement_group_table().get(group, {}).get("state") in (None, "REMOVED"):
-        return
-    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return f"[{', '.join(map(_short, value))}]" if isinstance(value, list | tuple) else str(value)
-
-
 def _claim(plan: SearchPlan, fingerprint: str) -> None:
     """Write what is searched into the search's folder, or check it against what an earlier start wrote."""
-    file = plan.folder / "search.yaml"
-    description = plan.base.model_dump(mode="json")
-    for key in _MAY_CHANGE:
-        description["tuning"].pop(key)
-    description.pop("tracking")
-    description["space"] = {k: repr(s) for k, s in plan.spaces.items()}
-    description["dataset"] = fingerprint
-    text = yaml.safe_dump(description, sort_keys=False)
+    file = plan.folder / DESCRIPTION
+    text = yaml.safe_dump(description(plan, fingerprint), sort_keys=False)
     if file.exists():
         if file.read_text() != text:
             before, now = yaml.safe_load(file.read_text()), yaml.safe_load(text)

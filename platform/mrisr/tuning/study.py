@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -12,21 +13,26 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
+from mrisr.config import ConfigError
 from mrisr.tuning.plan import SearchPlan
 
 if TYPE_CHECKING:
     from mrisr.config.tuning_keys import Tuning
 
-RUN = "run"
+RUN, FOLDER = "run", "folder"
 MODES = {"psnr": "max", "ssim": "max", "nrmse": "min"}
 
 
 def open_storage(plan: SearchPlan) -> BaseStorage:
-    """study.db (sqlite) or study.journal in the search's folder, or the database of `tuning.storage`."""
-    where = plan.base.tuning.storage
+    """The storage of the search's study."""
+    return storage_in(plan.folder, plan.base.tuning.storage)
+
+
+def storage_in(folder: Path, where: str) -> BaseStorage:
+    """study.db (where = sqlite) or study.journal (journal) in a search's folder, or the database of that address."""
     if where == "journal":
-        return JournalStorage(JournalFileBackend(str(plan.folder / "study.journal")))
-    return RDBStorage(f"sqlite:///{plan.folder / 'study.db'}" if where == "sqlite" else where)
+        return JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    return RDBStorage(f"sqlite:///{folder / 'study.db'}" if where == "sqlite" else where)
 
 
 def build_sampler(plan: SearchPlan, trials_before: int) -> optuna.samplers.BaseSampler:
@@ -59,6 +65,15 @@ def open_study(plan: SearchPlan, storage: BaseStorage) -> optuna.Study:
     study = optuna.create_study(
         storage=storage, study_name=plan.folder.name, directions=directions, load_if_exists=True
     )  # fmt: skip
+    if "://" in t.storage:
+        # A database may serve many searches; the trials of this one lie in this folder.
+        folder = study.user_attrs.get(FOLDER)
+        if folder not in (None, str(plan.folder)):
+            raise ConfigError(
+                f"tuning.storage = {t.storage!r}: its study {plan.folder.name!r} belongs to the search in {folder}; "
+                "use another name=..."
+            )
+        study.set_user_attr(FOLDER, str(plan.folder))
     name_metrics(study, t.metrics)
     if t.sampler != "grid":
         for point in plan.points:

@@ -12,6 +12,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from mrisr import cluster
 from mrisr.config import Experiment
 from mrisr.config.tuning_keys import Tuning
+from mrisr.training.outcome import TrainingStopped
 from mrisr.training.trainer import Host, train
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.record import Record, score
@@ -103,6 +104,8 @@ def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
 
 def _reason(error: BaseException) -> str:
     """In one line: what a worker raised, rather than how Ray wrapped it."""
+    if isinstance(error, TrainingStopped):
+        return str(error)
     failures = getattr(error, "worker_failures", None)
     lines = str(next(iter(failures.values())) if failures else error).strip().splitlines() or [""]
     if not failures:

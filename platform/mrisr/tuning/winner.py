@@ -11,13 +11,13 @@ from mrisr.config import Experiment
 from mrisr.config.tuning_keys import Tuning
 from mrisr.evaluation_tasks import evaluate_on_cluster
 from mrisr.publishing import publish
-from mrisr.training.checkpoint import PROGRESS
+from mrisr.training.saving import whole_checkpoints
 from mrisr.training.trainer import Host, TrainedRun, open_store, outcome, train
-from mrisr.training.worker import BEST_WEIGHTS, generator_config
+from mrisr.training.worker import generator_config
 from mrisr.tuning.outcome import TrialOutcome
-from mrisr.tuning.plan import plan_search
+from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.report import cost_lines, figures, trials_table, winner_yaml, write_csv
-from mrisr.tuning.search import Search, search
+from mrisr.tuning.search import Search, ending_in_tracking, search
 from mrisr.tuning.trial import TrialSetting, trial_experiment
 from mrisr.weights import build_generator
 
@@ -27,39 +27,49 @@ def tune(config: Path | None, overrides: list[str]) -> None:
     plan = plan_search(config, overrides)
     console = Console(highlight=False)
     found = search(plan, console)
+    with ending_in_tracking(found.place.uri, found.parent_run_id):
+        best = _show(found, console)
+        _publish(found, best, console)
+    tracking.finish(found.place.uri, found.parent_run_id)
+    console.print(
+        f"search run {found.parent_run_id} at {found.place.uri}; study {plan.folder}", markup=False, soft_wrap=True
+    )
+
+
+def _show(found: Search, console: Console) -> TrialOutcome:
+    """Print the table, the winner and the cost, and keep them with the search's run. Returns the winner."""
+    plan, outcome = found.plan, found.outcome
     logger = tracking.RunLogger(found.place.uri, found.parent_run_id)
-    logger.artifact(write_csv(plan, found.outcome, plan.folder / "trials.csv"))
-    for name, picture in figures(plan, found.outcome):
+    logger.artifact(write_csv(plan, outcome, plan.folder / "trials.csv"))
+    for name, picture in figures(plan, outcome):
         file = plan.folder / "plots" / f"{name}.html"
         file.parent.mkdir(exist_ok=True)
         picture.write_html(file)
         logger.artifact(file, "plots")
-    console.print(trials_table(plan, found.outcome))
-    if not found.outcome.best:
-        tracking.finish(found.place.uri, found.parent_run_id, "FAILED")
+    console.print(trials_table(plan, outcome))
+    if not outcome.best:
         raise ValueError(f"no trial of {plan.folder.name} came to a validation; see the reasons in the table")
-    if len(found.outcome.best) > 1:
-        console.print(
-            f"Pareto front: trials {', '.join(str(t.number) for t in found.outcome.best)}; the first is published"
-        )
-    best = found.outcome.best[0]
+    if len(outcome.best) > 1:
+        front = ", ".join(str(trial.number) for trial in outcome.best)
+        console.print(f"Pareto front: trials {front}; the first, which is best by {_first_metric(plan)}, is published")
+    best = outcome.best[0]
     text = winner_yaml(plan, best)
     file = plan.folder / "winner.yaml"
     file.write_text(text)
     logger.artifact(file)
     console.print(f"\n{text}", markup=False, soft_wrap=True)
     console.print(f"train it: mrisr train --config {file}", markup=False, soft_wrap=True)
-    for line in cost_lines(plan, found.outcome):
+    for line in cost_lines(plan, outcome):
         console.print(line, markup=False, soft_wrap=True)
-    logger.metrics(1, {"search/steps": found.outcome.steps, "search/trials": len(found.outcome.trials)} | {
-        f"search/best_{metric}": value for metric, value in best.figures.items()
-    })  # fmt: skip
+    measured = {"search/steps": float(outcome.steps)} | {f"search/best_{k}": v for k, v in best.figures.items()}
+    # By the number of trials: a search that is extended tells more.
+    logger.metrics(len(outcome.trials), measured)
     logger.tags({f"best.{key}": str(value) for key, value in best.values.items()} | {"best.trial": best.run})
-    _publish(found, best, console)
-    tracking.finish(found.place.uri, found.parent_run_id)
-    console.print(
-        f"search run {found.parent_run_id} at {found.place.uri}; study {plan.folder}", markup=False, soft_wrap=True
-    )
+    return best
+
+
+def _first_metric(plan: SearchPlan) -> str:
+    return plan.base.tuning.metrics[0].upper()
 
 
 def _publish(found: Search, best: TrialOutcome, console: Console) -> None:
@@ -92,17 +102,14 @@ def _as_is(found: Search, best: TrialOutcome) -> TrainedRun:
     initial = found.plan.folder / "pretrained" if found.plan.base.tuning.shared_pretraining else None
     setting = TrialSetting(found.plan, 1, found.parent_run_id, None if initial is None else str(initial))
     experiment = trial_experiment(setting, best.run, best.values)
-    whole = [
-        f for f in sorted(best.folder.glob("checkpoint_*")) if (f / PROGRESS).exists() and (f / BEST_WEIGHTS).exists()
-    ]
     assert best.mlflow_run_id is not None
-    return outcome(experiment, best.mlflow_run_id, found.place.uri, whole[-1])
+    return outcome(experiment, best.mlflow_run_id, found.place.uri, whole_checkpoints(best.folder)[-1])
 
 
 def _retrained(found: Search, best: TrialOutcome) -> TrainedRun:
     """A new run of the winner's configuration, with another seed: what it shows is not the luck of one trial."""
     plan = found.plan
     experiment: Experiment = plan.experiment(best.values).model_copy(
-        update={"name": "winner", "output": plan.folder, "seed": plan.base.seed + 1, "tuning": Tuning()}
+        update={"name": f"winner-{best.run}", "output": plan.folder, "seed": plan.base.seed + 1, "tuning": Tuning()}
     )
     return train(Experiment.model_validate(experiment.model_dump()), Host(parent_run_id=found.parent_run_id))
