@@ -84,7 +84,9 @@ def test_a_stopped_trial_is_pruned_in_the_study_and_its_steps_are_the_cost(tmp_p
     assert study.trials[1].intermediate_values == {8: 19.0}, "the best so far, under the training step"
     outcome = collect(plan, study)
     assert outcome.steps == 64 + 8 + 12
-    assert cost_lines(plan, outcome)[0].startswith("cost: 84 steps run; 3 trials to their end would be 192 (2.3x)")
+    ends, cost = cost_lines(plan, outcome)
+    assert ends == "3 trials: 1 finished, 2 stopped early"
+    assert cost.startswith("cost: 84 steps run; 3 trials to their end would be 192 (2.3x)")
     shown = io.StringIO()
     Console(file=shown, width=200).print(trials_table(plan, outcome))
     for word in ("0 *", "35.0000", "stopped early", "GP_WEIGHT".lower()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,14 +63,16 @@ def ordered(plan: SearchPlan, outcome: Outcome) -> list[TrialOutcome]:
 
 
 def cost_lines(plan: SearchPlan, outcome: Outcome) -> list[str]:
-    """Steps that were run, beside those of the same trials without early stopping and of the full grid."""
+    """How the trials ended; steps run, beside those of the same trials without early stopping and of the full grid."""
     steps, whole = outcome.steps, len(outcome.trials) * plan.trial_steps
     grid = plan.grid_size * plan.trial_steps
     points = plan.base.tuning.grid_points
     shared = plan.base.schedule.pretrain_steps if plan.base.tuning.shared_pretraining else 0
+    ends = Counter(trial.state for trial in outcome.trials)
     lines = [
+        f"{len(outcome.trials)} trials: {', '.join(f'{count} {state}' for state, count in ends.items())}",
         f"cost: {steps:,} steps run; {len(outcome.trials)} trials to their end would be {whole:,} "
-        f"({whole / max(1, steps):.1f}x), a grid of {points} values per range {grid:,} ({grid / max(1, steps):,.0f}x)"
+        f"({whole / max(1, steps):.1f}x), a grid of {points} values per range {grid:,} ({grid / max(1, steps):,.0f}x)",
     ]
     if shared:
         lines.append(f"      and {shared:,} L1 steps once for all trials, instead of {shared * len(outcome.trials):,}")
