@@ -39,7 +39,7 @@ SEARCH = TINY | {
     "resources": {"workers": 1},
     "tuning": {
         "trials": 4, "concurrent": 1, "reduction": 5, "grace_steps": 24, "sampler": "random",
-        # After the fixed values: a zeroing range near nothing, a penalty that is not finite, and the fixed values again.
+        # After the fixed values: a zeroing range near nothing, a penalty that is not finite, the fixed values again.
         "points": [
             GOOD | {"degradation.fraction": [0.001, 0.001]}, GOOD | {"training.gp_weight": 1.0e300}, GOOD,
         ],
