@@ -25,7 +25,8 @@ def test_dry_run_prints_the_space_and_the_plan_and_starts_nothing(
     assert done.value.code == 0
     shown = capsys.readouterr().out
     for word in ("training.gp_weight: log_uniform [0.1, 100], fixed 10", "train 4", "PSNR", "trials      8 of at most",
-                 "asha, decides at steps", "a grid of 3 values per range", "critic separable"):  # fmt: skip
+                 "asha, decides at steps", "a grid of 3 values per range", "critic separable",
+                 "note        ASHA first decides at step"):  # fmt: skip
         assert word in shown
     assert not (tmp_path / "runs").exists()
 

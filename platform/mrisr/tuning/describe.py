@@ -18,6 +18,12 @@ from mrisr.tuning.report import scale
 from mrisr.tuning.scheduler import rungs
 from mrisr.tuning.search import store_of
 
+# Keys that act after the L1 stage only.
+_ADVERSARIAL = (
+    "critic.", "training.generator_lr", "training.critic_lr", "training.adversarial_weight", "training.gp_weight",
+    "schedule.critic", "schedule.boost",
+)  # fmt: skip
+
 
 def describe_search(config: Path | None, overrides: list[str]) -> str:
     """The space and the plan; needs the store, starts nothing. Raises ConfigError like the search itself."""
@@ -41,7 +47,19 @@ def describe_search(config: Path | None, overrides: list[str]) -> str:
         f"search      {plan.folder}"
         + ("; goes on with what is there" if (plan.folder / "search.yaml").exists() else ""),
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_notes(plan)])
+
+
+def _notes(plan: SearchPlan) -> list[str]:
+    """What a user would rather know before than after."""
+    pretrain, at = plan.base.schedule.pretrain_steps, rungs(plan)
+    late = [key for key in plan.spaces if key.startswith(_ADVERSARIAL)]
+    if plan.base.tuning.shared_pretraining or not late or not at or at[0] > pretrain:
+        return []
+    return [
+        f"note        ASHA first decides at step {at[0]:,}, within the {pretrain:,} L1 steps, where "
+        f"{', '.join(late)} do nothing yet; tuning.shared_pretraining=true searches the adversarial stage alone"
+    ]
 
 
 def _space_lines(plan: SearchPlan) -> list[str]:
