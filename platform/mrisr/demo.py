@@ -47,8 +47,9 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
     from mrisr.conversion import convert_folder
     from mrisr.evaluation_tasks import evaluate_on_cluster
     from mrisr.publishing import publish
+    from mrisr.run_parameters import mask_secrets
     from mrisr.training.trainer import open_store, train
-    from mrisr.verbs import load_model
+    from mrisr.verbs import load_model, log_evaluation
 
     experiment = load_experiment(CONFIG, overrides)
     heading("2/5  convert to Zarr")
@@ -66,26 +67,28 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
 
     heading("5/5  evaluate on the held-out test subjects")
     store = open_store(experiment)
-    generator = load_model(published.model_uri, published.tracking_uri)
+    generator = load_model(published.model_uri, published.tracking_uri).generator
     v = experiment.validation
     result = evaluate_on_cluster(
         store, "test", v.protocol, generator, v.patch_size, v.overlap, experiment.training.precision, console=console
     )
     csv = result.write_csv(home / "evaluation" / "test.csv")
     pictures = result.write_pictures(home / "evaluation")
+    log_evaluation(result, csv, published.tracking_uri, published.run_id, published.version)
     source = store.record(result.subjects[0].subject).source
 
     console.print()
     console.print(result.table())
     model = f"models:/{published.name}@champion" if published.promoted else published.model_uri
     tools = Path(sys.executable).parent
-    command = [str(tools / "mrisr"), "superresolve", "--model", model, "--tracking-uri", published.tracking_uri]
+    uri = mask_secrets(published.tracking_uri)
+    command = [str(tools / "mrisr"), "superresolve", "--model", model, "--tracking-uri", uri]
     command += [str(data / source) if not Path(source).is_absolute() else source, str(home / "superresolved.nii.gz")]
     for label, text in (
         ("model", f"{published.name} version {published.version} ({published.decision})"),
         ("pictures", ", ".join(str(path) for path in pictures)),
         ("figures", str(csv)),
-        ("curves", f"{tools / 'mlflow'} ui --backend-store-uri {published.tracking_uri}"),
+        ("curves", f"{tools / 'mlflow'} ui --backend-store-uri {uri}"),
         ("next", shlex.join(command)),
     ):
         console.print(f"{label:<9} {text}", markup=False, soft_wrap=True)

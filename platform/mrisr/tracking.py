@@ -101,6 +101,15 @@ def prepare(uri: str | None, artifact_root: Path, experiment: str) -> Tracking:
     return Tracking(uri, found.experiment_id, experiment)
 
 
+def deciding(uri: str) -> AbstractContextManager[object]:
+    """Held while a process compares with the champion and takes its place; nothing for a server, which has no lock."""
+    from filelock import FileLock
+
+    if not uri.startswith("sqlite:"):
+        return nullcontext()
+    return FileLock(uri.removeprefix("sqlite:///").partition("?")[0] + ".champion.lock")
+
+
 def start_run(
     tracking: Tracking,
     config: Mapping[str, Any],

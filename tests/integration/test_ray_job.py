@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from .conftest import CHECKOUT, Bench
@@ -56,7 +57,11 @@ def cluster(tmp_path: Path, small_store: Path) -> Iterator[tuple[str, Bench]]:
                 time.sleep(0.2)
         yield address, bench
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
+        # `ray start --block` would wait half a minute for each of its processes in turn.
+        below = psutil.Process(head.pid).children(recursive=True)
+        for process in [*below, psutil.Process(head.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         head.wait(60)
         shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
 

@@ -75,9 +75,24 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, Any
             yield f"{prefix}{name}", text, field.default, field.description or ""
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """A SafeLoader that refuses a key given twice, of which YAML would quietly take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice; keep one of them", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mrisr.config.tuning_keys import Protocol, Tuning
 from mrisr.degradation import KINDS, PROTOCOLS, DegradationRange, check
+from mrisr.training.schedule import Schedule
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -26,7 +27,8 @@ def in_ray_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def _absolute(path: Path) -> Path:
+def absolute_path(path: Path) -> Path:
+    """The absolute path, with `$MRISR_HOME` and `~` resolved. Raises ValueError for a relative one in a Ray job."""
     text = str(path)
     if text == "$MRISR_HOME" or text.startswith("$MRISR_HOME/"):
         return home() / text.removeprefix("$MRISR_HOME").lstrip("/")
@@ -49,7 +51,7 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+AbsolutePath = Annotated[Path, AfterValidator(absolute_path)]
 Interval = Annotated[tuple[float, float], BeforeValidator(_pair), AfterValidator(_ordered)]
 
 
@@ -75,7 +77,7 @@ class DegradationSection(Section):
     )
     axes: tuple[NonNegative, ...] = Field((1, 2), description="zeroed axes: 0 left-right, 1 post-ant, 2 inf-sup")
     fraction: Interval = Field((0.5, 0.5), description="zeroed fraction f of each axis, drawn from [low, high]")
-    voxels: Annotated[tuple[int, int], BeforeValidator(_pair), AfterValidator(_ordered)] | None = Field(
+    voxels: Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_pair), AfterValidator(_ordered)] | None = Field(
         None, description="zeroed width in k-space samples, both sides together; replaces fraction"
     )
     mix: Interval = Field((0.0, 1.0), description="mixed: share of the weight zeroed about DC, drawn from [low, high]")
@@ -240,7 +242,8 @@ class Experiment(Section):
         micro = self.training.micro_batch
         if micro is not None and (batch // workers) % micro:
             raise ValueError(
-                f"training.micro_batch = {micro} does not divide a worker's share of the batch, {batch // workers}"
+                f"training.micro_batch = {micro} does not divide a worker's share of the batch, {batch // workers}; "
+                f"use a divisor of {batch // workers}, or null"
             )
         if self.training.strategy == "single" and workers > 1:
             raise ValueError(f"training.strategy = 'single' is for one worker, not resources.workers = {workers}")
@@ -248,6 +251,13 @@ class Experiment(Section):
             raise ValueError(
                 f"schedule.pretrain_steps = {self.schedule.pretrain_steps} is more than "
                 f"schedule.total_steps = {self.schedule.total_steps}; raise total_steps"
+            )
+        schedule = Schedule(**self.schedule.model_dump())
+        patch, kind = self.stream.patch_size, self.critic.kind
+        if schedule.needs_critic and (patch < 16 or (kind != "separable" and patch % 16)):
+            raise ValueError(
+                f"stream.patch_size = {patch} does not suit critic.kind = {kind!r}, which halves patches 4 times: use "
+                f"{'16 or more' if kind == 'separable' else 'a multiple of 16, or the separable critic'}"
             )
         for key, size in (("stream", self.stream.patch_size), ("validation", self.validation.patch_size)):
             if size > self.data.min_size:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mrisr import cluster
 from mrisr.config import Experiment
 from mrisr.tuning.trial import DRIVER_CPUS
 
 
-def trials_at_once(experiment: Experiment, cpus: float, gpus: float) -> int:
+def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] = ()) -> int:
     """How many trials of this size a cluster runs at a time without taking the data tasks' room.
 
-    Each has its workers, a data task and its own driver. Raises cluster.ResourceError, which says what would fit, for a
-    trial or a `tuning.concurrent` that can never be placed.
+    nodes: (logical CPUs, GPUs) of each machine; by default one machine has them all. Each trial has its workers, a data
+    task and its own driver. Raises cluster.ResourceError, which says what would fit, for a trial or a
+    `tuning.concurrent` that can never be placed.
     """
     t = experiment.tuning
-    alone = cluster.divide(experiment, cpus - DRIVER_CPUS, gpus)
+    alone = cluster.divide(experiment, cpus - DRIVER_CPUS, gpus, nodes)
 
     def fits(count: int) -> cluster.Share | None:
         try:
-            return cluster.divide(experiment, cpus / count - DRIVER_CPUS, gpus // count)
+            share = cluster.divide(experiment, cpus / count - DRIVER_CPUS, gpus // count)
+            if count > 1:
+                cluster.divide(_as_one(experiment, count, share), cpus - count * DRIVER_CPUS, gpus, nodes)
+            return share
         except cluster.ResourceError:
             return None
 
@@ -38,3 +44,12 @@ def trials_at_once(experiment: Experiment, cpus: float, gpus: float) -> int:
             break
         best = count
     return best
+
+
+def _as_one(experiment: Experiment, count: int, share: cluster.Share) -> Experiment:
+    """An experiment with the workers of `count` trials: do these fit onto the machines as well as into their sum?"""
+    workers = experiment.resources.workers * count
+    resources = experiment.resources.model_copy(
+        update={"workers": workers, "cpus_per_worker": share.cpus, "gpus": share.gpu}
+    )
+    return experiment.model_copy(update={"resources": resources})

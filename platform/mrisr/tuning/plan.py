@@ -159,8 +159,17 @@ def _check_shared_pretraining(plan: SearchPlan) -> None:
             )
 
 
-def _check_values(plan: SearchPlan) -> None:
-    """Every end and choice of every key, with the other keys at their base values."""
+def extremes(plan: SearchPlan) -> Iterator[tuple[str, Any]]:
+    """Every end and choice of every key. Those that do not fit the other keys' base values are not among them."""
+    for key, value in _extremes(plan):
+        try:
+            plan.experiment({key: value})
+        except ConfigError:
+            continue
+        yield key, value
+
+
+def _extremes(plan: SearchPlan) -> Iterator[tuple[str, Any]]:
     for space in plan.spaces.values():
         values = list(space.options)
         if space.kind == "interval":
@@ -168,12 +177,17 @@ def _check_values(plan: SearchPlan) -> None:
         elif space.kind in ("uniform", "log_uniform"):
             # A whole-number key would take both ends and fail at the first draw in between.
             values.append(space.options[0] + (space.options[1] - space.options[0]) / math.pi)
-        for value in values:
-            try:
-                plan.experiment({space.key: value})
-            except ConfigError as error:
-                if str(error).startswith(f"{space.key} ") or len(plan.spaces) == 1:
-                    raise ConfigError(f"search space of {space.key}: {error}") from None
+        yield from ((space.key, value) for value in values)
+
+
+def _check_values(plan: SearchPlan) -> None:
+    """Every end and choice of every key, with the other keys at their base values."""
+    for key, value in _extremes(plan):
+        try:
+            plan.experiment({key: value})
+        except ConfigError as error:
+            if str(error).startswith(f"{key} ") or len(plan.spaces) == 1:
+                raise ConfigError(f"search space of {key}: {error}") from None
 
 
 def _check_together(plan: SearchPlan) -> None:

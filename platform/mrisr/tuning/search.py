@@ -20,13 +20,14 @@ from mrisr.config.schema import home
 from mrisr.config.tuning_keys import Tuning
 from mrisr.outbox import Outbox
 from mrisr.tracking import Status, Tracking
+from mrisr.training.claim import OUTBOX, write_whole
 from mrisr.training.outcome import Terminated
 from mrisr.training.trainer import Host, open_store, train
-from mrisr.training.worker import LAST_DELIVERY_S, OUTBOX
+from mrisr.training.worker import LAST_DELIVERY_S
 from mrisr.tuning.concurrency import trials_at_once
 from mrisr.tuning.earlier import DESCRIPTION, description, learn
 from mrisr.tuning.outcome import Outcome, TrialOutcome, collect, wanted_trials
-from mrisr.tuning.plan import SearchPlan
+from mrisr.tuning.plan import SearchPlan, extremes
 from mrisr.tuning.progress import Progress
 from mrisr.tuning.scheduler import build_scheduler
 from mrisr.tuning.study import StudySearch, begun, open_storage, open_study
@@ -50,7 +51,7 @@ def search(plan: SearchPlan, console: Console) -> Search:
     """Run the search, or go on with it. Raises ConfigError for what cannot start, KeyboardInterrupt if interrupted."""
     store = store_of(plan)
     cluster.connect()
-    runs = trials_at_once(plan.base, *cluster.available())
+    runs = trials_at_once(plan.base, *cluster.available(), cluster.nodes())
     _claim(plan, store.fingerprint())
     with _alone(plan):
         uri = tracking.resolve_uri(plan.base.tracking.uri, home())
@@ -90,6 +91,12 @@ def _alone(plan: SearchPlan) -> Iterator[None]:
 def store_of(plan: SearchPlan) -> VolumeStore:
     """The store that all trials share. Raises ConfigError if it lacks a split that the search needs."""
     store = open_store(plan.base)
+    for key, value in extremes(plan):
+        if key.startswith(("degradation.", "stream.")):
+            try:
+                open_store(plan.experiment({key: value}))
+            except ConfigError as error:
+                raise ConfigError(f"search space of {key}: {error}") from None
     if not store.subjects("test"):
         raise ConfigError(
             f"data.store: {store.path} has no subjects in split 'test', which the winner is evaluated on; convert more "
@@ -176,7 +183,7 @@ def _claim(plan: SearchPlan, fingerprint: str) -> None:
             )
         return
     plan.folder.mkdir(parents=True, exist_ok=True)
-    _write(file, text)
+    write_whole(file, text)
 
 
 def _parent_run(plan: SearchPlan, place: Tracking, fingerprint: str) -> str:
@@ -188,7 +195,7 @@ def _parent_run(plan: SearchPlan, place: Tracking, fingerprint: str) -> str:
     run_id = tracking.start_run(
         place, config, name=plan.folder.name, dataset_fingerprint=fingerprint, tags={"tuning.kind": "search"}
     )
-    _write(file, run_id)
+    write_whole(file, run_id)
     return run_id
 
 
@@ -206,11 +213,5 @@ def _pretrain_once(plan: SearchPlan, parent: str, console: Console) -> str | Non
         console.print(f"pretraining once for all trials: {schedule.total_steps:,} L1 steps")
         run = train(Experiment.model_validate(experiment.model_dump()), Host(parent_run_id=parent))
         tracking.finish(run.tracking_uri, run.run_id)
-        _write(marker, f"step {run.best_step}: {run.figures}\n")
+        write_whole(marker, f"step {run.best_step}: {run.figures}\n")
     return str(experiment.run_folder)
-
-
-def _write(file: Path, text: str) -> None:
-    part = file.with_name(f".{file.name}.part{os.getpid()}")
-    part.write_text(text)
-    part.replace(file)

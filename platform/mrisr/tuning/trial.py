@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from mrisr import cluster
 from mrisr.config import Experiment
 from mrisr.config.tuning_keys import Tuning
+from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.outcome import TrainingStopped
+from mrisr.training.saving import whole_checkpoints
 from mrisr.training.trainer import Host, train
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.record import Record, score
@@ -72,13 +75,16 @@ class ReportToTune(TuneReportCallback):
         super().__init__()
         self.folder, self.metrics, self.main, self.protocols = folder, metrics, main, protocols
 
+    def figures(self, validation: dict[str, Any]) -> dict[str, float]:
+        """Every score that a search may have, of a validation's figures."""
+        return {metric: score(validation, metric, self.main, self.protocols) for metric in MODES}
+
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         reported = metrics[0]
         if reported.get("validated") != reported["step"]:
             return
         record = Record(self.folder)
-        figures = {metric: score(reported, metric, self.main, self.protocols) for metric in MODES}
-        if record.add(int(reported["step"]), figures):
+        if record.add(int(reported["step"]), self.figures(reported)):
             told = record.results(self.metrics, tuple(MODES[m] for m in self.metrics))[-1]
             super().after_report(run_context, [told | {GROUP: reported.get(GROUP)}], checkpoint)
 
@@ -90,11 +96,16 @@ def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
     t = setting.plan.base.tuning
     experiment = trial_experiment(setting, config[RUN], config["values"])
     record = Record(experiment.run_folder)
+    report = ReportToTune(experiment.run_folder, t.metrics, experiment.validation.protocol, t.protocols)
+    for folder in whole_checkpoints(experiment.run_folder):
+        # A killed run may have written checkpoints whose validations nobody heard of.
+        latest = json.loads((folder / PROGRESS).read_text())["latest"]
+        if "validated" in latest:
+            record.add(int(latest["validated"]), report.figures(latest))
     for told in record.results(t.metrics, tuple(MODES[m] for m in t.metrics)):
         tune.report(told)
     if record.step >= experiment.schedule.total_steps:
         return
-    report = ReportToTune(experiment.run_folder, t.metrics, experiment.validation.protocol, t.protocols)
     try:
         train(experiment, Host(setting.runs, DRIVER_CPUS, (report,), setting.parent_run_id))
     except Exception as error:

@@ -87,7 +87,7 @@ def _publish(found: Search, best: TrialOutcome, console: Console) -> None:
     v = experiment.validation
     result = evaluate_on_cluster(
         open_store(experiment), "test", v.protocol, build_generator(generator_config(experiment), run.state),
-        v.patch_size, v.overlap, experiment.training.precision, console=console,
+        v.patch_size, v.overlap, experiment.training.precision, console=console, gpu=experiment.resources.gpus,
     )  # fmt: skip
     console.print(result.table())
     result.write_csv(csv)
