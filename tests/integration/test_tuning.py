@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
@@ -22,26 +20,27 @@ from .conftest import TINY, Bench
 
 pytestmark = pytest.mark.integration
 
-# One worker, L1 for 40 steps, then the critic, whose penalty overflows at a weight of 1e300. The mixed weight halves
+# One worker, L1 for 16 steps, then the critic, whose penalty overflows at a weight of 1e300. The mixed weight halves
 # the contrast of low frequencies, which a small network learns to mend in a few steps, if its zeroing range shows it.
-GOOD = {"degradation.fraction": [0.45, 0.6], "training.gp_weight": 10}
+GOOD = [0.45, 0.6]
 SEARCH = TINY | {
     "degradation": {
-        "kind": "mixed", "axes": [0, 1, 2], "mix": [0.4, 0.6],
-        "fraction": {"interval": [0.001, 0.9], "fixed": GOOD["degradation.fraction"]},
+        "kind": "mixed", "axes": [0, 1, 2], "mix": [0.4, 0.6], "fraction": {"interval": [0.001, 0.9], "fixed": GOOD},
     },
-    "schedule": {"total_steps": 48, "pretrain_steps": 40, "critic_warmup_steps": 8},
+    "stream": TINY["stream"] | {"cpus_per_task": 0.5},  # type: ignore[operator]
+    "schedule": {"total_steps": 56, "pretrain_steps": 16, "critic_warmup_steps": 40},
     "training": {
         "batch_size": 2, "precision": "fp32", "log_every": 8, "pretrain_lr": 3.0e-3,
-        "gp_weight": {"log_uniform": [0.1, 1.0e300], "fixed": GOOD["training.gp_weight"]},
+        "gp_weight": {"choice": [10, 1.0e300], "fixed": 1.0e300},
     },
     "validation": {"protocol": "report160", "every": 8, "patch_size": 32, "patches_per_subject": 1},
     "resources": {"workers": 1},
     "tuning": {
-        "trials": 4, "concurrent": 1, "reduction": 5, "grace_steps": 24, "sampler": "random",
-        # After the fixed values: a zeroing range near nothing, a penalty that is not finite, the fixed values again.
+        "trials": 3, "concurrent": 2, "reduction": 5, "grace_steps": 16, "sampler": "random",
+        # After the fixed values, whose penalty is not finite: good ones, then a zeroing range near nothing.
         "points": [
-            GOOD | {"degradation.fraction": [0.001, 0.001]}, GOOD | {"training.gp_weight": 1.0e300}, GOOD,
+            {"degradation.fraction": GOOD, "training.gp_weight": 10},
+            {"degradation.fraction": [0.001, 0.001], "training.gp_weight": 10},
         ],
     },
 }  # fmt: skip
@@ -62,17 +61,9 @@ class SearchBench(Bench):
 
     def states(self) -> list[str]:
         with sqlite3.connect(self.folder / "study.db") as study:
-            return [state for (state,) in study.execute("select state from trials order by number")]
-
-
-def kill_worker_of(bench: SearchBench, number: int) -> None:
-    """kill -9 of a trial's training worker after its first validation; no other trial runs beside it."""
-    deadline = time.monotonic() + 400
-    while bench.record(number).step < 8 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for process in psutil.Process().children(recursive=True):
-        if any("RayTrainWorker" in part for part in process.cmdline()[:1]):
-            process.kill()
+            # The third point waits in the study until its trial starts.
+            found = study.execute("select state from trials where state != 'WAITING' order by number")
+            return [state for (state,) in found]
 
 
 def no_resources_are_held() -> None:
@@ -97,43 +88,35 @@ def test_a_search_is_killed_goes_on_stops_bad_trials_survives_failing_ones_and_r
     bench = SearchBench(tmp_path, small_store)
     driver = bench.start("tune", "--config", str(bench.config))
     deadline = time.monotonic() + 400
-    while bench.record(1).step < 8:
+    while bench.record(1).step < 16 or not bench.record(0).failure or "FAIL" not in bench.states():
         assert driver.poll() is None, driver.stdout.read() if driver.stdout else ""
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    # kill -9 of the driver and its whole cluster in the middle of the second trial, before ASHA decides about it.
+    # kill -9 of the driver and its whole cluster: one trial has failed, one is under way, one starts perhaps.
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-    before = [bench.record(number).entries for number in range(2)]
-    assert bench.states()[:2] == ["COMPLETE", "RUNNING"]
-    assert before[1][-1]["step"] < 24
+    failed, before = bench.record(0), bench.record(1).entries
+    assert bench.states()[:2] == ["FAIL", "RUNNING"]
+    assert "not finite" in str(failed.failure)
 
     # The same search again, in another cluster, whose resources can be counted from here.
     monkeypatch.setenv("MRISR_HOME", str(bench.home))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    killer = threading.Thread(target=kill_worker_of, args=(bench, 3))
-    killer.start()
     tune(bench.config, [])
-    killer.join()
     output = capsys.readouterr().out
     no_resources_are_held()
 
-    assert "1 are done, 1 go on" in output
-    assert "trial-0000 starts" not in output, "a finished trial is not run again"
-    fixed, nothing, broken, crashed = (bench.record(number) for number in range(4))
-    assert fixed.entries == before[0]
-    assert [entry["step"] for entry in fixed.entries] == [8, 16, 24, 32, 40, 48]
-    assert nothing.entries[: len(before[1])] == before[1]
-    assert [entry["step"] for entry in nothing.entries] == [8, 16, 24], (
-        "resumed; stopped by what was seen before the kill"
-    )
-    assert broken.step in (32, 40), "the last figures before the failure may be lost with its workers"
-    assert "not finite" in (broken.failure or "")
-    assert crashed.step < 48
-    assert crashed.failure
-    assert bench.states() == ["COMPLETE", "PRUNED", "FAIL", "FAIL"]
-    steps = 48 + 24 + broken.step + crashed.step
-    for word in ("stopped early at step 24", "2 failed", "not finite", f"cost: {steps} steps run; 4 trials"):
+    assert "1 are done" in output
+    assert "trial-0000 starts" not in output, "a trial that has ended is not run again"
+    good, nothing = bench.record(1), bench.record(2)
+    assert bench.record(0).entries == failed.entries
+    assert good.entries[: len(before)] == before, "what was known stays, and is gone on from"
+    assert [entry["step"] for entry in good.entries] == [8, 16, 24, 32, 40, 48, 56], "none is lost or repeated"
+    assert [entry["step"] for entry in nothing.entries] == [8, 16], "stopped by what was seen before the kill"
+    assert bench.states() == ["FAIL", "COMPLETE", "PRUNED"]
+    steps = failed.step + 56 + 16
+    ends = "3 trials: 1 failed, 1 finished, 1 stopped early"
+    for word in ("stopped early at step 16", ends, f"cost: {steps} steps run; 3 trials"):
         assert word in output
 
     winner = load_experiment(bench.folder / "winner.yaml")
@@ -142,14 +125,14 @@ def test_a_search_is_killed_goes_on_stops_bad_trials_survives_failing_ones_and_r
     client = MlflowClient(bench.uri)
     parent = (bench.folder / "mlflow_run_id.txt").read_text()
     artifacts = {a.path for folder in (None, "plots") for a in client.list_artifacts(parent, folder)}
-    plots = {f"plots/{name}.html" for name in ("history", "slice", "parallel-coordinates", "importance")}
+    plots = {f"plots/{name}.html" for name in ("history", "slice", "parallel-coordinates")}
     assert {"winner.yaml", "trials.csv", *plots} <= artifacts
     experiment = client.get_experiment_by_name("mrisr")
     children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
     ends = {run.info.run_name: (run.info.status, run.data.tags["tuning.state"]) for run in children}
     assert ends == {
-        "trial-0000": ("FINISHED", "finished"), "trial-0001": ("FINISHED", "stopped early"),
-        "trial-0002": ("FAILED", "failed"), "trial-0003": ("FAILED", "failed"),
+        "trial-0000": ("FAILED", "failed"), "trial-0001": ("FINISHED", "finished"),
+        "trial-0002": ("FINISHED", "stopped early"),
     }  # fmt: skip
     for run in children:
         assert "validation/psnr" in run.data.metrics
@@ -161,8 +144,8 @@ def test_a_search_is_killed_goes_on_stops_bad_trials_survives_failing_ones_and_r
 
     tune(bench.config, [])
     again = capsys.readouterr().out
-    assert "4 are done" in again
+    assert "3 are done" in again
     assert "evaluated on the test split before" in again
-    assert bench.states() == ["COMPLETE", "PRUNED", "FAIL", "FAIL"]
+    assert bench.states() == ["FAIL", "COMPLETE", "PRUNED"]
     with pytest.raises(ConfigError, match="another name="):
         tune(bench.config, ["tuning.sampler=tpe"])

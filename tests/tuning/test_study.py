@@ -218,6 +218,13 @@ def test_trials_start_from_the_shared_generator_and_do_not_pay_for_l1(tmp_path: 
     assert unshared.schedule == alone.base.schedule
 
 
+def test_a_known_point_whose_trial_was_killed_while_it_was_drawn_is_not_lost(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    open_study(plan, open_storage(plan)).ask()
+    assert searcher(plan).suggest("a")["values"]["training.gp_weight"] == 10.0
+    assert [t.state for t in open_study(plan, open_storage(plan)).trials] == [TrialState.RUNNING]
+
+
 def test_a_sampler_does_not_repeat_its_draws_after_a_restart(tmp_path: Path) -> None:
     plan = small_plan(tmp_path, "tuning.sampler=random")
     found = []

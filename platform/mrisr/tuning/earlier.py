@@ -55,7 +55,7 @@ def learn(plan: SearchPlan, fingerprint: str, study: optuna.Study) -> int:
             if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and source not in known:
                 study.add_trial(
                     optuna.trial.create_trial(
-                        state=trial.state, values=trial.values if trial.state is TrialState.COMPLETE else None,
+                        state=trial.state, values=trial.values,
                         params={name: trial.params[name] for name in fixed.distributions},
                         distributions=fixed.distributions, intermediate_values=trial.intermediate_values,
                         user_attrs={_LEARNT: source},

@@ -141,6 +141,11 @@ def figures(plan: SearchPlan, outcome: Outcome) -> Iterator[tuple[str, Figure]]:
         yield f"slice{suffix}", show.plot_slice(study, **kwargs)
         if len({trial.values[place] for trial in done}) > 1 and len(done) >= 4:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=plan.base.seed)
-            yield f"importance{suffix}", show.plot_param_importances(study, evaluator=evaluator, **kwargs)
+            try:
+                picture = show.plot_param_importances(study, evaluator=evaluator, **kwargs)
+            except ValueError as error:  # scikit-learn's trees take no value beyond float32
+                print(f"no picture of importance: {error}")
+                continue
+            yield f"importance{suffix}", picture
     if len(metrics) > 1:
         yield "pareto-front", show.plot_pareto_front(study, target_names=list(metrics))

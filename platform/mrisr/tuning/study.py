@@ -113,7 +113,8 @@ class StudySearch(OptunaSearch):
             storage=storage,
         )
         self._metrics, self._total = t.metrics, plan.trial_steps
-        self._unfinished = [trial.number for trial in before if trial.state is TrialState.RUNNING]
+        # Also one that was killed while it was drawn: the rest of it is drawn now, from its place in the queue.
+        self._unfinished = [t.number for t in study.get_trials(deepcopy=False) if t.state is TrialState.RUNNING]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         if trial_id not in self._ot_trials and self._unfinished:
