@@ -34,12 +34,13 @@ def _history(store: tracking.Tracking, run_id: str, key: str) -> list[tuple[int,
     return [(m.step, m.value) for m in tracking.client(store.uri).get_metric_history(run_id, key)]
 
 
-def test_four_processes_prepare_one_fresh_database(tmp_path: Path) -> None:
+def test_four_processes_prepare_one_fresh_database_and_write_at_once(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from mrisr import tracking\n"
         "t = tracking.prepare(None, Path(sys.argv[1]), 'together')\n"
         "run = tracking.start_run(t, {'a': 1}, name='r')\n"
-        "tracking.RunLogger(t.uri, run).metrics(1, {'loss': 0.5})\n"
+        "log = tracking.RunLogger(t.uri, run)\n"
+        "for step in range(25): log.metrics(step, {'loss': step / 4, 'psnr': 30.0})\n"
         "tracking.finish(t.uri, run)\n"
     )
     processes = [_python(code, str(tmp_path)) for _ in range(4)]
@@ -48,7 +49,9 @@ def test_four_processes_prepare_one_fresh_database(tmp_path: Path) -> None:
     found = tracking.prepare(None, tmp_path, "together")
     assert found.uri == f"sqlite:///{tmp_path}/mlflow.db"
     runs = tracking.client(found.uri).search_runs([found.experiment_id])
-    assert [run.data.metrics for run in runs] == [{"loss": 0.5}] * 4
+    assert len(runs) == 4
+    for run in runs:
+        assert _history(found, run.info.run_id, "loss") == [(step, step / 4) for step in range(25)]
 
 
 def test_a_second_process_goes_on_without_gap_or_repeat(store: tracking.Tracking) -> None:

@@ -105,6 +105,28 @@ def train(
     typer.echo("\n".join(published.lines()))
 
 
+@app.command(epilog=_key_reference())
+def tune(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="the same as tuning.trials=...")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print space and plan, start nothing")] = False,
+) -> None:
+    """Search the keys whose value in the file is a space; then register the winner and print it as a configuration.
+
+    The same command after Ctrl-C, a crash or a reboot goes on; with more trials, a finished search is extended.
+    """
+    changes = [*(overrides or []), *([] if trials is None else [f"tuning.trials={trials}"])]
+    if dry_run:
+        from mrisr.tuning.describe import describe_search
+
+        typer.echo(describe_search(config, changes))
+        return
+    from mrisr.tuning.winner import tune as run
+
+    run(config, changes)
+
+
 @app.command()
 def replay(
     folder: Annotated[Path, typer.Argument(help="nonfinite_<step> folder, or the run's folder that holds it")],

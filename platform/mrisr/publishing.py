@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,10 +41,11 @@ class Published(NamedTuple):
         ]
 
 
-def publish(run: TrainedRun) -> Published:
+def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published:
     """Evaluate a finished run on the whole volumes of its validation split, register it, and let it compete.
 
-    Done once per run: a second call, after a resumption that trained no further, returns what the first one did.
+    tags: further tags of the version. Done once per run: a second call, after a resumption that trained no further,
+    returns what the first one did.
     """
     experiment = run.experiment
     v, name = experiment.validation, experiment.tracking.model
@@ -64,7 +65,7 @@ def publish(run: TrainedRun) -> Published:
     config = generator_config(experiment)
     result = measure(build_generator(config, run.state))
     _log(run, result)
-    tags = registry.model_tags(
+    described = registry.model_tags(
         v.protocol,
         protocol_named(v.protocol).describe(),
         result.fingerprint,
@@ -72,7 +73,8 @@ def publish(run: TrainedRun) -> Published:
         result.figures("val_"),
     )
     version = registry.register(
-        run.state, config, run.run_id, name, {**tags, "trained_on": experiment.degradation.range().kind},
+        run.state, config, run.run_id, name,
+        {**described, "trained_on": experiment.degradation.range().kind, **(tags or {})},
         f"mDCSRN of run {experiment.name!r}, best weights of step {run.best_step:,}", run.tracking_uri,
     )  # fmt: skip
     published = Published(

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mrisr.config.schema import Experiment
+from mrisr.config.spaces import Space, SpaceError, active, flat, take_spaces
 
 
 class ConfigError(ValueError):
@@ -21,11 +22,33 @@ def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experim
     """Read an experiment file (None: the defaults), apply overrides such as `training.gp_weight=5`, check it all.
 
     Values of overrides are YAML: `degradation.fraction=[0.3,0.8]`, `generator.init_from=null`.
-    Raises ConfigError naming the file, or each wrong key with its value and the remedy.
+    A key that holds a search space counts with its `fixed` value. Raises ConfigError naming the file, or each wrong
+    key with its value and the remedy.
     """
+    raw, spaces = load_search(path, overrides)
+    experiment = validate_experiment(raw)
+    values = flat(experiment.model_dump(mode="json"))
+    if still_open := [space.key for space in spaces.values() if not space.has_fixed and active(space, values)]:
+        raise ConfigError(
+            "\n".join(f"{key}: is a search space without a `fixed` value; use `mrisr tune`, or set {key}=VALUE"
+                      for key in still_open)
+        )  # fmt: skip
+    return experiment
+
+
+def load_search(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Space]]:
+    """The file's mapping with overrides, without search spaces, and the spaces by dotted key. Raises ConfigError."""
     raw = {} if path is None else _read(path)
     for item in overrides:
         _override(raw, item)
+    try:
+        return take_spaces(raw)
+    except SpaceError as error:
+        raise ConfigError(str(error)) from None
+
+
+def validate_experiment(raw: dict[str, Any]) -> Experiment:
+    """Check a mapping that holds no spaces. Raises ConfigError with a line per wrong key."""
     try:
         return Experiment.model_validate(raw)
     except ValidationError as error:

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mrisr.config.fields import AbsolutePath, CountInterval, Interval, NonNegative, Positive, Rate
+from mrisr.config.tuning_keys import Protocol, Tuning
 from mrisr.degradation import KINDS, PROTOCOLS, DegradationRange, check
 from mrisr.training.schedule import Schedule
 
@@ -141,8 +142,11 @@ class Training(Section):
 
 
 class Validation(Section):
-    protocol: Literal["chen2018", "hz2538", "report160"] = Field(
+    protocol: Protocol = Field(
         "chen2018", description="the fixed degradation that figures are measured under; training never changes it"
+    )
+    further_protocols: tuple[Protocol, ...] = Field(
+        (), description="measured beside it; they decide nothing in training"
     )
     split: str = Field("validation", description="split that chooses the best weights and the champion")
     every: Positive = Field(2000, description="steps between validations")
@@ -190,6 +194,7 @@ class Experiment(Section):
     validation: Validation = Field(default_factory=Validation)
     resources: Resources = Field(default_factory=Resources)
     tracking: Tracking = Field(default_factory=Tracking)
+    tuning: Tuning = Field(default_factory=Tuning)
 
     @property
     def run_folder(self) -> Path:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import dump_experiment, load_experiment
+from mrisr.config.spaces import flat
 from mrisr.training.assembly import schedule_of, step_config
 from mrisr.training.saving import whole_checkpoints
 from voxelstore import VolumeStore
@@ -22,7 +23,7 @@ OUTBOX, INITIAL, RUN_ID = "outbox", "initial.safetensors", "mlflow_run_id.txt"
 # Keys that may differ between a run and its resumption: they change how and how far, not what is computed so far.
 _MAY_CHANGE = (
     "resources", "schedule.total_steps", "training.max_failures", "training.keep_checkpoints", "tracking",
-    "generator.recompute", "critic.samples_at_once", "training.compile",
+    "tuning", "generator.recompute", "critic.samples_at_once", "training.compile",
 )  # fmt: skip
 
 
@@ -111,15 +112,7 @@ def mend_ray_snapshot(folder: Path) -> None:
 
 def _compared(experiment: Experiment) -> dict[str, Any]:
     """Every key's value; for micro_batch the number it comes to, since BatchNorm's figures are of that many patches."""
-    return _flat(experiment.model_dump(mode="json")) | {"training.micro_batch": step_config(experiment).micro_batch}
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {
-        k: v for name, child in node.items() for k, v in _flat(child, f"{prefix}.{name}" if prefix else name).items()
-    }
+    return flat(experiment.model_dump(mode="json")) | {"training.micro_batch": step_config(experiment).micro_batch}
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,6 +23,19 @@ from mrisr.training.saving import whole_checkpoints
 from mrisr.training.stopping import stop_on_sigterm
 from mrisr.training.worker import BEST_WEIGHTS, LAST_DELIVERY_S, train_worker
 from voxelstore import VolumeStore
+
+
+class Host(NamedTuple):
+    """What a run is part of: a search that runs several at once and listens to each.
+
+    runs: how many such runs share the cluster; driver_cpus: logical CPUs that each one's driver reserves itself;
+    callbacks: of Ray Train; parent_run_id: the MLflow run above it.
+    """
+
+    runs: int = 1
+    driver_cpus: float = 0.0
+    callbacks: tuple[Any, ...] = ()
+    parent_run_id: str | None = None
 
 
 class TrainedRun(NamedTuple):
@@ -68,7 +81,7 @@ def open_store(experiment: Experiment) -> VolumeStore:
     return store
 
 
-def train(experiment: Experiment) -> TrainedRun:
+def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
     """Train to the end of the schedule, or go on where an earlier start of the same run stopped.
 
     Raises ConfigError for an experiment that does not fit its store or its own earlier start, or a run that another
@@ -83,23 +96,25 @@ def train(experiment: Experiment) -> TrainedRun:
     cluster.connect()
     experiment.run_folder.mkdir(parents=True, exist_ok=True)
     with alone(experiment):
-        return _train(experiment, store)
+        return _train(experiment, store, host)
 
 
-def _train(experiment: Experiment, store: VolumeStore) -> TrainedRun:
+def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun:
     import ray.train
     from ray.train.torch import TorchTrainer
 
     from mrisr.training.elastic import ElasticTrainer
 
-    cpus, gpus = cluster.available()
+    total_cpus, gpus = cluster.available()
     nodes = cluster.nodes()
-    share = cluster.divide(experiment, cpus, gpus, nodes)
+    cpus = total_cpus / host.runs - host.driver_cpus
+    # Several runs at a time: the search has seen to it that they fit onto the machines together.
+    share = cluster.divide(experiment, cpus, gpus // host.runs, nodes if host.runs == 1 else ())
     claim(experiment, store)
     mend_ray_snapshot(experiment.run_folder)
     uri = tracking.resolve_uri(experiment.tracking.uri, home())
     initial = prepare_initial_weights(experiment, uri)
-    run_id = _tracked_run(experiment, store, uri)
+    run_id = _tracked_run(experiment, store, uri, host.parent_run_id)
     counts, elastic = experiment.worker_counts, experiment.resources.min_workers is not None
     settings = {
         "experiment": experiment.model_dump(mode="json"),
@@ -107,8 +122,10 @@ def _train(experiment: Experiment, store: VolumeStore) -> TrainedRun:
         "mlflow_run_id": run_id,
         "initial": None if initial is None else str(initial),
         "gpu": share.gpu,
-        "node_cpus": max(1, int(min(node_cpus for node_cpus, _ in nodes))),
+        "node_cpus": max(1, int(min(node_cpus for node_cpus, _ in nodes) / host.runs)),
         "cpus_per_worker": share.cpus,
+        "runs": host.runs,
+        "driver_cpus": host.driver_cpus,
     }
     options = {
         "train_loop_config": settings,
@@ -128,6 +145,7 @@ def _train(experiment: Experiment, store: VolumeStore) -> TrainedRun:
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=experiment.training.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            callbacks=list(host.callbacks),
         ),
     }
     trainer: TorchTrainer
@@ -148,7 +166,7 @@ def _train(experiment: Experiment, store: VolumeStore) -> TrainedRun:
         kind, message = stopped
         tracking.finish_if_reachable(uri, run_id, "KILLED" if kind == "terminated" else "FAILED")
         raise Terminated(message) if kind == "terminated" else TrainingStopped(message)
-    return _outcome(experiment, run_id, uri, whole_checkpoints(experiment.run_folder)[-1])
+    return outcome(experiment, run_id, uri, whole_checkpoints(experiment.run_folder)[-1])
 
 
 def _finished(experiment: Experiment) -> TrainedRun | None:
@@ -157,21 +175,22 @@ def _finished(experiment: Experiment) -> TrainedRun | None:
     if not checkpoints:
         return None
     uri, run_id = tracking.resolve_uri(experiment.tracking.uri, home()), (experiment.run_folder / RUN_ID).read_text()
-    run = _outcome(experiment, run_id, uri, checkpoints[-1])
+    run = outcome(experiment, run_id, uri, checkpoints[-1])
     if run.step < experiment.schedule.total_steps:
         return None
     Outbox(uri, run_id, experiment.run_folder / OUTBOX).close(LAST_DELIVERY_S)
     return run
 
 
-def _outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> TrainedRun:
+def outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> TrainedRun:
+    """What a run has come to at a checkpoint of it."""
     progress = json.loads((checkpoint / PROGRESS).read_text())
     best = progress["best"]
     state = load_file(checkpoint / BEST_WEIGHTS)
     return TrainedRun(experiment, run_id, uri, progress["step"], best["step"], best["figures"], state, checkpoint)
 
 
-def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str) -> str:
+def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str, parent: str | None) -> str:
     """The MLflow run's id: the one of an earlier start if there is one, so that its curves go on."""
     place = tracking.prepare(uri, home() / "mlartifacts", experiment.tracking.experiment)
     file = experiment.run_folder / RUN_ID
@@ -180,6 +199,8 @@ def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str) -> str:
         tracking.resume_run(uri, run_id)
         return run_id
     config = experiment.model_dump(mode="json")
-    run_id = tracking.start_run(place, config, name=experiment.name, dataset_fingerprint=store.fingerprint())
+    run_id = tracking.start_run(
+        place, config, name=experiment.name, dataset_fingerprint=store.fingerprint(), parent_run_id=parent
+    )
     write_whole(file, run_id)
     return run_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import ray.train
 import torch
 from ray.train import CheckpointUploadMode
+from ray.util import get_current_placement_group
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mrisr import cluster
 from mrisr.config import Experiment
+from mrisr.metrics import METRICS
 from mrisr.models import MDCSRN
 from mrisr.outbox import Outbox
 from mrisr.pictures import critic_figure
@@ -62,7 +65,7 @@ class Best:
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """One rank of a run. settings: experiment (JSON), tracking_uri, mlflow_run_id, initial weights, gpu,
-    cpus_per_worker, node_cpus.
+    cpus_per_worker, node_cpus, and of a search: runs that share the cluster, driver_cpus of each.
 
     Returns step, best and `stopped`: None at the end of the schedule, else [kind, message] with kind `terminated`,
     `non-finite`, `storage` or `checkpoint`: what starting the workers again would not mend.
@@ -84,8 +87,12 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     # The position in the stream is the step, so a checkpoint that knows its step knows its row.
     step, best, window = 0, Best(experiment.validation.metric), Window()
+    placement = get_current_placement_group()
+    group = None if placement is None else placement.id.hex()
     # Since the last picture of the critic; the same on every rank.
     critic_norms: list[float] = []
+    # The figures of the last validation, and after which step: `validated`.
+    latest: dict[str, float] = {}
     found, known = agreed_checkpoint(run_folder), ray.train.get_checkpoint()
     if found is not None:
         try:
@@ -95,10 +102,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         best.restore(progress["best"], found)
         step = progress["step"]
         window.restore(progress["window"])
-        critic_norms = progress["critic_norms"]
+        critic_norms, latest = progress["critic_norms"], progress["latest"]
         if known is None or Path(known.path).name != found.name:
             # Whole on the disk, but the process died before Ray heard of it.
-            _report(found, step, best)
+            _report(found, {"step": step, **latest, "placement_group": group})
 
     if rank == 0 and experiment.resources.min_workers is not None:
         print(
@@ -109,20 +116,33 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     v = experiment.validation
     subjects = store.subjects(v.split)[: v.max_subjects]
-    validator = Validator(store, subjects, v.protocol, v.patch_size, v.patches_per_subject, rank, world)
+    validators = {
+        protocol: Validator(store, subjects, protocol, v.patch_size, v.patches_per_subject, rank, world)
+        for protocol in dict.fromkeys((v.protocol, *v.further_protocols))
+    }
     outbox = Outbox(settings["tracking_uri"], settings["mlflow_run_id"], run_folder / OUTBOX) if rank == 0 else None
     requests = Requests(run_folder, device)
     maker = patch_maker(experiment, store.subjects("train"))
     # Of the cluster as it is now: a group that comes after a lost node has fewer workers and fewer CPUs beside them.
     task, each = experiment.stream.cpus_per_task, settings["cpus_per_worker"]
-    limits = StreamLimits(task, cluster.data_share(cluster.available()[0], each, world, task), experiment.stream.rounds)
+    cpus = cluster.available()[0] / settings["runs"] - settings["driver_cpus"]
+    limits = StreamLimits(task, cluster.data_share(cpus, each, world, task), experiment.stream.rounds)
     batches = rank_batches(maker, rank, world, step, schedule.total_steps, limits)
 
     def validate() -> None:
         average_statistics(networks)
         state = evaluated_state(networks)
         evaluated.load_state_dict(state)
-        figures, picture = validator.run(evaluated, device)
+        figures, picture = validators[v.protocol].run(evaluated, device)
+        for protocol in list(validators)[1:]:
+            others, _ = validators[protocol].run(evaluated, device)
+            figures |= {f"{protocol}/{key}": value for key, value in others.items()}
+        if not all(math.isfinite(figures[metric]) for metric in METRICS):
+            raise ArithmeticError(
+                f"step {step}: the validation figures are not finite: {figures}; lower the learning rate"
+            )
+        latest.clear()
+        latest.update(figures, validated=step)
         better = best.offer(step, figures, state)
         # All ranks take part in gathering the critic's weights.
         weights = None if networks.critic is None or step <= schedule.pretrain_steps else full_state(networks.critic)
@@ -149,10 +169,14 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         average_statistics(networks)
         progress = {
             "step": step, "best": best.progress(), "window": window.progress(), "critic_norms": critic_norms,
+            "latest": latest,
         }  # fmt: skip
         weights = {LAST_WEIGHTS: evaluated_state(networks)} | ({BEST_WEIGHTS: best.state} if best.state else {})
         folder = run_folder / checkpoint_name(step)
-        _report(write_folder(folder, networks, progress, weights, generator_config(experiment)), step, best)
+        _report(
+            write_folder(folder, networks, progress, weights, generator_config(experiment)),
+            {"step": step, **latest, "placement_group": group},
+        )
 
     def loop() -> list[str] | None:
         nonlocal step
@@ -200,10 +224,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     return {"step": step, "best": best.progress(), "stopped": stopped}
 
 
-def _report(folder: Path, step: int, best: Best) -> None:
+def _report(folder: Path, metrics: dict[str, Any]) -> None:
     """Tell Ray of a checkpoint that lies in its place; every rank must call it."""
     ray.train.report(
-        {"step": step, **best.figures},
+        metrics,
         checkpoint=ray.train.Checkpoint(str(folder)),
         checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
     )

@@ -1,0 +1,216 @@
+"""Search spaces in an experiment file: what stands where a value would stand, and which values it allows.
+
+    training:
+      gp_weight: {log_uniform: [0.1, 100], fixed: 10}
+    degradation:
+      fraction: {interval: [0.02, 0.9], fixed: [0.4, 0.6]}
+      mix: {interval: [0, 1], when: {degradation.kind: mixed}}
+
+Kinds: uniform, log_uniform (floats); int, log_int (both ends included); choice (a list); interval (two ordered
+ends). `fixed` is the value that `mrisr train` takes and the first that a search tries. `when` makes a key part of the
+space only where another key has one of the given values; elsewhere it keeps its fixed value, or its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+NUMERIC = ("uniform", "log_uniform", "int", "log_int")
+KINDS = (*NUMERIC, "choice", "interval")
+# What may not be searched, and why: the yardstick, the data, the identity and the budget of a search.
+_CLOSED = {
+    "validation": "it is the scale that trials are compared on",
+    "data": "all trials see the same volumes",
+    "tracking": "it does not change a result",
+    "tuning": "it describes the search itself",
+    "resources": "it does not change a result, and concurrency is derived from it",
+    "name": "it names the run",
+    "output": "it names the run",
+    "schedule.total_steps": "it is the budget that every trial has",
+}
+_NOTHING = object()
+
+
+class SpaceError(ValueError):
+    """A search space that cannot be used; the message names the key, the value and the remedy."""
+
+
+class Suggester(Protocol):
+    """The part of an `optuna.Trial` that a space needs."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Space:
+    """One searched key. options: the ends of a range, or the choices; when: (key, values under which it is)."""
+
+    key: str
+    kind: str
+    options: tuple[Any, ...]
+    fixed: Any = _NOTHING
+    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+    @property
+    def has_fixed(self) -> bool:
+        return self.fixed is not _NOTHING
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sampler's parameters: one, or for an interval its lower end and how far up it reaches from there."""
+        return (f"{self.key}.low", f"{self.key}.reach") if self.kind == "interval" else (self.key,)
+
+    def suggest(self, trial: Suggester) -> Any:
+        """Draw the key's value. An interval's ends are ordered by construction, under distributions that never vary."""
+        if self.kind == "choice":
+            return trial.suggest_categorical(self.key, self.options)
+        low, high = self.options
+        if self.kind == "interval":
+            bottom = trial.suggest_float(self.names[0], low, high)
+            reach = trial.suggest_float(self.names[1], 0.0, 1.0)
+            return [bottom, min(high, bottom + reach * (high - bottom))]
+        if self.kind in ("int", "log_int"):
+            return trial.suggest_int(self.key, low, high, log=self.kind == "log_int")
+        return trial.suggest_float(self.key, low, high, log=self.kind == "log_uniform")
+
+    def parameters(self, value: Any) -> dict[str, Any]:
+        """The sampler's parameters that give `value`. Raises SpaceError for a value outside of the space."""
+        if self.kind == "choice":
+            if value in self.options:
+                return {self.key: value}
+        elif self.kind == "interval":
+            ends = [value, value] if _number(value) else list(value) if isinstance(value, list | tuple) else []
+            low, high = self.options
+            if len(ends) == 2 and all(map(_number, ends)) and low <= ends[0] <= ends[1] <= high:
+                reach = (ends[1] - ends[0]) / (high - ends[0]) if ends[0] < high else 0.0
+                return {self.names[0]: float(ends[0]), self.names[1]: float(reach)}
+        elif _number(value) and self.options[0] <= value <= self.options[1]:
+            if "int" not in self.kind:
+                return {self.key: float(value)}
+            if float(value).is_integer():
+                return {self.key: int(value)}
+        raise SpaceError(
+            f"{self.key} = {value!r} lies outside of its space, {self.kind} {list(self.options)}; widen it"
+        )
+
+    def grid(self, points: int) -> dict[str, list[Any]]:
+        """At most `points` values per numeric parameter, ends included; every choice."""
+        if self.kind == "choice":
+            return {self.key: list(self.options)}
+        low, high = self.options
+        share = [i / (points - 1) for i in range(points)]
+        if self.kind == "interval":
+            return {self.names[0]: [low + s * (high - low) for s in share], self.names[1]: share}
+        log = self.kind.startswith("log")
+        values = [low * (high / low) ** s if log else low + s * (high - low) for s in share]
+        values[-1] = high
+        return {self.key: sorted({round(v) for v in values}) if "int" in self.kind else values}
+
+
+def active(space: Space, value_of: Mapping[str, Any]) -> bool:
+    """Whether the key is searched where the other keys have these values."""
+    return all(value_of.get(key) in values for key, values in space.when)
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted key."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        k: v for name, child in node.items() for k, v in flat(child, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def take_spaces(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Space]]:
+    """Split an experiment's mapping: the same without spaces (their fixed values in place), and the spaces by key.
+
+    Keys come in an order in which every `when` follows what it asks about. Raises SpaceError naming the key.
+    """
+    closed = deepcopy(dict(raw))
+    spaces = {space.key: space for space in _take(closed, "")}
+    return closed, _ordered(spaces)
+
+
+def _take(node: dict[str, Any], prefix: str) -> Iterator[Space]:
+    for name, value in list(node.items()):
+        key = f"{prefix}{name}"
+        if not isinstance(value, dict):
+            continue
+        if not any(kind in value for kind in KINDS) or key == "data.splits":
+            yield from _take(value, f"{key}.")
+            continue
+        space = _parse(key, value)
+        if space.has_fixed:
+            node[name] = space.fixed
+        else:
+            del node[name]
+        yield space
+
+
+def _parse(key: str, value: dict[str, Any]) -> Space:
+    for part, why in _CLOSED.items():
+        if key == part or key.startswith(f"{part}."):
+            raise SpaceError(f"{key} = {value!r}: cannot be searched, {why}; give one value")
+    kinds = [kind for kind in KINDS if kind in value]
+    unknown = sorted(set(value) - {*kinds, "fixed", "when"})
+    if len(kinds) != 1 or unknown:
+        what = f"unknown {unknown}" if unknown else f"more than one of {kinds}"
+        raise SpaceError(f"{key} = {value!r}: {what}; a space is one of {', '.join(KINDS)}, with `fixed` and `when`")
+    kind, options = kinds[0], value[kinds[0]]
+    if not isinstance(options, list) or (kind != "choice" and len(options) != 2):
+        raise SpaceError(
+            f"{key} = {value!r}: {kind} takes a list{'' if kind == 'choice' else ' of two ends, [low, high]'}"
+        )
+    if kind == "choice":
+        if (
+            not options
+            or any(isinstance(o, list | dict) for o in options)
+            or len({repr(o) for o in options}) < len(options)
+        ):
+            raise SpaceError(f"{key} = {value!r}: choice takes one or more different plain values")
+    else:
+        _check_ends(key, kind, options, value)
+    space = Space(key, kind, tuple(options), value.get("fixed", _NOTHING), _conditions(key, value.get("when", {})))
+    if space.has_fixed:
+        space.parameters(space.fixed)
+    return space
+
+
+def _check_ends(key: str, kind: str, options: list[Any], value: dict[str, Any]) -> None:
+    if not all(map(_number, options)):
+        raise SpaceError(f"{key} = {value!r}: the ends of {kind} are numbers (1.0e-5 in YAML, not 1e-5)")
+    low, high = options
+    if not low < high:
+        raise SpaceError(f"{key} = {value!r}: the lower end comes first and the ends differ; use [{high}, {low}]")
+    if kind.startswith("log") and low <= 0:
+        raise SpaceError(f"{key} = {value!r}: a logarithmic range starts above 0, not at {low}")
+    if "int" in kind.split("_") and not all(float(end).is_integer() for end in options):
+        raise SpaceError(f"{key} = {value!r}: the ends of {kind} are whole numbers")
+
+
+def _conditions(key: str, when: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    if not isinstance(when, dict):
+        raise SpaceError(f"{key}: when = {when!r}; write when: {{other.key: value}} or a list of values")
+    return tuple((other, tuple(v) if isinstance(v, list) else (v,)) for other, v in when.items())
+
+
+def _ordered(spaces: dict[str, Space]) -> dict[str, Space]:
+    done: dict[str, Space] = {}
+    while len(done) < len(spaces):
+        ready = [
+            s for s in spaces.values() if s.key not in done and all(k in done or k not in spaces for k, _ in s.when)
+        ]
+        if not ready:
+            rest = ", ".join(key for key in spaces if key not in done)
+            raise SpaceError(f"{rest}: the conditions (`when`) go round in a circle; let one of them stand without")
+        done |= {space.key: space for space in ready}
+    return done
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,55 @@
+"""How many trials a cluster runs at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mrisr import cluster
+from mrisr.config import Experiment
+from mrisr.tuning.trial import DRIVER_CPUS
+
+
+def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] = ()) -> int:
+    """How many trials of this size a cluster runs at a time without taking the data tasks' room.
+
+    nodes: (logical CPUs, GPUs) of each machine; by default one machine has them all. Each trial has its workers, a data
+    task and its own driver. Raises cluster.ResourceError, which says what would fit, for a trial or a
+    `tuning.concurrent` that can never be placed.
+    """
+    t = experiment.tuning
+    alone = cluster.divide(experiment, cpus - DRIVER_CPUS, gpus, nodes)
+
+    def fits(count: int) -> cluster.Share | None:
+        try:
+            share = cluster.divide(experiment, cpus / count - DRIVER_CPUS, gpus // count)
+            if count > 1:
+                cluster.divide(_as_one(experiment, count, share), cpus - count * DRIVER_CPUS, gpus, nodes)
+            return share
+        except cluster.ResourceError:
+            return None
+
+    if t.concurrent is not None:
+        if fits(t.concurrent) is None:
+            most = max(count for count in range(1, t.concurrent) if fits(count) is not None)
+            raise cluster.ResourceError(
+                f"tuning.concurrent = {t.concurrent} trials of {experiment.resources.workers} workers do not fit into "
+                f"{cpus:g} logical CPUs and {gpus:g} GPUs; what fits: tuning.concurrent={most} at most, or a smaller "
+                "stream.cpus_per_task (0.5, say)"
+            )
+        return t.concurrent
+    best = 1
+    for count in range(2, t.trials + 1):
+        share = fits(count)
+        if share is None or share.gpu != alone.gpu or share.cpus < 0.9 * alone.cpus:
+            break
+        best = count
+    return best
+
+
+def _as_one(experiment: Experiment, count: int, share: cluster.Share) -> Experiment:
+    """An experiment with the workers of `count` trials: do these fit onto the machines as well as into their sum?"""
+    workers = experiment.resources.workers * count
+    resources = experiment.resources.model_copy(
+        update={"workers": workers, "cpus_per_worker": share.cpus, "gpus": share.gpu}
+    )
+    return experiment.model_copy(update={"resources": resources})

@@ -1,0 +1,100 @@
+"""What a search will do, in words and numbers, before anything starts: `mrisr tune --dry-run`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mrisr import cluster
+from mrisr.planning import estimated_peaks
+from mrisr.training.assembly import step_config
+from mrisr.tuning.concurrency import trials_at_once
+from mrisr.tuning.outcome import wanted_trials
+from mrisr.tuning.plan import SearchPlan, plan_search, short
+from mrisr.tuning.report import scale
+from mrisr.tuning.scheduler import rungs
+from mrisr.tuning.search import store_of
+
+# Keys that act after the L1 stage only.
+_ADVERSARIAL = (
+    "critic.", "training.generator_lr", "training.critic_lr", "training.adversarial_weight", "training.gp_weight",
+    "schedule.critic", "schedule.boost",
+)  # fmt: skip
+
+
+def describe_search(config: Path | None, overrides: list[str]) -> str:
+    """The space and the plan; needs the store, starts nothing. Raises ConfigError like the search itself."""
+    plan = plan_search(config, overrides)
+    store, t, base = store_of(plan), plan.base.tuning, plan.base
+    trials, steps = wanted_trials(plan), plan.trial_steps
+    at = rungs(plan)
+    stops = f"{t.scheduler}, decides at steps {', '.join(f'{step:,}' for step in at)}" if at else t.scheduler
+    shared = f"; {base.schedule.pretrain_steps:,} L1 steps once before" if t.shared_pretraining else ""
+    lines = [
+        *(f"{'space' if number == 0 else '':<12}{line}" for number, line in enumerate(_space_lines(plan))),
+        f"first       {'; '.join(_point_text(plan, point) for point in plan.points) or 'nothing known'}",
+        f"volumes     {', '.join(f'{name} {len(names)}' for name, names in store.splits().items())}  in {store.path}",
+        f"score       {' and '.join(m.upper() for m in t.metrics)} on split {base.validation.split!r}, {scale(plan)}, "
+        f"every {base.validation.every:,} steps",
+        f"trials      {trials} of at most {steps:,} steps{shared}; sampler {t.sampler}; scheduler {stops}",
+        f"cost        at most {trials * steps:,} steps; a grid of {t.grid_points} values per range would be "
+        f"{plan.grid_size * steps:,}",
+        f"at a time   {_at_a_time(plan)}",
+        f"memory      {_memory(plan)} per worker ({base.training.precision}; live tensors, before sharding)",
+        f"search      {plan.folder}"
+        + ("; goes on with what is there" if (plan.folder / "search.yaml").exists() else ""),
+    ]
+    return "\n".join([*lines, *_notes(plan)])
+
+
+def _notes(plan: SearchPlan) -> list[str]:
+    """What a user would rather know before than after."""
+    pretrain, at = plan.base.schedule.pretrain_steps, rungs(plan)
+    late = [key for key in plan.spaces if key.startswith(_ADVERSARIAL)]
+    if plan.base.tuning.shared_pretraining or not late or not at or at[0] > pretrain:
+        return []
+    return [
+        f"note        ASHA first decides at step {at[0]:,}, within the {pretrain:,} L1 steps, where "
+        f"{', '.join(late)} do nothing yet; tuning.shared_pretraining=true searches the adversarial stage alone"
+    ]
+
+
+def _space_lines(plan: SearchPlan) -> list[str]:
+    lines = []
+    for space in plan.spaces.values():
+        options = ", ".join(short(option) for option in space.options)
+        when = "; ".join(f"{key} is {' or '.join(map(str, values))}" for key, values in space.when)
+        lines.append(
+            f"{space.key}: {space.kind} [{options}]"
+            + (f", fixed {short(space.fixed)}" if space.has_fixed else "")
+            + (f", when {when}" if when else "")
+        )
+    return lines
+
+
+def _point_text(plan: SearchPlan, point: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={short(value)}" for name, value in point.items())
+
+
+def _at_a_time(plan: SearchPlan) -> str:
+    """For this machine alone: which cluster the search will find is not known before it starts."""
+    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    where = f"on this machine's {cpus} logical CPUs and {gpus} GPUs"
+    try:
+        return f"{trials_at_once(plan.base, cpus, gpus)} {where}"
+    except cluster.ResourceError as error:
+        return f"none {where}: {error}"
+
+
+def _memory(plan: SearchPlan) -> str:
+    """The largest step of every critic that may be drawn."""
+    searched = plan.spaces.get("critic.kind")
+    kinds = [plan.base.critic.kind] if searched is None else list(searched.options)
+    peaks = {}
+    for kind in kinds:
+        experiment = plan.experiment({"critic.kind": kind})
+        peaks[kind] = max(estimated_peaks(experiment, step_config(experiment).micro_batch).values())
+    return ", ".join(f"critic {kind} {peak / 2**30:.2f} GiB" for kind, peak in peaks.items())

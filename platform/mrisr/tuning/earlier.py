@@ -1,0 +1,89 @@
+"""Searches that came before: the description by which one is known again, and what a new one learns from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.trial import TrialState
+
+from mrisr.config import ConfigError
+from mrisr.config.spaces import flat
+from mrisr.tuning.plan import SearchPlan
+from mrisr.tuning.study import begun, storage_in
+
+DESCRIPTION = "search.yaml"
+# Keys of a search that may differ when it goes on: how far and how fast, not what is compared.
+_MAY_CHANGE = ("trials", "concurrent", "winner", "max_failures")
+_SECTIONS_THAT_MAY_CHANGE = ("tracking", "resources")
+_LEARNT = "learnt_from"
+
+
+def description(plan: SearchPlan, fingerprint: str) -> dict[str, Any]:
+    """What makes two starts the same search: the experiment, its space, its data; fingerprint: of the store."""
+    found = plan.base.model_dump(mode="json")
+    for key in _MAY_CHANGE:
+        found["tuning"].pop(key)
+    for section in _SECTIONS_THAT_MAY_CHANGE:
+        found.pop(section)
+    found["space"] = {key: repr(space) for key, space in plan.spaces.items()}
+    found["dataset"] = fingerprint
+    return found
+
+
+def learn(plan: SearchPlan, fingerprint: str, study: optuna.Study) -> int:
+    """Tell a new study what the searches of `tuning.learn_from` found; returns how many trials it knows from them.
+
+    They count for the sampler alone: they are no trials of this search, and none of them can win it. Trials outside of
+    this search's space are left out. Raises ConfigError for a folder that holds no search, or a search of another
+    experiment, whose figures would mislead.
+    """
+    if begun(study):
+        return _learnt(study)
+    known = {trial.user_attrs.get(_LEARNT) for trial in study.get_trials(deepcopy=False)}
+    for entry in plan.base.tuning.learn_from:
+        folder = Path(entry).expanduser().absolute()
+        for trial in begun(_study_of(plan, folder, fingerprint)):
+            source = f"{folder}/{trial.number}"
+            fixed = optuna.trial.FixedTrial(trial.params)
+            try:
+                plan.draw(fixed)
+            except ValueError:
+                continue
+            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and source not in known:
+                study.add_trial(
+                    optuna.trial.create_trial(
+                        state=trial.state, values=trial.values,
+                        params={name: trial.params[name] for name in fixed.distributions},
+                        distributions=fixed.distributions, intermediate_values=trial.intermediate_values,
+                        user_attrs={_LEARNT: source},
+                    )
+                )  # fmt: skip
+    return _learnt(study)
+
+
+def _learnt(study: optuna.Study) -> int:
+    return sum(_LEARNT in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+
+
+def _study_of(plan: SearchPlan, folder: Path, fingerprint: str) -> optuna.Study:
+    key = f"tuning.learn_from: {folder}"
+    try:
+        before = yaml.safe_load((folder / DESCRIPTION).read_text())
+    except OSError:
+        raise ConfigError(f"{key}: holds no {DESCRIPTION}; give the folder of a search, OUTPUT/NAME-search") from None
+    now = description(plan, fingerprint)
+    searched = {*now.pop("space"), *before.pop("space")}
+    scored = ("metrics", "protocols", "shared_pretraining")
+    for side in (now, before):
+        side["tuning"] = {name: side["tuning"][name] for name in scored}
+        del side["name"], side["output"]
+    then, here = flat(before), flat(now)
+    changed = sorted(k for k in then.keys() | here.keys() if k not in searched and then.get(k) != here.get(k))
+    if changed:
+        raise ConfigError(f"{key}: is a search of another experiment (differs in {', '.join(changed)}): its figures do "
+                          "not compare")  # fmt: skip
+    storage = yaml.safe_load((folder / DESCRIPTION).read_text())["tuning"]["storage"]
+    return optuna.load_study(study_name=folder.name, storage=storage_in(folder, storage))

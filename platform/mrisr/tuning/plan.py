@@ -1,0 +1,224 @@
+"""What a search will do, checked before the first trial: the base experiment, its spaces, its known-good points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrisr.config import ConfigError, Experiment
+from mrisr.config.loading import load_search, validate_experiment
+from mrisr.config.spaces import Space, SpaceError, Suggester, active, flat
+from mrisr.training.worker import schedule_of
+
+# Draws that are tried before the first trial: enough that a combination which fails once in 50 draws is found.
+_DRAWS = 256
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """A checked search. raw: the experiment's mapping, fixed values in place; points: parameters to try first."""
+
+    raw: dict[str, Any]
+    base: Experiment
+    spaces: dict[str, Space]
+    points: tuple[dict[str, Any], ...]
+
+    @property
+    def folder(self) -> Path:
+        return self.base.output / f"{self.base.name}-search"
+
+    @property
+    def trial_steps(self) -> int:
+        """Steps that a trial runs if nothing stops it; shared pretraining is not part of it."""
+        schedule = self.base.schedule
+        return schedule.total_steps - (schedule.pretrain_steps if self.base.tuning.shared_pretraining else 0)
+
+    @property
+    def grid(self) -> dict[str, list[Any]]:
+        """Values per sampler parameter of the full grid that `tuning.grid_points` describes."""
+        points = self.base.tuning.grid_points
+        return {name: values for space in self.spaces.values() for name, values in space.grid(points).items()}
+
+    @property
+    def grid_size(self) -> int:
+        return math.prod(len(values) for values in self.grid.values())
+
+    def draw(self, trial: Suggester) -> dict[str, Any]:
+        """Values of the keys that are searched where the keys drawn before them stand: dotted key -> value."""
+        values, drawn = flat(self.base.model_dump(mode="json")), {}
+        for key, space in self.spaces.items():
+            if active(space, values):
+                values[key] = drawn[key] = space.suggest(trial)
+        return drawn
+
+    def experiment(self, values: Mapping[str, Any]) -> Experiment:
+        """The experiment with these values at their dotted keys. Raises ConfigError if they do not fit together."""
+        return with_values(self.raw, values)
+
+
+def plan_search(path: Path | None, overrides: Sequence[str] = ()) -> SearchPlan:
+    """Read an experiment file with search spaces and check that all of its space makes valid experiments.
+
+    Raises ConfigError: no space, an unknown key, ends that a key does not take, values that do not fit together, a
+    condition on what cannot be, a known-good point outside of the space.
+    """
+    raw, spaces = load_search(path, overrides)
+    if not spaces:
+        raise ConfigError(
+            f"{path or 'the configuration'}: holds no search space; write one beside a key's value, e.g. "
+            "training: {gp_weight: {log_uniform: [0.1, 100], fixed: 10}}"
+        )
+    plan = SearchPlan(raw, validate_experiment(raw), spaces, ())
+    t = plan.base.tuning
+    if t.sampler == "cmaes" and len(t.metrics) > 1:
+        raise ConfigError(f"tuning.sampler = 'cmaes' searches for one figure, not {list(t.metrics)}; use tpe or random")
+    _check_conditions(plan)
+    _check_shared_pretraining(plan)
+    _check_values(plan)
+    _check_together(plan)
+    return SearchPlan(raw, plan.base, spaces, tuple(_points(plan)))
+
+
+def with_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> Experiment:
+    nested = deepcopy(dict(raw))
+    for key, value in values.items():
+        *sections, leaf = key.split(".")
+        node = nested
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    experiment = validate_experiment(nested)
+    try:
+        schedule_of(experiment)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return experiment
+
+
+def short(value: Any) -> str:
+    """A value for tables and progress lines: three digits; an interval as `low to high`; nothing for None."""
+    if isinstance(value, list | tuple):
+        return " to ".join(map(short, value))
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+class _Random:
+    """Draws from a space as a random sampler does, without a study."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return float(low * (high / low) ** self._rng.random() if log else self._rng.uniform(low, high))
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        return int(self._rng.integers(int(low), int(high) + 1))
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return choices[int(self._rng.integers(len(choices)))]
+
+
+def _check_conditions(plan: SearchPlan) -> None:
+    known = flat(plan.base.model_dump(mode="json"))
+    for space in plan.spaces.values():
+        for other, values in space.when:
+            if other not in known and other not in plan.spaces:
+                raise ConfigError(f"{space.key}: when asks about {other!r}, which is no key of an experiment")
+            asked = plan.spaces.get(other)
+            possible = asked.options if asked is not None and asked.kind == "choice" else None
+            if possible is not None and not set(values) <= set(possible):
+                raise ConfigError(
+                    f"{space.key}: when {other} is one of {list(values)}, but its space holds {list(possible)} only"
+                )
+            if asked is None and known[other] not in values:
+                raise ConfigError(
+                    f"{space.key}: is searched when {other} is one of {list(values)}, but that is {known[other]!r}"
+                )
+
+
+def _check_shared_pretraining(plan: SearchPlan) -> None:
+    if not plan.base.tuning.shared_pretraining:
+        return
+    schedule = plan.base.schedule
+    if not 0 < schedule.pretrain_steps < schedule.total_steps:
+        raise ConfigError(
+            f"tuning.shared_pretraining = true with schedule.pretrain_steps = {schedule.pretrain_steps} of "
+            f"schedule.total_steps = {schedule.total_steps}: there must be L1 steps to share and others to search"
+        )
+    for key in plan.spaces:
+        if key.startswith("generator.") or key in ("training.pretrain_lr", "schedule.pretrain_steps"):
+            raise ConfigError(
+                f"{key}: is searched, but tuning.shared_pretraining = true trains that stage once for all trials; "
+                "give it one value, or set tuning.shared_pretraining=false"
+            )
+
+
+def extremes(plan: SearchPlan) -> Iterator[tuple[str, Any]]:
+    """Every end and choice of every key. Those that do not fit the other keys' base values are not among them."""
+    for key, value in _extremes(plan):
+        try:
+            plan.experiment({key: value})
+        except ConfigError:
+            continue
+        yield key, value
+
+
+def _extremes(plan: SearchPlan) -> Iterator[tuple[str, Any]]:
+    for space in plan.spaces.values():
+        values = list(space.options)
+        if space.kind == "interval":
+            values = [[low, low] for low in space.options] + [list(space.options)]
+        elif space.kind in ("uniform", "log_uniform"):
+            # A whole-number key would take both ends and fail at the first draw in between.
+            values.append(space.options[0] + (space.options[1] - space.options[0]) / math.pi)
+        yield from ((space.key, value) for value in values)
+
+
+def _check_values(plan: SearchPlan) -> None:
+    """Every end and choice of every key, with the other keys at their base values."""
+    for key, value in _extremes(plan):
+        try:
+            plan.experiment({key: value})
+        except ConfigError as error:
+            if str(error).startswith(f"{key} ") or len(plan.spaces) == 1:
+                raise ConfigError(f"search space of {key}: {error}") from None
+
+
+def _check_together(plan: SearchPlan) -> None:
+    """Random draws of the whole space: what fails here would have failed as a trial."""
+    draws = _Random(seed=0)
+    for _ in range(_DRAWS):
+        values = plan.draw(draws)
+        try:
+            plan.experiment(values)
+        except ConfigError as error:
+            text = ", ".join(f"{key}={value}" for key, value in values.items())
+            raise ConfigError(
+                f"the search space allows an experiment that is none: {error}\n(at {text}); narrow the space"
+            ) from None
+
+
+def _points(plan: SearchPlan) -> Iterator[dict[str, Any]]:
+    """The fixed values as one point, then `tuning.points`, as sampler parameters."""
+    base = flat(plan.base.model_dump(mode="json"))
+    fixed = {key: space.fixed for key, space in plan.spaces.items() if space.has_fixed}
+    for number, point in enumerate(([fixed] if fixed else []) + list(plan.base.tuning.points)):
+        values = dict(base)
+        parameters: dict[str, Any] = {}
+        for key in point:
+            if key not in plan.spaces:
+                raise ConfigError(f"tuning.points: {key!r} is not searched; it is one of {', '.join(plan.spaces)}")
+        for key, space in plan.spaces.items():
+            if key in point and active(space, values):
+                values[key] = point[key]
+                try:
+                    parameters |= space.parameters(point[key])
+                except SpaceError as error:
+                    raise ConfigError(f"tuning.points, number {number}: {error}") from None
+        yield parameters

@@ -1,0 +1,77 @@
+"""What a trial leaves in its run's folder: a line per validation, and why it failed, if it did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+VALIDATIONS, FAILURE = "validations.jsonl", "failure.txt"
+
+
+def best_so_far(entries: list[dict[str, Any]], first: str, mode: str) -> dict[str, Any]:
+    """The entry with the best figure of metric `first`."""
+    return (max if mode == "max" else min)(entries, key=lambda entry: entry["figures"][first])
+
+
+class Record:
+    """The validations of one run, in order of steps, whatever was killed in between."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.entries: list[dict[str, Any]] = []
+        file = folder / VALIDATIONS
+        for line in file.read_text().splitlines() if file.exists() else []:
+            try:
+                self._take(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # The line that a kill cut off: its validation is made again.
+
+    @property
+    def step(self) -> int:
+        return int(self.entries[-1]["step"]) if self.entries else 0
+
+    @property
+    def failure(self) -> str | None:
+        file = self.folder / FAILURE
+        return file.read_text() if file.exists() else None
+
+    def _take(self, entry: dict[str, Any]) -> bool:
+        new = entry["step"] > self.step
+        if new:
+            self.entries.append(entry)
+        return new
+
+    def add(self, step: int, figures: dict[str, float]) -> bool:
+        """Store a validation; one that is there already (made again after a resumption) is left out: False."""
+        entry = {"step": step, "figures": figures}
+        new = self._take(entry)
+        if new:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / VALIDATIONS).open("a") as file:
+                file.write("\n" + json.dumps(entry))
+        return new
+
+    def fail(self, why: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / FAILURE).write_text(why)
+
+    def results(self, metrics: tuple[str, ...], modes: tuple[str, ...]) -> list[dict[str, Any]]:
+        """What Tune is told after each validation: the step, and the figures of the best validation up to then.
+
+        Best is by the first metric, as the best weights of the run are, so that the figures belong to one network.
+        """
+        told = []
+        for count in range(1, len(self.entries) + 1):
+            best = best_so_far(self.entries[:count], metrics[0], modes[0])
+            told.append(
+                {"step": self.entries[count - 1]["step"], "best_step": best["step"]}
+                | {m: best["figures"][m] for m in metrics}
+            )
+        return told
+
+
+def score(figures: dict[str, Any], metric: str, main: str, protocols: tuple[str, ...]) -> float:
+    """A metric's mean over protocols, of a validation's figures; `main` is the protocol without a prefix."""
+    keys = [metric if protocol == main else f"{protocol}/{metric}" for protocol in protocols or (main,)]
+    return sum(float(figures[key]) for key in keys) / len(keys)

@@ -1,0 +1,151 @@
+"""What a finished search leaves: the table, the winner as a configuration, the cost, and Optuna's pictures."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import yaml
+from optuna.trial import TrialState
+from rich.table import Table
+
+from mrisr.config.loading import dump_experiment
+from mrisr.config.tuning_keys import Tuning
+from mrisr.tuning.outcome import Outcome, TrialOutcome
+from mrisr.tuning.plan import SearchPlan, short
+from mrisr.tuning.study import MODES, name_metrics
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+def trials_table(plan: SearchPlan, outcome: Outcome) -> Table:
+    """Trials, best first, failed ones last: values of the searched keys, figures, steps, how each ended."""
+    metrics, keys = plan.base.tuning.metrics, list(plan.spaces)
+    table = Table(title=f"{plan.folder.name}: validation, {scale(plan)}")
+    for name in (
+        "trial",
+        *(key.split(".")[-1] for key in keys),
+        *(metric.upper() for metric in metrics),
+        "steps",
+        "end",
+    ):
+        table.add_column(name, overflow="fold", justify="left" if name == "end" else "right")
+    winners = {trial.number for trial in outcome.best}
+    for trial in ordered(plan, outcome):
+        table.add_row(
+            f"{trial.number}{' *' if trial.number in winners else ''}",
+            *(short(trial.values.get(key)) for key in keys),
+            *(f"{trial.figures[m]:.4f}" if trial.figures else "" for m in metrics),
+            f"{trial.step:,}",
+            trial.state if trial.failure is None else f"failed: {trial.failure[:80]}",
+            style="bold" if trial.number in winners else None,
+        )
+    return table
+
+
+def scale(plan: SearchPlan) -> str:
+    """The yardstick in words."""
+    protocols = plan.base.tuning.protocols or (plan.base.validation.protocol,)
+    return f"{'mean over ' if len(protocols) > 1 else ''}{', '.join(protocols)}"
+
+
+def ordered(plan: SearchPlan, outcome: Outcome) -> list[TrialOutcome]:
+    metric = plan.base.tuning.metrics[0]
+    sign = -1 if MODES[metric] == "max" else 1
+    return sorted(
+        outcome.trials, key=lambda t: (t.state == "failed", not t.figures, sign * t.figures.get(metric, 0.0), t.number)
+    )
+
+
+def cost_lines(plan: SearchPlan, outcome: Outcome) -> list[str]:
+    """How the trials ended; steps run, beside those of the same trials without early stopping and of the full grid."""
+    steps, whole = outcome.steps, len(outcome.trials) * plan.trial_steps
+    grid = plan.grid_size * plan.trial_steps
+    points = plan.base.tuning.grid_points
+    shared = plan.base.schedule.pretrain_steps if plan.base.tuning.shared_pretraining else 0
+    ends = Counter(trial.state for trial in outcome.trials)
+    lines = [
+        f"{len(outcome.trials)} trials: {', '.join(f'{count} {state}' for state, count in ends.items())}",
+        f"cost: {steps:,} steps run; {len(outcome.trials)} trials to their end would be {whole:,} "
+        f"({whole / max(1, steps):.1f}x), a grid of {points} values per range {grid:,} ({grid / max(1, steps):,.0f}x)",
+    ]
+    if shared:
+        lines.append(f"      and {shared:,} L1 steps once for all trials, instead of {shared * len(outcome.trials):,}")
+    return lines
+
+
+def winner_yaml(plan: SearchPlan, trial: TrialOutcome) -> str:
+    """The winner as an experiment file that `mrisr train` takes as it is."""
+    experiment = plan.experiment(trial.values).model_copy(
+        update={"name": f"{plan.base.name}-winner", "tuning": Tuning()}
+    )
+    figures = ", ".join(f"{metric} {value:.4f}" for metric, value in trial.figures.items())
+    head = f"# Winner of {plan.folder.name}: trial {trial.number}, {figures} on validation under {scale(plan)}.\n"
+    nested = yaml.safe_load(dump_experiment(experiment))
+    nested.pop("tuning")
+    return head + yaml.safe_dump(nested, sort_keys=False)
+
+
+def write_csv(plan: SearchPlan, outcome: Outcome, path: Path) -> Path:
+    """One row per trial: number, how it ended, steps, figures, searched values, reason of a failure."""
+    metrics = plan.base.tuning.metrics
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", "state", "steps", *metrics, *plan.spaces, "failure"])
+        for t in outcome.trials:
+            figures, values = [t.figures.get(m) for m in metrics], [t.values.get(key) for key in plan.spaces]
+            writer.writerow([t.number, t.state, t.step, *figures, *values, t.failure])
+    return path
+
+
+def study_of_results(plan: SearchPlan, outcome: Outcome) -> optuna.Study:
+    """The study with the best figures of every trial that has any: a stopped one counts with what it reached.
+
+    Optuna's importances and slices leave pruned trials out, and with ASHA that would be most of what was learnt.
+    """
+    metrics = plan.base.tuning.metrics
+    study = optuna.create_study(directions=["maximize" if MODES[m] == "max" else "minimize" for m in metrics])
+    name_metrics(study, metrics)
+    for t in outcome.trials:
+        if t.figures:
+            study.add_trial(
+                optuna.trial.create_trial(
+                    state=TrialState.COMPLETE, values=[t.figures[m] for m in metrics], params=t.frozen.params,
+                    distributions=t.frozen.distributions, user_attrs={"trial": t.number, "steps": t.step},
+                )
+            )  # fmt: skip
+    return study
+
+
+def figures(plan: SearchPlan, outcome: Outcome) -> Iterator[tuple[str, Figure]]:
+    """Optuna's pictures by name. Importance (fANOVA) needs trials that differ in figures; without it is left out."""
+    import optuna.visualization as show
+
+    study, metrics = study_of_results(plan, outcome), plan.base.tuning.metrics
+    done = study.get_trials(deepcopy=False)
+    if len(done) < 2:
+        return
+    for place, metric in enumerate(metrics):
+        kwargs: dict[str, Any] = {"target_name": metric}
+        suffix = ""
+        if len(metrics) > 1:
+            kwargs["target"] = lambda trial, place=place: trial.values[place]
+            suffix = f"-{metric}"
+        yield f"history{suffix}", show.plot_optimization_history(study, **kwargs)
+        yield f"parallel-coordinates{suffix}", show.plot_parallel_coordinate(study, **kwargs)
+        yield f"slice{suffix}", show.plot_slice(study, **kwargs)
+        if len({trial.values[place] for trial in done}) > 1 and len(done) >= 4:
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=plan.base.seed)
+            try:
+                picture = show.plot_param_importances(study, evaluator=evaluator, **kwargs)
+            except ValueError as error:  # scikit-learn's trees take no value beyond float32
+                print(f"no picture of importance: {error}")
+                continue
+            yield f"importance{suffix}", picture
+    if len(metrics) > 1:
+        yield "pareto-front", show.plot_pareto_front(study, target_names=list(metrics))

@@ -1,0 +1,217 @@
+"""The search: as many nested runs at a time as fit, stopped early where they are bad, gone on with after a kill."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from filelock import FileLock, Timeout
+from ray import tune
+from rich.console import Console
+
+from mrisr import cluster, tracking
+from mrisr.config import ConfigError, Experiment
+from mrisr.config.paths import home
+from mrisr.config.tuning_keys import Tuning
+from mrisr.outbox import Outbox
+from mrisr.tracking import Status, Tracking
+from mrisr.training.claim import OUTBOX, write_whole
+from mrisr.training.outcome import Terminated
+from mrisr.training.trainer import Host, open_store, train
+from mrisr.training.worker import LAST_DELIVERY_S
+from mrisr.tuning.concurrency import trials_at_once
+from mrisr.tuning.earlier import DESCRIPTION, description, learn
+from mrisr.tuning.outcome import Outcome, TrialOutcome, collect, wanted_trials
+from mrisr.tuning.plan import SearchPlan, extremes
+from mrisr.tuning.progress import Progress
+from mrisr.tuning.scheduler import build_scheduler
+from mrisr.tuning.study import StudySearch, begun, open_storage, open_study
+from mrisr.tuning.trial import DRIVER_CPUS, TrialSetting, run_trial
+from voxelstore import VolumeStore
+
+# How MLflow shows a trial, where not as finished; one that is still running here was interrupted.
+_ENDS: dict[str, Status] = {"failed": "FAILED", "running": "KILLED"}
+
+
+class Search(NamedTuple):
+    """A finished search. parent_run_id: its MLflow run; outcome: its trials."""
+
+    plan: SearchPlan
+    place: Tracking
+    parent_run_id: str
+    outcome: Outcome
+
+
+def search(plan: SearchPlan, console: Console) -> Search:
+    """Run the search, or go on with it. Raises ConfigError for what cannot start, KeyboardInterrupt if interrupted."""
+    store = store_of(plan)
+    cluster.connect()
+    runs = trials_at_once(plan.base, *cluster.available(), cluster.nodes())
+    _claim(plan, store.fingerprint())
+    with _alone(plan):
+        uri = tracking.resolve_uri(plan.base.tracking.uri, home())
+        place = tracking.prepare(uri, home() / "mlartifacts", plan.base.tracking.experiment)
+        parent = _parent_run(plan, place, store.fingerprint())
+        with ending_in_tracking(uri, parent):
+            initial = _pretrain_once(plan, parent, console)
+            environment = {"MRISR_HOME": str(home()), "MLFLOW_TRACKING_URI": uri}
+            setting = TrialSetting(plan, runs, parent, initial, environment)
+            _run_trials(plan, setting, store.fingerprint(), console)
+            outcome = collect(plan)
+            for trial in outcome.trials:
+                if trial.mlflow_run_id is not None:
+                    _end_in_tracking(uri, trial, trial.mlflow_run_id, parent)
+            if outcome.missing:
+                raise KeyboardInterrupt
+    return Search(plan, place, parent, outcome)
+
+
+@contextmanager
+def _alone(plan: SearchPlan) -> Iterator[None]:
+    """One process at a time: two that go on with a search would both run its unfinished trials."""
+    lock = FileLock(plan.folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"name = {plan.base.name!r}: another process is at this search ({plan.folder}); wait for it, or use "
+            "another name=..."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def store_of(plan: SearchPlan) -> VolumeStore:
+    """The store that all trials share. Raises ConfigError if it lacks a split that the search needs."""
+    store = open_store(plan.base)
+    for key, value in extremes(plan):
+        if key.startswith(("degradation.", "stream.")):
+            try:
+                open_store(plan.experiment({key: value}))
+            except ConfigError as error:
+                raise ConfigError(f"search space of {key}: {error}") from None
+    if not store.subjects("test"):
+        raise ConfigError(
+            f"data.store: {store.path} has no subjects in split 'test', which the winner is evaluated on; convert more "
+            "volumes, or convert with other --splits"
+        )
+    return store
+
+
+@contextmanager
+def ending_in_tracking(uri: str, run_id: str) -> Iterator[None]:
+    """MLflow shows a search that ends here by an error as failed, or as killed, and not as running for ever."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        tracking.finish_if_reachable(uri, run_id, "KILLED")
+        raise
+    except Exception:
+        tracking.finish_if_reachable(uri, run_id, "FAILED")
+        raise
+
+
+def _end_in_tracking(uri: str, trial: TrialOutcome, run_id: str, parent: str) -> None:
+    """A trial that was stopped from outside has neither delivered its last figures nor ended its run."""
+    if tracking.client(uri).get_run(run_id).data.tags.get("tuning.state") == trial.state:
+        return
+    outbox = trial.folder / OUTBOX
+    if any(outbox.glob("[0-9]*.json")):
+        Outbox(uri, run_id, outbox).close(LAST_DELIVERY_S)
+    tracking.RunLogger(uri, run_id).tags({"tuning.state": trial.state, "tuning.search": parent})
+    tracking.finish(uri, run_id, _ENDS.get(trial.state, "FINISHED"))
+
+
+def _run_trials(plan: SearchPlan, setting: TrialSetting, fingerprint: str, console: Console) -> None:
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    t = plan.base.tuning
+    storage = open_storage(plan)
+    study = open_study(plan, storage)
+    if learnt := learn(plan, fingerprint, study):
+        console.print(f"the sampler knows {learnt} trials of earlier searches")
+    before = collect(plan, study)
+    finished = [trial for trial in before.trials if trial.state != "running"]
+    wanted = wanted_trials(plan)
+    left = wanted - len(finished)
+    console.print(
+        f"search {plan.folder.name}: {wanted} trials of at most {plan.trial_steps:,} steps, {setting.runs} at a time, "
+        f"sampler {t.sampler}, scheduler {t.scheduler}"
+        + (f"; {len(finished)} are done, {len(begun(study)) - len(finished)} go on" if begun(study) else ""),
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    if left <= 0:
+        return
+    histories = {trial.run: trial.results for trial in finished}
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, setting=setting), {"CPU": DRIVER_CPUS}),
+        tune_config=tune.TuneConfig(
+            search_alg=StudySearch(plan, storage, study),
+            scheduler=build_scheduler(plan, histories),
+            num_samples=left,
+            max_concurrent_trials=setting.runs,
+            reuse_actors=False,
+        ),
+        run_config=tune.RunConfig(
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=str(plan.folder / "tune"),
+            failure_config=tune.FailureConfig(max_failures=0),
+            callbacks=[Progress(plan, len(finished), wanted)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _claim(plan: SearchPlan, fingerprint: str) -> None:
+    """Write what is searched into the search's folder, or check it against what an earlier start wrote."""
+    file = plan.folder / DESCRIPTION
+    text = yaml.safe_dump(description(plan, fingerprint), sort_keys=False)
+    if file.exists():
+        if file.read_text() != text:
+            before, now = yaml.safe_load(file.read_text()), yaml.safe_load(text)
+            sections = [key for key in now if now[key] != before.get(key)] + [key for key in before if key not in now]
+            raise ConfigError(
+                f"name = {plan.base.name!r}: {plan.folder} holds a search of other settings (changed: "
+                f"{', '.join(sections)}); use the same to go on with it, or another name=... for a new search"
+            )
+        return
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(file, text)
+
+
+def _parent_run(plan: SearchPlan, place: Tracking, fingerprint: str) -> str:
+    file: Path = plan.folder / "mlflow_run_id.txt"
+    if file.exists():
+        tracking.resume_run(place.uri, file.read_text())
+        return file.read_text()
+    config = plan.base.model_dump(mode="json") | {"space": {k: repr(s) for k, s in plan.spaces.items()}}
+    run_id = tracking.start_run(
+        place, config, name=plan.folder.name, dataset_fingerprint=fingerprint, tags={"tuning.kind": "search"}
+    )
+    write_whole(file, run_id)
+    return run_id
+
+
+def _pretrain_once(plan: SearchPlan, parent: str, console: Console) -> str | None:
+    """Run the L1 stage once for all trials; returns the folder with its best weights, or None if it is not shared."""
+    t, base = plan.base.tuning, plan.base
+    if not t.shared_pretraining:
+        return None
+    schedule = base.schedule.model_copy(update={"total_steps": base.schedule.pretrain_steps})
+    experiment = base.model_copy(
+        update={"name": "pretrained", "output": plan.folder, "schedule": schedule, "tuning": Tuning()}
+    )
+    marker = experiment.run_folder / "done.txt"
+    if not marker.exists():
+        console.print(f"pretraining once for all trials: {schedule.total_steps:,} L1 steps")
+        run = train(Experiment.model_validate(experiment.model_dump()), Host(parent_run_id=parent))
+        tracking.finish(run.tracking_uri, run.run_id)
+        write_whole(marker, f"step {run.best_step}: {run.figures}\n")
+    return str(experiment.run_folder)

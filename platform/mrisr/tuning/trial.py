@@ -1,0 +1,126 @@
+"""One trial: a nested training run that tells Tune about every validation, and resumes where a killed one stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from mrisr import cluster
+from mrisr.config import Experiment
+from mrisr.config.tuning_keys import Tuning
+from mrisr.training.checkpoint import PROGRESS
+from mrisr.training.outcome import TrainingStopped
+from mrisr.training.saving import whole_checkpoints
+from mrisr.training.trainer import Host, train
+from mrisr.tuning.plan import SearchPlan
+from mrisr.tuning.record import Record, score
+from mrisr.tuning.study import MODES, RUN
+
+GROUP = "placement_group"
+# A trial's driver only waits for its workers; Tune's default of one CPU would take the room of what it waits for.
+DRIVER_CPUS = 0.01
+
+
+class TrialSetting(NamedTuple):
+    """What all trials of a search share.
+
+    runs: trials at a time; initial: folder of the shared pretraining; environment: the driver's, where it says where
+    things live, since a trial may run on a machine that would answer differently.
+    """
+
+    plan: SearchPlan
+    runs: int
+    parent_run_id: str
+    initial: str | None
+    environment: dict[str, str] = {}  # noqa: RUF012
+
+
+def trials_folder(plan: SearchPlan) -> Path:
+    return plan.folder / "trials"
+
+
+def trial_experiment(setting: TrialSetting, run: str, values: dict[str, Any]) -> Experiment:
+    """The experiment of a trial: the base with its values, a checkpoint with every validation, a folder of its own."""
+    plan, t = setting.plan, setting.plan.base.tuning
+    experiment = plan.experiment(values)
+    v, s = experiment.validation, experiment.schedule
+    further = tuple(p for p in t.protocols if p != v.protocol)
+    metric = "psnr" if t.metrics[0] == "nrmse" else t.metrics[0]
+    changes: dict[str, Any] = {
+        "name": run,
+        "output": trials_folder(plan),
+        "validation": v.model_copy(update={"further_protocols": further, "metric": metric}),
+        "training": experiment.training.model_copy(
+            update={"checkpoint_every": v.every, "keep_checkpoints": 1, "max_failures": t.max_failures}
+        ),
+        "tuning": Tuning(),
+    }
+    if setting.initial is not None:
+        changes["generator"] = experiment.generator.model_copy(update={"init_from": setting.initial})
+        changes["schedule"] = s.model_copy(
+            update={"pretrain_steps": 0, "total_steps": s.total_steps - s.pretrain_steps}
+        )  # fmt: skip
+    return Experiment.model_validate(experiment.model_copy(update=changes).model_dump())
+
+
+class ReportToTune(TuneReportCallback):
+    """Keeps every validation in the run's record, and passes the best figures up to it on to Tune."""
+
+    def __init__(self, folder: Path, metrics: tuple[str, ...], main: str, protocols: tuple[str, ...]) -> None:
+        super().__init__()
+        self.folder, self.metrics, self.main, self.protocols = folder, metrics, main, protocols
+
+    def figures(self, validation: dict[str, Any]) -> dict[str, float]:
+        """Every score that a search may have, of a validation's figures."""
+        return {metric: score(validation, metric, self.main, self.protocols) for metric in MODES}
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        reported = metrics[0]
+        if reported.get("validated") != reported["step"]:
+            return
+        record = Record(self.folder)
+        if record.add(int(reported["step"]), self.figures(reported)):
+            told = record.results(self.metrics, tuple(MODES[m] for m in self.metrics))[-1]
+            super().after_report(run_context, [told | {GROUP: reported.get(GROUP)}], checkpoint)
+
+
+def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
+    """Run, or go on with, one trial inside Tune. An error fails this trial alone; its reason is kept in the record."""
+    os.environ.update(setting.environment)
+    cluster.quiet()
+    t = setting.plan.base.tuning
+    experiment = trial_experiment(setting, config[RUN], config["values"])
+    record = Record(experiment.run_folder)
+    report = ReportToTune(experiment.run_folder, t.metrics, experiment.validation.protocol, t.protocols)
+    for folder in whole_checkpoints(experiment.run_folder):
+        # A killed run may have written checkpoints whose validations nobody heard of.
+        latest = json.loads((folder / PROGRESS).read_text())["latest"]
+        if "validated" in latest:
+            record.add(int(latest["validated"]), report.figures(latest))
+    for told in record.results(t.metrics, tuple(MODES[m] for m in t.metrics)):
+        tune.report(told)
+    if record.step >= experiment.schedule.total_steps:
+        return
+    try:
+        train(experiment, Host(setting.runs, DRIVER_CPUS, (report,), setting.parent_run_id))
+    except Exception as error:
+        record.fail(_reason(error))
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    """In one line: what a worker raised, rather than how Ray wrapped it."""
+    if isinstance(error, TrainingStopped):
+        return str(error)
+    failures = getattr(error, "worker_failures", None)
+    lines = str(next(iter(failures.values())) if failures else error).strip().splitlines() or [""]
+    if not failures:
+        return f"{type(error).__name__}: {lines[-1]}"[:400]
+    # A traceback ends with `package.module.Class: message`.
+    name, colon, message = lines[-1].partition(": ")
+    return f"{name.rsplit('.', 1)[-1]}{colon}{message}"[:400]

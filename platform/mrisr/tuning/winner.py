@@ -1,0 +1,115 @@
+"""The verb: search, show, publish the winner, and evaluate it on the test split once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from mrisr import tracking
+from mrisr.config import Experiment
+from mrisr.config.tuning_keys import Tuning
+from mrisr.evaluation_tasks import evaluate_on_cluster
+from mrisr.publishing import publish
+from mrisr.training.saving import whole_checkpoints
+from mrisr.training.trainer import Host, TrainedRun, open_store, outcome, train
+from mrisr.training.worker import generator_config
+from mrisr.tuning.outcome import TrialOutcome
+from mrisr.tuning.plan import SearchPlan, plan_search
+from mrisr.tuning.report import cost_lines, figures, trials_table, winner_yaml, write_csv
+from mrisr.tuning.search import Search, ending_in_tracking, search
+from mrisr.tuning.trial import TrialSetting, trial_experiment
+from mrisr.weights import build_generator
+
+
+def tune(config: Path | None, overrides: list[str]) -> None:
+    """Search, or go on with a search; then print the table, the winner, the cost, and register the winner."""
+    plan = plan_search(config, overrides)
+    console = Console(highlight=False)
+    found = search(plan, console)
+    with ending_in_tracking(found.place.uri, found.parent_run_id):
+        best = _show(found, console)
+        _publish(found, best, console)
+    tracking.finish(found.place.uri, found.parent_run_id)
+    console.print(
+        f"search run {found.parent_run_id} at {found.place.uri}; study {plan.folder}", markup=False, soft_wrap=True
+    )
+
+
+def _show(found: Search, console: Console) -> TrialOutcome:
+    """Print the table, the winner and the cost, and keep them with the search's run. Returns the winner."""
+    plan, outcome = found.plan, found.outcome
+    logger = tracking.RunLogger(found.place.uri, found.parent_run_id)
+    logger.artifact(write_csv(plan, outcome, plan.folder / "trials.csv"))
+    for name, picture in figures(plan, outcome):
+        file = plan.folder / "plots" / f"{name}.html"
+        file.parent.mkdir(exist_ok=True)
+        picture.write_html(file)
+        logger.artifact(file, "plots")
+    console.print(trials_table(plan, outcome))
+    if not outcome.best:
+        raise ValueError(f"no trial of {plan.folder.name} came to a validation; see the reasons in the table")
+    if len(outcome.best) > 1:
+        front = ", ".join(str(trial.number) for trial in outcome.best)
+        console.print(f"Pareto front: trials {front}; the first, which is best by {_first_metric(plan)}, is published")
+    best = outcome.best[0]
+    text = winner_yaml(plan, best)
+    file = plan.folder / "winner.yaml"
+    file.write_text(text)
+    logger.artifact(file)
+    console.print(f"\n{text}", markup=False, soft_wrap=True)
+    console.print(f"train it: mrisr train --config {file}", markup=False, soft_wrap=True)
+    for line in cost_lines(plan, outcome):
+        console.print(line, markup=False, soft_wrap=True)
+    measured = {"search/steps": float(outcome.steps)} | {f"search/best_{k}": v for k, v in best.figures.items()}
+    # By the number of trials: a search that is extended tells more.
+    logger.metrics(len(outcome.trials), measured)
+    logger.tags({f"best.{key}": str(value) for key, value in best.values.items()} | {"best.trial": best.run})
+    return best
+
+
+def _first_metric(plan: SearchPlan) -> str:
+    return plan.base.tuning.metrics[0].upper()
+
+
+def _publish(found: Search, best: TrialOutcome, console: Console) -> None:
+    plan = found.plan
+    run = _retrained(found, best) if plan.base.tuning.winner == "retrain" else _as_is(found, best)
+    published = publish(
+        run, {"search_run_id": found.parent_run_id, "search": plan.folder.name, "search_trial": best.run}
+    )
+    console.print("\n".join(published.lines()), markup=False, soft_wrap=True)
+    csv = plan.folder / f"test-{published.name}-{published.version}.csv"
+    if csv.exists():
+        console.print(f"evaluated on the test split before: {csv}", markup=False, soft_wrap=True)
+        return
+    experiment = run.experiment
+    v = experiment.validation
+    result = evaluate_on_cluster(
+        open_store(experiment), "test", v.protocol, build_generator(generator_config(experiment), run.state),
+        v.patch_size, v.overlap, experiment.training.precision, console=console, gpu=experiment.resources.gpus,
+    )  # fmt: skip
+    console.print(result.table())
+    result.write_csv(csv)
+    for run_id in (found.parent_run_id, run.run_id):
+        logger = tracking.RunLogger(found.place.uri, run_id)
+        logger.metrics(run.step, {f"test/{key}": value for key, value in result.as_metrics().items()})
+        logger.artifact(csv)
+    tracking.RunLogger(found.place.uri, found.parent_run_id).tags({"winner.model": published.model_uri})
+
+
+def _as_is(found: Search, best: TrialOutcome) -> TrainedRun:
+    initial = found.plan.folder / "pretrained" if found.plan.base.tuning.shared_pretraining else None
+    setting = TrialSetting(found.plan, 1, found.parent_run_id, None if initial is None else str(initial))
+    experiment = trial_experiment(setting, best.run, best.values)
+    assert best.mlflow_run_id is not None
+    return outcome(experiment, best.mlflow_run_id, found.place.uri, whole_checkpoints(best.folder)[-1])
+
+
+def _retrained(found: Search, best: TrialOutcome) -> TrainedRun:
+    """A new run of the winner's configuration, with another seed: what it shows is not the luck of one trial."""
+    plan = found.plan
+    experiment: Experiment = plan.experiment(best.values).model_copy(
+        update={"name": f"winner-{best.run}", "output": plan.folder, "seed": plan.base.seed + 1, "tuning": Tuning()}
+    )
+    return train(Experiment.model_validate(experiment.model_dump()), Host(parent_run_id=found.parent_run_id))

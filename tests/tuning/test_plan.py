@@ -1,0 +1,49 @@
+"""What a search says that it will do, and how much of it at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mrisr import cluster
+from mrisr.cli import main
+from mrisr.config import load_experiment
+from mrisr.tuning.concurrency import trials_at_once
+
+CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
+
+
+def test_dry_run_prints_the_space_and_the_plan_and_starts_nothing(
+    small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [f"{key}=16" for key in ("stream.patch_size", "validation.patch_size", "data.min_size")]
+    overrides = [f"data.store={small_store}", f"output={tmp_path}/runs", *small]
+    with pytest.raises(SystemExit) as done:
+        main(["tune", "--config", str(CONFIGS / "tune.yaml"), "--trials", "8", "--dry-run", *overrides])
+    assert done.value.code == 0
+    shown = capsys.readouterr().out
+    for word in ("training.gp_weight: log_uniform [0.1, 100], fixed 10", "train 4", "PSNR", "trials      8 of at most",
+                 "asha, decides at steps", "a grid of 3 values per range", "critic separable",
+                 "note        ASHA first decides at step"):  # fmt: skip
+        assert word in shown
+    assert not (tmp_path / "runs").exists()
+
+
+def test_concurrency_comes_from_the_cluster_and_impossible_requests_say_what_would_fit() -> None:
+    def at_once(cpus: float, *overrides: str, gpus: float = 0) -> int:
+        return trials_at_once(load_experiment(None, ["schedule.total_steps=300000", *overrides]), cpus, gpus)
+
+    assert at_once(2) == 1
+    assert at_once(2, "stream.cpus_per_task=0.5", "resources.cpus_per_worker=0.4") == 2
+    assert at_once(9) == 4
+    assert at_once(64, gpus=4) == 4, "a trial that would lose its GPU is one too many"
+    assert at_once(64, "tuning.trials=3") == 3
+    assert trials_at_once(load_experiment(None, []), 6, 0, [(3, 0), (3, 0)]) == 3
+    assert trials_at_once(load_experiment(None, []), 6, 0, [(1.5, 0)] * 4) == 2, (
+        "what machines have left does not add up"
+    )
+    with pytest.raises(cluster.ResourceError, match=r"tuning\.concurrent = 8.*tuning\.concurrent=3 at most"):
+        at_once(4, "tuning.concurrent=8")
+    with pytest.raises(cluster.ResourceError, match="what fits"):
+        at_once(1)

@@ -1,0 +1,236 @@
+"""The stored study is what a search goes on from: nothing is run twice, nothing that was running is forgotten."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+from rich.console import Console
+
+from mrisr.config import ConfigError
+from mrisr.tuning.earlier import DESCRIPTION, description, learn
+from mrisr.tuning.outcome import collect
+from mrisr.tuning.plan import SearchPlan, plan_search
+from mrisr.tuning.record import Record, score
+from mrisr.tuning.report import cost_lines, figures, study_of_results, trials_table, write_csv
+from mrisr.tuning.scheduler import build_scheduler, grace_steps, rungs
+from mrisr.tuning.study import StudySearch, open_storage, open_study
+from mrisr.tuning.trial import TrialSetting, trial_experiment
+
+SPACE = ["training.gp_weight={log_uniform: [0.1, 100], fixed: 10}", "critic.kind={choice: [full, separable]}"]
+SMALL = ["schedule.total_steps=64", "schedule.pretrain_steps=0", "validation.every=4", "tuning.startup_trials=2"]
+
+
+def small_plan(folder: Path, *overrides: str) -> SearchPlan:
+    plan = plan_search(None, [*SPACE, *SMALL, f"output={folder}", *overrides])
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    return plan
+
+
+def searcher(plan: SearchPlan) -> StudySearch:
+    """A searcher as a new process makes it."""
+    storage = open_storage(plan)
+    return StudySearch(plan, storage, open_study(plan, storage))
+
+
+def validate(plan: SearchPlan, run: str, *psnrs: float) -> dict[str, Any]:
+    """Let a run's record hold validations, every 4 steps; returns the last thing that Tune is told."""
+    record = Record(plan.folder / "trials" / run)
+    for number, psnr in enumerate(psnrs):
+        record.add(4 * (number + 1), {"psnr": psnr, "ssim": psnr / 50, "nrmse": 1 / psnr})
+    metrics = plan.base.tuning.metrics
+    return record.results(metrics, tuple("min" if m == "nrmse" else "max" for m in metrics))[-1]
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "journal"])
+def test_a_killed_search_goes_on_from_its_study(tmp_path: Path, storage: str) -> None:
+    plan = small_plan(tmp_path, f"tuning.storage={storage}")
+    first = searcher(plan)
+    a, b, c = (first.suggest(name) for name in "abc")
+    assert a["values"]["training.gp_weight"] == 10.0, "the known-good point comes first"
+    told = validate(plan, a["run"], *range(20, 36))
+    first.on_trial_result("a", told)
+    first.on_trial_complete("a", told)
+    first.on_trial_complete("b", error=True)
+
+    second = searcher(plan)
+    assert second.suggest("x") == c, "the trial that was running keeps its run and its values"
+    d = second.suggest("y")
+    assert d["run"] == "trial-0003"
+    assert d["values"] not in (a["values"], b["values"], c["values"])
+    states = [trial.state for trial in open_study(plan, open_storage(plan)).trials]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.RUNNING]
+    outcome = collect(plan)
+    assert [trial.state for trial in outcome.trials] == ["finished", "failed", "running", "running"]
+    assert outcome.missing == plan.base.tuning.trials - 2
+    assert outcome.best[0].run == a["run"]
+
+
+def test_a_stopped_trial_is_pruned_in_the_study_and_its_steps_are_the_cost(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    search = searcher(plan)
+    for name, psnrs in (("a", range(20, 36)), ("b", (19.0, 18.0)), ("c", (23.0, 22.0, 21.0))):
+        config = search.suggest(name)
+        told = validate(plan, config["run"], *psnrs)
+        search.on_trial_result(name, told)
+        search.on_trial_complete(name, told)
+    study = open_study(plan, open_storage(plan))
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
+    assert study.trials[1].intermediate_values == {8: 19.0}, "the best so far, under the training step"
+    outcome = collect(plan, study)
+    assert outcome.steps == 64 + 8 + 12
+    ends, cost = cost_lines(plan, outcome)
+    assert ends == "3 trials: 1 finished, 2 stopped early"
+    assert cost.startswith("cost: 84 steps run; 3 trials to their end would be 192 (2.3x)")
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(trials_table(plan, outcome))
+    for word in ("0 *", "35.0000", "stopped early", "GP_WEIGHT".lower()):
+        assert word in shown.getvalue()
+    assert write_csv(plan, outcome, tmp_path / "trials.csv").read_text().count("stopped early") == 2
+    assert [t.value for t in study_of_results(plan, outcome).trials] == [35.0, 19.0, 23.0]
+    assert {"history", "parallel-coordinates", "slice"} <= {name for name, _ in figures(plan, outcome)}
+
+
+def test_two_figures_make_a_pareto_front(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path, "tuning.metrics=[psnr, nrmse]")
+    search = searcher(plan)
+    for name, psnr, nrmse in (("a", 30.0, 0.3), ("b", 29.0, 0.1), ("c", 28.0, 0.2), ("d", 29.5, 0.2)):
+        config = search.suggest(name)
+        Record(plan.folder / "trials" / config["run"]).add(64, {"psnr": psnr, "nrmse": nrmse})
+        search.on_trial_complete(name, {"step": 64, "psnr": psnr, "nrmse": nrmse})
+    outcome = collect(plan)
+    assert [(t.figures["psnr"], t.figures["nrmse"]) for t in outcome.best] == [(30.0, 0.3), (29.5, 0.2), (29.0, 0.1)]
+    assert "pareto-front" in {name for name, _ in figures(plan, outcome)}
+
+
+def test_the_pictures_show_importance_by_fanova(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    search = searcher(plan)
+    for number in range(8):
+        config = search.suggest(str(number))
+        told = validate(plan, config["run"], 20 + config["values"]["training.gp_weight"] ** 0.5)
+        search.on_trial_complete(str(number), told)
+    pictures = dict(figures(plan, collect(plan)))
+    assert {"history", "parallel-coordinates", "slice", "importance"} == set(pictures)
+    (bars,) = pictures["importance"].data
+    assert dict(zip(bars.y, bars.x, strict=True))["training.gp_weight"] > 0.8
+
+
+def test_the_score_is_the_mean_over_protocols_of_one_network() -> None:
+    seen = {"psnr": 40.0, "hz2538/psnr": 30.0}
+    assert score(seen, "psnr", "chen2018", ()) == 40.0
+    assert score(seen, "psnr", "chen2018", ("chen2018", "hz2538")) == 35.0
+
+
+def test_a_record_survives_a_cut_off_line_and_repeats_nothing(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    assert record.add(4, {"psnr": 20.0, "ssim": 0.5})
+    assert record.add(8, {"psnr": 19.0, "ssim": 0.9})
+    with (tmp_path / "validations.jsonl").open("a") as file:
+        file.write('\n{"step": 12, "fig')
+    again = Record(tmp_path)
+    assert not again.add(8, {"psnr": 99.0, "ssim": 0.9})
+    assert again.add(12, {"psnr": 21.0, "ssim": 0.6})
+    told = Record(tmp_path).results(("psnr", "ssim"), ("max", "max"))
+    assert [(t["step"], t["best_step"], t["psnr"], t["ssim"]) for t in told] == [
+        (4, 4, 20.0, 0.5), (8, 4, 20.0, 0.5), (12, 12, 21.0, 0.6),
+    ]  # fmt: skip
+
+
+def test_asha_stops_a_bad_trial_by_what_was_seen_before_a_kill(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    assert grace_steps(plan) == 4
+
+    def verdict(histories: dict[str, list[dict[str, Any]]], psnr: float) -> str:
+        from types import SimpleNamespace
+
+        scheduler, trial = build_scheduler(plan, histories), SimpleNamespace(trial_id="new")
+        scheduler.on_trial_add(None, trial)
+        return str(scheduler.on_trial_result(None, trial, {"step": 4, "psnr": psnr}))
+
+    before = {f"trial-{i}": [{"step": 4, "psnr": 20.0 + i}] for i in range(4)}
+    assert verdict({}, 1.0) == "CONTINUE"
+    assert verdict(before, 1.0) == "STOP"
+    assert verdict(before, 30.0) == "CONTINUE"
+
+
+def test_asha_decides_before_the_last_step_only(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    assert rungs(plan) == [4, 16]
+    assert [step for step, _ in build_scheduler(plan, {})._brackets[0]._rungs] == [16, 4]
+    assert rungs(small_plan(tmp_path, "tuning.scheduler=none")) == []
+
+
+def test_a_later_search_learns_from_an_earlier_one(tmp_path: Path) -> None:
+    earlier = small_plan(tmp_path, "name=earlier")
+    (earlier.folder / DESCRIPTION).write_text(yaml.safe_dump(description(earlier, "data")))
+    search = searcher(earlier)
+    for name, psnr in (("a", 30.0), ("b", 20.0)):
+        told = validate(earlier, search.suggest(name)["run"], *[psnr] * (16 if name == "a" else 1))
+        search.on_trial_result(name, told)
+        search.on_trial_complete(name, told)
+    search.suggest("unfinished")
+
+    plan = small_plan(tmp_path, "name=later", f"tuning.learn_from=[{earlier.folder}]", "tuning.storage=journal")
+    study = open_study(plan, open_storage(plan))
+    assert [learn(plan, "data", study), learn(plan, "data", study)] == [2, 2]
+    known = [t for t in study.trials if t.state.is_finished()]
+    assert [(t.state, t.value) for t in known] == [(TrialState.COMPLETE, 30.0), (TrialState.PRUNED, 20.0)]
+    assert not collect(plan, study).trials, "they cannot win"
+    narrow = small_plan(tmp_path, "name=narrow", f"tuning.learn_from=[{earlier.folder}]", "critic.kind=full")
+    assert learn(narrow, "data", open_study(narrow, open_storage(narrow))) == 0, "outside of its space"
+    for other, word in (("validation.every=8", r"validation\.every"), (f"output={tmp_path}", "dataset")):
+        plan = small_plan(tmp_path, "name=other", other, f"tuning.learn_from=[{earlier.folder}]")
+        with pytest.raises(ConfigError, match=word):
+            learn(plan, "other data", open_study(plan, open_storage(plan)))
+
+
+def test_a_database_that_two_searches_of_one_name_share_is_an_error(tmp_path: Path) -> None:
+    storage = f"tuning.storage=sqlite:///{tmp_path}/all.db"
+    for home in ("one", "one", "other"):
+        plan = small_plan(tmp_path / home, storage)
+        if home == "one":
+            open_study(plan, open_storage(plan))
+        else:
+            with pytest.raises(ConfigError, match="belongs to the search in"):
+                open_study(plan, open_storage(plan))
+
+
+def test_trials_start_from_the_shared_generator_and_do_not_pay_for_l1(tmp_path: Path) -> None:
+    overrides = ("tuning.shared_pretraining=true", "schedule.pretrain_steps=40", "tuning.protocols=[chen2018, hz2538]")
+    plan = small_plan(tmp_path, *overrides, "tuning.metrics=[nrmse]")
+    assert plan.trial_steps == 24
+    setting = TrialSetting(plan, 1, "parent", str(tmp_path / "pretrained"))
+    trial = trial_experiment(setting, "trial-0007", {"training.gp_weight": 3.0, "critic.kind": "full"})
+    assert (trial.schedule.pretrain_steps, trial.schedule.total_steps) == (0, 24)
+    assert trial.generator.init_from == str(tmp_path / "pretrained")
+    assert trial.run_folder == plan.folder / "trials" / "trial-0007"
+    assert trial.training.checkpoint_every == trial.validation.every, "what Tune sees can be resumed and registered"
+    assert (trial.validation.protocol, trial.validation.further_protocols) == ("chen2018", ("hz2538",))
+    assert (trial.training.gp_weight, trial.critic.kind, trial.validation.metric) == (3.0, "full", "psnr")
+    alone = small_plan(tmp_path)
+    unshared = trial_experiment(TrialSetting(alone, 1, "parent", None), "trial-0000", {"training.gp_weight": 3.0})
+    assert unshared.schedule == alone.base.schedule
+
+
+def test_a_known_point_whose_trial_was_killed_while_it_was_drawn_is_not_lost(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    open_study(plan, open_storage(plan)).ask()
+    assert searcher(plan).suggest("a")["values"]["training.gp_weight"] == 10.0
+    assert [t.state for t in open_study(plan, open_storage(plan)).trials] == [TrialState.RUNNING]
+
+
+def test_a_sampler_does_not_repeat_its_draws_after_a_restart(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path, "tuning.sampler=random")
+    found = []
+    for name in "abc":
+        search = searcher(plan)
+        found.append(search.suggest(name)["values"]["training.gp_weight"])
+        search.on_trial_complete(name, error=True)
+    assert len(set(found)) == 3
+    assert optuna.load_study(study_name=plan.folder.name, storage=open_storage(plan)).trials
