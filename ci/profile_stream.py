@@ -53,7 +53,7 @@ def slabs(hr: np.ndarray, d: Degradation) -> np.ndarray:
 
 
 def by_parts(store: VolumeStore, subject: str) -> None:
-    """The whole volume, normalised, 2 MB of float32 at a time."""
+    """The whole volume, normalised, PART_VOXELS at a time."""
     for _ in store.normalised_parts(subject, (slice(None),) * 3, 0, PART_VOXELS):
         pass
 
@@ -79,7 +79,7 @@ def main() -> None:
 
     physical = timed("read, decode, to float32", lambda: store.read(subject))
     hr = timed("read, decode, normalise in one pass", lambda: store.read_normalised(subject))
-    timed("the same in parts of 2 MB, one layer of blocks in memory", lambda: by_parts(store, subject))
+    timed("the same in small parts, one layer of blocks in memory", lambda: by_parts(store, subject))
     timed("to normalise alone, after a plain read", lambda: record.intensity.normalise(physical))
     plain = timed("transform: whole volume", lambda: whole(hr, in_plane))
     timed("transform: slab by slab", lambda: slabs(hr, in_plane), plain)
