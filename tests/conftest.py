@@ -16,6 +16,10 @@ from voxelstore import VolumeStore, convert_volume, find_volumes, subject_id
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
+# Sums are split by the number of threads; here, so that fixtures of modules have one as well.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

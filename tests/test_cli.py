@@ -54,6 +54,26 @@ def test_errors_are_a_line_and_exit_code_2(
     assert all(word in output for word in words), output
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "/cohort", "--store", "store.zarr"],
+        ["evaluate", "--model", "m.pt", "--store", "store.zarr"],
+        ["evaluate", "--model", "m.pt", "--store", "/store.zarr", "--output", "figures"],
+        ["superresolve", "--model", "m.pt", "/in.nii.gz", "out.nii.gz"],
+        ["demo", "--home", "demo"],
+    ],
+)
+def test_no_verb_writes_into_the_throw_away_copy_of_a_job(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "give an absolute path" in capsys.readouterr().err
+
+
 @pytest.mark.integration
 @pytest.mark.usefixtures("local_ray")
 def test_convert_says_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

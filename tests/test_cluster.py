@@ -26,6 +26,31 @@ def test_a_data_task_always_fits_beside_the_workers(workers: int, cpus: float, g
     assert share.data_cpus >= 1.0
 
 
+@given(
+    workers=st.integers(1, 32),
+    machines=st.lists(st.tuples(st.integers(1, 32), st.integers(0, 8)), min_size=1, max_size=6),
+)
+def test_on_several_machines_a_task_fits_on_one_of_them(workers: int, machines: list[tuple[int, int]]) -> None:
+    """Whatever machine is filled first, one has room for a whole data task beside the workers it carries."""
+    cpus, gpus = (float(sum(column)) for column in zip(*machines, strict=True))
+    try:
+        share = divide(experiment(workers), cpus, gpus, machines)
+    except ResourceError:
+        return
+    left, unplaced = [], workers
+    for machine_cpus, machine_gpus in sorted(machines, reverse=True):
+        carried = min(unplaced, int(machine_cpus / share.cpus + 1e-9), machine_gpus if share.gpu else unplaced)
+        unplaced -= carried
+        left.append(machine_cpus - carried * share.cpus)
+    assert unplaced == 0
+    assert max(left) >= 1.0 - 1e-6
+
+
+def test_eight_gpus_on_each_of_two_machines_leave_a_task_its_cpu() -> None:
+    machines = [(8.0, 8.0)] * 2
+    assert divide(experiment(16), 16, 16, machines).cpus == 0.87
+
+
 def test_two_cores_carry_two_workers_and_a_data_task() -> None:
     assert divide(experiment(2), 2, 0).cpus == 0.5
 
@@ -35,6 +60,7 @@ def test_two_cores_carry_two_workers_and_a_data_task() -> None:
     [
         (["resources.cpus_per_worker=4"], 4, 0, ["resources.cpus_per_worker=1.50", "4 logical CPUs"]),
         (["stream.cpus_per_task=2"], 2, 0, ["stream.cpus_per_task"]),
+        (["resources.gpus=true"], 8, 0, ["the cluster has 0. Set resources.gpus=false"]),
         (["resources.gpus=true"], 8, 1, ["resources.workers=1", "resources.gpus=false"]),
     ],
 )

@@ -33,6 +33,7 @@ def test_overrides_are_yaml_values_at_dotted_keys() -> None:
     assert experiment.degradation.fraction == (0.3, 0.8)
     assert experiment.generator.residual is True
     assert experiment.seed == 7
+    assert load_experiment(None, ["data.pattern=*T1w*"]).data.pattern == "*T1w*"
     assert load_experiment(None, ["degradation.fraction=0.4"]).degradation.fraction == (0.4, 0.4)
 
 
@@ -46,6 +47,9 @@ def test_overrides_are_yaml_values_at_dotted_keys() -> None:
         ("degradation.fraction=[0.8,0.2]", ["degradation.fraction", "[0.2, 0.8]"]),
         ("degradation.fraction=[0.2,1.0]", ["degradation.fraction", "1.0", "passband"]),
         ("degradation.fraction=0", ["degradation.fraction", "zeroes nothing"]),
+        ("degradation.voxels=[-5,10]", ["degradation.voxels", "-5", "greater than or equal to 0"]),
+        ("schedule.boost_every=5", ["schedule.boost_every", "5", "8 or more"]),
+        ("stream.patch_size=8", ["stream.patch_size = 8", "separable", "16 or more"]),
         ("degradation.axes=[1,5]", ["degradation.axes", "5", "0..2"]),
         ("degradation.noise=[0,-0.1]", ["degradation.noise", "[-0.1, 0"]),
         ("degradation.slice_thickness=3", ["degradation.slice_thickness", "3.0", "degradation.slice_axis"]),
@@ -84,6 +88,31 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
             load_experiment(path)
 
 
+@pytest.mark.parametrize("kind", ["full", "pointwise", "separable"])
+def test_the_patch_sizes_that_pass_are_those_that_the_critic_takes(kind: str) -> None:
+    from mrisr.models import build_critic
+
+    for size in (8, 15, 16, 24, 32, 40):
+        try:
+            load_experiment(None, [f"critic.kind={kind}", f"stream.patch_size={size}"])
+            accepted = True
+        except ConfigError:
+            accepted = False
+        try:
+            build_critic(kind, size)
+            takes = True
+        except ValueError:
+            takes = False
+        assert accepted == takes, size
+
+
+def test_a_key_given_twice_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("training:\n  gp_weight: 1\n  batch_size: 2\n  gp_weight: 10\n")
+    with pytest.raises(ConfigError, match=r"twice\.yaml.*'gp_weight' is given twice.*line 4"):
+        load_experiment(file)
+
+
 def test_the_reference_explains_every_key() -> None:
     reference = list(field_reference())
     assert all(meaning for _, _, _, meaning in reference)
@@ -92,6 +121,13 @@ def test_the_reference_explains_every_key() -> None:
         node = dumped
         for part in key.split("."):
             node = node[part]
+
+
+def test_the_defaults_of_the_reference_are_overrides() -> None:
+    written = [f"{key}={default}" for key, _, default, _ in field_reference()]
+    assert "tracking.uri=null" in written
+    assert "degradation.fraction=[0.5, 0.5]" in written
+    assert load_experiment(None, written) == load_experiment(None)
 
 
 def test_relative_paths_are_refused_inside_a_ray_job(monkeypatch: pytest.MonkeyPatch) -> None:

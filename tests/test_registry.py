@@ -190,6 +190,22 @@ def test_other_subjects_or_protocol_are_measured_anew(registered: Registered) ->
     assert registry.find(f"models:/moved/{old}", uri).tags["val_psnr"] == "40.0"
 
 
+def test_a_champion_that_cannot_be_loaded_stays(registered: Registered, tmp_path: Path) -> None:
+    first = _again(registered, "shared", _tags(30.0, "subjects-a"))
+    store = tracking.client(registered.uri)
+    assert registry.promote("shared", first, registered.uri).promoted
+    gone = store.create_model_version(
+        "shared", (tmp_path / "elsewhere").as_uri(), run_id=registered.run_id, tags=_tags(31.0, "subjects-b")
+    )
+    store.set_registered_model_alias("shared", "champion", gone.version)
+    better = _again(registered, "shared", _tags(50.0, "subjects-a"))
+    decision = registry.promote("shared", better, registered.uri, evaluate=lambda model: {"val_psnr": 1.0})
+    assert not decision.promoted
+    assert "cannot be measured here" in decision.reason
+    assert store.get_model_version("shared", better).tags["promotion"] == "kept"
+    assert registry.champion("shared", registered.uri).version == str(gone.version)
+
+
 def test_a_candidate_needs_a_figure(registered: Registered) -> None:
     diverged = _again(registered, "nan", _tags(float("nan")))
     with pytest.raises(ValueError, match="is nan"):

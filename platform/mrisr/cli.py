@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mrisr.config.loading import ConfigError, field_reference, load_experiment
+from mrisr.config.paths import absolute_path, home, in_ray_job
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -21,6 +22,21 @@ def _key_reference() -> str:
     """Every configuration key with type, default and meaning; \\b keeps click from re-wrapping the lines."""
     rows = [f"  {key}={default}\n      {meaning}" for key, _, default, meaning in field_reference()]
     return "\b\nConfiguration keys (KEY=VALUE; values are YAML):\n" + "\n".join(rows)
+
+
+def _absolute(path: Path, option: str) -> Path:
+    """Every path of the command line passes here: in a Ray job a relative one would lead into a throw-away copy."""
+    try:
+        return absolute_path(path)
+    except ValueError as error:
+        raise ConfigError(f"{option} {path}: {error}") from None
+
+
+def _output(path: Path | None, name: str, option: str) -> Path:
+    """Where results go: as asked, else `name` in the working directory, of a Ray job in $MRISR_HOME."""
+    if path is None:
+        return (home() if in_ray_job() else Path.cwd()) / name
+    return _absolute(path, option)
 
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="experiment file (YAML)", dir_okay=False)]
@@ -41,16 +57,17 @@ def convert(
 
     Exit code 3 says that some files were left out; the rest is in the store.
     """
-    extra = [f"data.store={store.expanduser().absolute()}"] if store is not None else []
+    extra = [] if store is None else [f"data.store={_absolute(store, '--store')}"]
+    source = _absolute(source, "SOURCE")
     experiment = load_experiment(config, [*(overrides or []), *extra])
     from mrisr import cluster
     from mrisr.conversion import convert_folder
 
-    if not source.expanduser().is_dir():
+    if not source.is_dir():
         raise ConfigError(f"{source}: is not a folder; give the folder that holds the volumes")
     cluster.connect()
     data = experiment.data
-    summary = convert_folder(source.expanduser().absolute(), data.store, data.splits, data.split_seed, data.min_size)
+    summary = convert_folder(source, data.store, data.splits, data.split_seed, data.min_size, data.pattern)
     typer.echo("\n".join(summary.lines()))
     typer.echo(f"store: {data.store}")
     raise typer.Exit(summary.exit_code)
@@ -98,7 +115,7 @@ def replay(
     """
     from mrisr.training.replay import replay as again
 
-    result = again(folder.expanduser().absolute())
+    result = again(_absolute(folder, "FOLDER"))
     typer.echo("\n".join(result.lines))
     raise typer.Exit(0 if result.reproduced else 1)
 
@@ -109,7 +126,10 @@ def evaluate(
     store: Annotated[Path, typer.Option(help="Zarr store")],
     split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
     protocol: Annotated[str, typer.Option(help="chen2018, hz2538 or report160")] = "chen2018",
-    output: Annotated[Path, typer.Option(help="folder for the CSV and the pictures")] = Path("evaluation"),
+    output: Annotated[
+        Path | None,
+        typer.Option(help="folder of the CSV and the pictures; default: evaluation, for a job in $MRISR_HOME"),
+    ] = None,
     consistency: Annotated[
         bool, typer.Option("--data-consistency", help="add a row: the model with the acquired band of k-space put back")
     ] = False,
@@ -118,7 +138,8 @@ def evaluate(
     """Evaluate on whole volumes: the zero-filled input, cubic spline and the model in one table."""
     from mrisr.verbs import run_evaluation
 
-    run_evaluation(model, store, split, protocol, output.expanduser().absolute(), consistency, tracking_uri)
+    target = _output(output, "evaluation", "--output")
+    run_evaluation(model, _absolute(store, "--store"), split, protocol, target, consistency, tracking_uri)
 
 
 @app.command()
@@ -136,7 +157,8 @@ def superresolve(
     """Super-resolve NIfTI files; the output keeps the input's affine, orientation, type and intensity range."""
     from mrisr.verbs import run_superresolution
 
-    raise typer.Exit(run_superresolution(model, source, target, data_consistency, overwrite, tracking_uri))
+    paths = _absolute(source, "SOURCE"), _absolute(target, "TARGET")
+    raise typer.Exit(run_superresolution(model, *paths, data_consistency, overwrite, tracking_uri))
 
 
 @app.command(epilog=_key_reference())
@@ -146,7 +168,7 @@ def preview(
     volume: Annotated[
         Path | None, typer.Option(help="a NIfTI file; default: the store's first training subject")
     ] = None,
-    output: Annotated[Path, typer.Option(help="the picture, PNG")] = Path("preview.png"),
+    output: Annotated[Path | None, typer.Option(help="the picture; default: preview.png")] = None,
     samples: Annotated[int, typer.Option(min=0, help="seeded draws between the ends of the ranges")] = 3,
     gallery: Annotated[
         bool, typer.Option("--gallery", help="every kind there is, instead of the configured one")
@@ -156,9 +178,9 @@ def preview(
     experiment = load_experiment(config, overrides or [])
     from mrisr.preview import GALLERY, contact_sheet, load_volume, planned, write_sheet
 
-    name, hr = load_volume(experiment, None if volume is None else volume.expanduser().absolute())
+    name, hr = load_volume(experiment, None if volume is None else _absolute(volume, "--volume"))
     entries = list(GALLERY) if gallery else planned(experiment, samples)
-    target = output.expanduser().absolute()
+    target = _output(output, "preview.png", "--output")
     write_sheet(contact_sheet(hr, entries, title=name, blocks=2 if len(entries) > 6 else 1), target, dpi=90)
     typer.echo("\n".join([*(f"{title:<24} {degradation.describe()}" for title, degradation in entries), str(target)]))
 
@@ -181,13 +203,13 @@ def bench(
 @app.command()
 def demo(
     data: Annotated[Path | None, typer.Option(help="your own folder of volumes instead of the derived cohort")] = None,
-    home: Annotated[Path, typer.Option(help="everything the demo makes")] = Path("demo"),
+    home: Annotated[Path | None, typer.Option(help="everything the demo makes; default: demo")] = None,
     overrides: Overrides = None,
 ) -> None:
     """The whole way in minutes, without a GPU: convert, train (L1, then WGAN-GP), register, evaluate."""
     from mrisr.demo import run_demo
 
-    run_demo(None if data is None else data.expanduser().absolute(), home.expanduser().absolute(), overrides or [])
+    run_demo(None if data is None else _absolute(data, "--data"), _output(home, "demo", "--home"), overrides or [])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -66,30 +67,57 @@ def quiet() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def divide(experiment: Experiment, cpus: float, gpus: float) -> Share:
+def divide(experiment: Experiment, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] = ()) -> Share:
     """Divide a cluster's logical CPUs and GPUs. Raises ResourceError if the workers can never be placed.
 
-    Workers that took every CPU would leave none to the data tasks that feed them, which hangs without an error; so at
-    least one data task must fit beside them.
+    nodes: (logical CPUs, GPUs) of each machine; by default one machine has them all. Workers that took every CPU would
+    leave none to the data tasks that feed them, which hangs without an error; so at least one data task must fit beside
+    them, and on one machine: what several machines have left does not add up.
     """
+    nodes = nodes or [(cpus, gpus)]
     want, task = experiment.resources, experiment.stream.cpus_per_task
     gpu = gpus >= want.workers if want.gpus is None else want.gpus
     if gpu and gpus < want.workers:
+        fewer = f"resources.workers={int(gpus)} or " if gpus >= 1 else ""
         raise ResourceError(
             f"resources.workers = {want.workers} with resources.gpus = true needs {want.workers} GPUs; the cluster has "
-            f"{gpus:g}. Set resources.workers={int(gpus)} or resources.gpus=false"
+            f"{gpus:g}. Set {fewer}resources.gpus=false"
         )
+
+    def fits(cents: int) -> bool:
+        return _fits(nodes, want.workers, cents / 100, gpu, task)
+
     room = (cpus - task) / want.workers
     share = want.cpus_per_worker
     if share is None:
-        share = min(1.0, math.floor(room * 100) / 100)
-    if share <= 0 or share > room + 1e-9:
+        share = next((cents / 100 for cents in range(min(100, math.floor(room * 100)), 0, -1) if fits(cents)), 0.0)
+    if share <= 0 or not _fits(nodes, want.workers, share, gpu, task):
+        most = next((cents / 100 for cents in range(math.floor(room * 100 + 1e-9), 0, -1) if fits(cents)), 0.0)
+        on = f" on {len(nodes)} machines" if len(nodes) > 1 else ""
         raise ResourceError(
             f"{want.workers} workers of {max(share, 0.01):g} CPUs and a data task of {task:g} do not fit into "
-            f"{cpus:g} logical CPUs; what fits: resources.cpus_per_worker={max(room, 0.0):.2f} at most, fewer "
+            f"{cpus:g} logical CPUs{on}; what fits: resources.cpus_per_worker={most:.2f} at most, fewer "
             "resources.workers, or a smaller stream.cpus_per_task (0.5, say)"
         )
     return Share(share, gpu, max(task, (cpus - share * want.workers) / want.workers))
+
+
+def _fits(nodes: Iterable[tuple[float, float]], workers: int, share: float, gpu: bool, task: float) -> bool:
+    """Whether workers of `share` CPUs, packed onto machines as Ray packs them, leave a machine with room for a task."""
+    room_for_task, unplaced = False, workers
+    for cpus, gpus in sorted(nodes, reverse=True):
+        here = min(unplaced, math.floor(cpus / share + 1e-9), int(gpus) if gpu else unplaced)
+        unplaced -= here
+        room_for_task = room_for_task or cpus - here * share >= task - 1e-9
+    return unplaced == 0 and room_for_task
+
+
+def nodes() -> list[tuple[float, float]]:
+    """(logical CPUs, GPUs) of each living machine of the connected cluster that has CPUs."""
+    import ray
+
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(float(node["CPU"]), float(node.get("GPU", 0))) for node in found if node.get("CPU")]
 
 
 def available() -> tuple[float, float]:

@@ -1,8 +1,9 @@
-"""Whole-volume evaluation as Ray tasks: one subject per task, on a GPU where the cluster has one."""
+"""Whole-volume evaluation as Ray tasks: one subject per task, on a GPU where there is one."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -34,10 +35,12 @@ def evaluate_on_cluster(
     precision: str = "bf16",
     consistency: bool = False,
     console: Console | None = None,
+    gpu: bool | None = None,
 ) -> EvaluationResult:
     """Evaluate all subjects of a split under a named protocol, as many at a time as the cluster has room for.
 
-    generator: a plain network on the CPU, or None for the input and the spline alone. Prints a line per subject.
+    generator: a plain network on the CPU, or None for the input and the spline alone. gpu: a GPU per task; None: where
+    the cluster has GPUs that torch can use. Prints a line per subject.
     Raises ConfigError for an empty split or an unknown protocol.
     """
     import ray
@@ -48,17 +51,22 @@ def evaluate_on_cluster(
         sizes = ", ".join(f"{name} ({len(names)})" for name, names in store.splits().items()) or "none"
         raise ConfigError(f"split = {split!r}: the store {store.path} has no subject in it; its splits: {sizes}")
     cluster.connect()
-    cpus, gpus = cluster.available()
-    parallel = max(1, min(len(subjects), int(gpus) if gpus >= 1 else int(cpus)))
+    cpus, total_gpus = cluster.available()
+    gpus = int(total_gpus) if gpu is not False else 0
+    parallel = max(1, min(len(subjects), gpus or int(cpus)))
     options = InferenceOptions(
         patch_size=patch_size, overlap=overlap, precision="bf16" if precision == "bf16" else "fp32",
-        device="cuda" if gpus >= 1 else "cpu",
+        device="cuda" if gpus else "cpu",
     )  # fmt: skip
-    share = max(1.0, cpus // parallel) if gpus < 1 else 1.0
-    task = ray.remote(num_cpus=min(share, cpus), num_gpus=1 if gpus >= 1 else 0)(_evaluate)
+    # A task runs on one machine, however many CPUs all of them have together.
+    smallest = min(node_cpus for node_cpus, _ in cluster.nodes())
+    share = min(max(1.0, cpus // parallel), smallest) if not gpus else min(1.0, smallest)
+    task = ray.remote(num_cpus=share, num_gpus=1 if gpus else 0)(_evaluate)
     shared = ray.put(generator)
     console = console or Console()
-    pending = [task.remote(store, name, degradation, shared, options, consistency, int(share)) for name in subjects]
+    pending = [
+        task.remote(store, name, degradation, shared, options, consistency, max(1, int(share))) for name in subjects
+    ]
     results: dict[str, SubjectResult] = {}
     with console.status(f"evaluating {len(subjects)} subjects under {protocol}"):
         while pending:
@@ -81,6 +89,8 @@ def _evaluate(
     consistency: bool,
     threads: int,
 ) -> SubjectResult:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        options = replace(options, device="cpu")
     if options.device == "cpu":
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
     return evaluate_subject(store, subject, degradation, generator, options, consistency)

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 # Where MLflow puts a model's extra files.
 EXTRA_FILES = "extra_files"
+# An alias that does not exist is an invalid parameter to MLflow's database store.
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+class UnreadableModelError(ValueError):
+    """A registered version whose files are not ours, or not within reach of this machine."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,12 @@ def _describe(version: MlflowVersion) -> ModelVersion:
 
 def _known(store: MlflowClient, name: str) -> str:
     """What exists, for an error message."""
-    names = {model.name: model for model in store.search_registered_models()}
-    if name not in names:
-        return f"no model of that name; registered are: {', '.join(sorted(names)) or 'none'}"
+    found = {model.name: model for model in store.search_registered_models(f"name = '{name}'")}
+    if name not in found:
+        names = sorted(model.name for model in store.search_registered_models())
+        return f"no model of that name; registered are: {', '.join(names) or 'none'}"
     versions = sorted(int(version.version) for version in store.search_model_versions(f"name = '{name}'"))
-    aliases = ", ".join(f"@{alias} (version {v})" for alias, v in sorted(names[name].aliases.items()))
+    aliases = ", ".join(f"@{alias} (version {v})" for alias, v in sorted(found[name].aliases.items()))
     return f"it has the versions {', '.join(map(str, versions)) or 'none'} and the aliases {aliases or 'none'}"
 
 
@@ -78,8 +85,7 @@ def find(model_uri: str, uri: str) -> ModelVersion:
     try:
         found = store.get_model_version_by_alias(name, alias) if at else store.get_model_version(name, number)
     except MlflowException as error:
-        # An alias that does not exist is an invalid parameter to MLflow's database store.
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code not in NOT_THERE:
             raise
         raise ValueError(f"model {model_uri!r} does not exist: {_known(store, name)}") from error
     return _describe(found)
@@ -87,10 +93,14 @@ def find(model_uri: str, uri: str) -> ModelVersion:
 
 def champion(name: str, uri: str) -> ModelVersion | None:
     """The version with the alias `champion`; None if the model or the alias does not exist."""
-    for model in client(uri).search_registered_models():
-        if model.name == name and CHAMPION in model.aliases:
-            return find(f"models:/{name}@{CHAMPION}", uri)
-    return None
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _describe(client(uri).get_model_version_by_alias(name, CHAMPION))
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
+        return None
 
 
 def load(model_uri: str, uri: str) -> LoadedModel:
@@ -112,7 +122,7 @@ def load(model_uri: str, uri: str) -> LoadedModel:
             )
             config, state = read_weights_file(Path(files) / WEIGHTS)
         except (MlflowException, OSError) as error:
-            raise ValueError(
+            raise UnreadableModelError(
                 f"model {model_uri!r} holds no {EXTRA_FILES}/{WEIGHTS} (was it registered by mrisr? "
                 f"are its artifacts reachable from this machine?): {error}"
             ) from error

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from mrisr.run_parameters import mask_secrets
 from mrisr.tracking import RunLogger
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class Outbox:
             except Exception as error:  # whatever MLflow, its database or the network raise: it is away
                 if self._away_since is None:
                     self._away_since = time.monotonic()
-                    _warn(f"MLflow at {self.uri} is away ({_first_line(error)}); metrics are kept in {self.folder}")
+                    away = f"MLflow at {mask_secrets(self.uri)} is away ({_first_line(error)})"
+                    _warn(f"{away}; metrics are kept in {self.folder}")
                 time.sleep(wait)
                 wait = min(2 * wait, RETRY_SECONDS[1])
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +13,12 @@ from torch import nn
 from mrisr import registry, tracking
 from mrisr.evaluation_result import EvaluationResult
 from mrisr.evaluation_tasks import evaluate_on_cluster, protocol_named
+from mrisr.run_parameters import mask_secrets
 from mrisr.training.assembly import generator_config
 from mrisr.training.trainer import TrainedRun, open_store
 from mrisr.weights import build_generator
+
+NOT_COMPARED = "not compared yet"
 
 
 class Published(NamedTuple):
@@ -33,7 +37,7 @@ class Published(NamedTuple):
         role = f"champion of {self.name!r}" if self.promoted else f"not the champion of {self.name!r}"
         return [
             f"registered {self.model_uri} (weights of step {self.best_step:,}): {role}; {self.decision}",
-            f"tracked in run {self.run_id} at {self.tracking_uri}",
+            f"tracked in run {self.run_id} at {mask_secrets(self.tracking_uri)}",
         ]
 
 
@@ -42,22 +46,22 @@ def publish(run: TrainedRun) -> Published:
 
     Done once per run: a second call, after a resumption that trained no further, returns what the first one did.
     """
-    record = run.experiment.run_folder / "published.json"
-    if record.exists():
-        done = Published(**json.loads(record.read_text()))
-        if done.best_step == run.best_step:
-            tracking.finish(run.tracking_uri, run.run_id)
-            return done
     experiment = run.experiment
     v, name = experiment.validation, experiment.tracking.model
     store = open_store(experiment)
-    config = generator_config(experiment)
 
     def measure(generator: nn.Module) -> EvaluationResult:
         return evaluate_on_cluster(
-            store, v.split, v.protocol, generator, v.patch_size, v.overlap, experiment.training.precision
-        )
+            store, v.split, v.protocol, generator, v.patch_size, v.overlap, experiment.training.precision,
+            gpu=experiment.resources.gpus,
+        )  # fmt: skip
 
+    record = _record(run)
+    if record.exists():
+        done = Published(**json.loads(record.read_text()))
+        if done.best_step == run.best_step:
+            return _compete(run, done, measure)
+    config = generator_config(experiment)
     result = measure(build_generator(config, run.state))
     _log(run, result)
     tags = registry.model_tags(
@@ -71,17 +75,29 @@ def publish(run: TrainedRun) -> Published:
         run.state, config, run.run_id, name, {**tags, "trained_on": experiment.degradation.range().kind},
         f"mDCSRN of run {experiment.name!r}, best weights of step {run.best_step:,}", run.tracking_uri,
     )  # fmt: skip
-    decision = registry.promote(
-        name, version, run.tracking_uri, f"val_{v.metric}",
-        evaluate=lambda loaded: measure(loaded.generator).figures("val_"),
-    )  # fmt: skip
     published = Published(
-        f"models:/{name}/{version}", name, version, decision.promoted, decision.reason, run.best_step, run.run_id,
-        run.tracking_uri,
-    )  # fmt: skip
+        f"models:/{name}/{version}", name, version, False, NOT_COMPARED, run.best_step, run.run_id, run.tracking_uri
+    )
+    # Before the comparison, so that a process killed in it does not register the same weights again.
     _write_record(record, published)
+    return _compete(run, published, measure)
+
+
+def _compete(run: TrainedRun, published: Published, measure: Callable[[nn.Module], EvaluationResult]) -> Published:
+    """Compare a registered version with the champion, unless that is done, and end the run."""
+    if published.decision == NOT_COMPARED:
+        decision = registry.promote(
+            published.name, published.version, run.tracking_uri, f"val_{run.experiment.validation.metric}",
+            evaluate=lambda loaded: measure(loaded.generator).figures("val_"),
+        )  # fmt: skip
+        published = published._replace(promoted=decision.promoted, decision=decision.reason)
+        _write_record(_record(run), published)
     tracking.finish(run.tracking_uri, run.run_id)
     return published
+
+
+def _record(run: TrainedRun) -> Path:
+    return run.experiment.run_folder / "published.json"
 
 
 def _log(run: TrainedRun, result: EvaluationResult) -> None:

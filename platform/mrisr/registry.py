@@ -20,24 +20,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from mrisr.model_lookup import CHAMPION, LoadedModel, ModelVersion, champion, find, load
+from mrisr.model_lookup import CHAMPION, LoadedModel, ModelVersion, UnreadableModelError, champion, find, load
 from mrisr.models import MDCSRN
-from mrisr.tracking import client
+from mrisr.tracking import client, deciding
 from mrisr.weights import build_generator, read_weights_file, write_weights
 
 __all__ = [
-    "CHAMPION",
-    "LoadedModel",
-    "ModelVersion",
-    "Promotion",
-    "champion",
-    "find",
-    "load",
-    "load_generator_weights",
-    "model_tags",
-    "promote",
-    "register",
-]
+    "CHAMPION", "LoadedModel", "ModelVersion", "Promotion", "champion", "find", "load", "load_generator_weights",
+    "model_tags", "promote", "register",
+]  # fmt: skip
 
 PROTOCOL, FINGERPRINT = "protocol", "validation_fingerprint"
 
@@ -166,12 +157,25 @@ def promote(
 
     Figures compare only on the same validation protocol and subjects (tags `protocol`,
     `validation_fingerprint`). Where the champion's differ, `evaluate` measures the champion anew on the
-    candidate's protocol and data, and returns {metric: figure}. Equal is not better. The
+    candidate's protocol and data, and returns {metric: figure}; a champion that cannot be loaded stays. Equal is not
+    better. One process at a time decides where the database is a local file. The
     decision and both figures become tags of the candidate (promotion, promotion_reason, ...), never of the
     champion.
     Raises ValueError for a candidate without the figure (or with nan), or a champion that cannot be compared
     without `evaluate`.
     """
+    with deciding(uri):
+        return _promote(name, version, uri, metric, evaluate, higher_is_better)
+
+
+def _promote(
+    name: str,
+    version: str,
+    uri: str,
+    metric: str,
+    evaluate: Callable[[LoadedModel], Mapping[str, float]] | None,
+    higher_is_better: bool,
+) -> Promotion:
     candidate = find(f"models:/{name}/{version}", uri)
     figure, present = candidate.figure(metric), champion(name, uri)
     if figure is None:
@@ -180,19 +184,21 @@ def promote(
         raise ValueError(f"{candidate.uri}: its tag {metric!r} is nan; a diverged network is never the champion")
     old = None
     if present is None:
-        promoted, reason = (
-            not math.isnan(figure),
-            "there was no champion",
-        )
+        promoted, reason = True, "there was no champion"
     elif present.version == candidate.version:
         old, promoted, reason = figure, False, "it is the champion already"
     else:
-        old, how = _champion_figure(present, candidate, metric, evaluate, uri)
-        promoted = figure > old if higher_is_better else figure < old
-        # A champion without a figure, as of a diverged network, is beaten by any that has one.
-        promoted = promoted or (math.isnan(old))
-        verb = "beats" if promoted else "does not beat"
-        reason = f"{metric} {figure:.6g} {verb} {old:.6g} of version {present.version} ({how})"
+        try:
+            old, how = _champion_figure(present, candidate, metric, evaluate, uri)
+        except UnreadableModelError as error:
+            # Somebody else's artifacts, say, that this machine cannot see.
+            promoted, reason = False, f"version {present.version}, the champion, cannot be measured here: {error}"
+        else:
+            promoted = figure > old if higher_is_better else figure < old
+            # A champion without a figure, as of a diverged network, is beaten by any that has one.
+            promoted = promoted or math.isnan(old)
+            verb = "beats" if promoted else "does not beat"
+            reason = f"{metric} {figure:.6g} {verb} {old:.6g} of version {present.version} ({how})"
     decision = Promotion(promoted, reason, metric, candidate.version, figure, present.version if present else None, old)
     store = client(uri)
     for key, value in {

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mrisr.models import MDCSRN
@@ -34,11 +34,19 @@ def write_weights(folder: Path, config: Mapping[str, Any], state: Mapping[str, T
     """Write generator.safetensors (with the configuration in its header) and generator.json. Returns both
     paths."""
     weights, description = folder / WEIGHTS, folder / CONFIG
-    text = json.dumps(dict(config), indent=1, sort_keys=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(tensors, weights, metadata={"generator_config": text})
-    description.write_text(text + "\n")
+    weights.write_bytes(serialised(config, state))
+    description.write_text(_text(config) + "\n")
     return weights, description
+
+
+def serialised(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file of these weights, with the generator's configuration in its header."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    return save(tensors, metadata={"generator_config": _text(config)})
+
+
+def _text(config: Mapping[str, Any]) -> str:
+    return json.dumps(dict(config), indent=1, sort_keys=True)
 
 
 def read_weights_file(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:

@@ -9,15 +9,19 @@ from typing import Any
 
 from voxelstore.errors import StoreError
 from voxelstore.record import SubjectRecord
+from voxelstore.splits import SplitRule
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 
 
-def new_manifest(records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file says of these subjects, and of the source files that conversion left out."""
+def new_manifest(
+    records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any], rule: SplitRule | None
+) -> dict[str, Any]:
+    """What the file says of these subjects, of how they were split, and of the source files that were left out."""
     subjects = {subject: record.to_json() for subject, record in records.items()}
-    return {"schema": SCHEMA, "subjects": subjects, "left_out": dict(left_out)}
+    splits = None if rule is None else rule.to_json()
+    return {"schema": SCHEMA, "splits": splits, "subjects": subjects, "left_out": dict(left_out)}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -30,7 +34,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise StoreError(f"{file}: damaged ({error}); delete it and convert again, which rebuilds it") from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema != SCHEMA or not {"subjects", "left_out"} <= manifest.keys():
+    if schema != SCHEMA or not {"splits", "subjects", "left_out"} <= manifest.keys():
         raise StoreError(
             f"{file}: schema version {schema!r}, this code reads {SCHEMA}; convert the sources into a new store"
         )

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from voxelstore.errors import StoreError
 from voxelstore.intensity import IntensityMap
+from voxelstore.volume import to_physical
 
 Triple = tuple[int, int, int]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -16,7 +19,8 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 class SubjectRecord:
     """One subject of a store; arrays are in canonical orientation (RAS+).
 
-    shape: (D, H, W). spacing: mm per voxel. dtype: of the stored voxels, such as "int16". Physical intensity
+    group: who is on it, a person; volumes of one group share a split. shape: (D, H, W).
+    spacing: mm per voxel. dtype: of the stored voxels, such as "int16". Physical intensity
     = voxel * slope + intercept. affine: 4 rows of 4, canonical indices to mm. foreground_box: half-open, in
     voxels. mask_block: edge of a block of the coarse foreground mask, in voxels. source, size, mtime_ns,
     sha256: the file it came from. content: SHA-256 of the voxels themselves, which tells the same image in
@@ -25,6 +29,7 @@ class SubjectRecord:
 
     subject: str
     split: str | None
+    group: str
     shape: Triple
     spacing: tuple[float, float, float]
     dtype: str
@@ -39,6 +44,11 @@ class SubjectRecord:
     size: int
     mtime_ns: int
     content: str
+
+    def normalised(self, voxels: np.ndarray) -> np.ndarray:
+        """Stored voxels, any part of them, to float32 in about [0, 1] (see `IntensityMap`)."""
+        plain = (self.slope, self.intercept) == (1.0, 0.0)
+        return self.intensity.normalise(voxels if plain else to_physical(voxels, self.slope, self.intercept))
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON's types."""

@@ -17,7 +17,8 @@ from voxelstore.errors import StoreError
 from voxelstore.files import atomic_write_json, clean, locked, remove_folder
 from voxelstore.manifest import MANIFEST, new_manifest, read_manifest
 from voxelstore.record import SubjectRecord
-from voxelstore.splits import assign_splits
+from voxelstore.region import Region, along
+from voxelstore.splits import SplitRule, assign_splits
 from voxelstore.subject import (
     VOXELS,
     open_voxels,
@@ -34,8 +35,6 @@ from voxelstore.volume import SourceVolume, to_physical
 SUBJECTS = "subjects"
 WRITERS_LOCK = ".writers.lock"
 MANIFEST_LOCK = ".manifest.lock"
-
-Region = tuple[slice, slice, slice]
 
 
 class VolumeStore:
@@ -65,7 +64,7 @@ class VolumeStore:
                 if not (path / MANIFEST).exists():
                     write_group(path, {})
                     write_group(path / SUBJECTS, {})
-                    atomic_write_json(path / MANIFEST, new_manifest({}, {}))
+                    atomic_write_json(path / MANIFEST, new_manifest({}, {}, None))
         return cls.open(path)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,7 +99,7 @@ class VolumeStore:
 
     def read_normalised(self, subject: str, region: Region | None = None) -> np.ndarray:
         """`read`, mapped so that the subject's robust `low` is 0 and its `high` is 1; not clipped."""
-        return _normalised(self.record(subject), self._voxels(subject, region))
+        return self.record(subject).normalised(self._voxels(subject, region))
 
     def normalised_parts(
         self, subject: str, region: Region, axis: int, voxels: int | None
@@ -115,10 +114,10 @@ class VolumeStore:
         block = last if voxels is None else self._array(subject).chunks[axis]
         while first < last:
             end = min(last, (first // block + 1) * block)
-            layer = self._voxels(subject, _along(axis, slice(first, end), region))
+            layer = self._voxels(subject, along(axis, slice(first, end), region))
             step = end - first if voxels is None else max(1, voxels * (end - first) // max(1, layer.size))
             for start in range(0, end - first, step):
-                yield first + start, _normalised(record, layer[_along(axis, slice(start, start + step))])
+                yield first + start, record.normalised(layer[along(axis, slice(start, start + step))])
             first = end
 
     def sizes(self, subject: str) -> tuple[int, int]:
@@ -141,18 +140,26 @@ class VolumeStore:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
+    def rule(self) -> SplitRule | None:
+        """What the subjects were split by; None before the first `update_manifest`, and if a manifest was lost."""
+        return self._rule
+
+    @property
     def left_out(self) -> dict[str, dict[str, Any]]:
         """Source files that conversion left out: path -> reason, message, stat and so on."""
         return dict(self._left_out)
 
-    def write_subject(self, subject: str, volume: SourceVolume, sha256: str | None = None) -> SubjectRecord:
+    def write_subject(
+        self, subject: str, volume: SourceVolume, sha256: str | None = None, group: str | None = None
+    ) -> SubjectRecord:
         """Store a volume under `subject`, atomically; one that is there is replaced and keeps its split.
 
-        sha256: of the source file, where it is another than the one read. The manifest lists it from
-        `update_manifest` on. Raises StoreError for a name that cannot be a folder's.
+        sha256: of the source file, where it is another than the one read. group: the person, where several
+        volumes may be of one; by default the subject itself. The manifest lists it from `update_manifest` on.
+        Raises StoreError for a name that cannot be a folder's.
         """
         with locked(self.path / WRITERS_LOCK, shared=True):
-            return write_subject(self._folder(subject), volume, sha256 or volume.sha256)
+            return write_subject(self._folder(subject), volume, sha256 or volume.sha256, group or subject)
 
     def remove_subject(self, subject: str) -> None:
         """Delete a subject's folder; the manifest forgets it from `update_manifest` on."""
@@ -182,29 +189,33 @@ class VolumeStore:
     ) -> None:
         """List every stored subject, and give a split to those that have none (`assign_splits` says how).
 
-        The split goes into the subject's own record first and into the manifest last, so that the manifest
-        can always be rebuilt. Raises ValueError for splits that do not add up.
+        The manifest records that rule. The split goes into the subject's own record first and into the manifest
+        last, so that the manifest can always be rebuilt. Raises ValueError for splits that do not add up.
         """
         with self._changing_manifest():
             records = self.stored_records()
             assigned = {subject: record.split for subject, record in records.items()}
-            for subject, split in assign_splits(assigned, records, fractions_or_counts, seed).items():
+            groups = {subject: record.group for subject, record in records.items()}
+            for subject, split in assign_splits(assigned, records, fractions_or_counts, seed, groups).items():
                 if split != assigned[subject]:
                     records[subject] = write_split(self._folder(subject), split)
-            self._write_manifest(records, self._left_out if left_out is None else left_out)
+            rule = SplitRule({name: float(share) for name, share in fractions_or_counts.items()}, seed)
+            self._write_manifest(records, self._left_out if left_out is None else left_out, rule)
 
     def rebuild_manifest(self) -> None:
         """Write the manifest anew from the subjects' own records, their splits included."""
         with self._changing_manifest():
-            self._write_manifest(self.stored_records(), self._left_out)
+            self._write_manifest(self.stored_records(), self._left_out, self._rule)
 
     @contextmanager
     def _changing_manifest(self) -> Iterator[None]:
         with locked(self.path / MANIFEST_LOCK), locked(self.path / WRITERS_LOCK, shared=True):
             yield
 
-    def _write_manifest(self, records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any]) -> None:
-        manifest = new_manifest(records, left_out)
+    def _write_manifest(
+        self, records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any], rule: SplitRule | None
+    ) -> None:
+        manifest = new_manifest(records, left_out, rule)
         atomic_write_json(self.path / MANIFEST, manifest)
         self._take(json.loads(json.dumps(manifest)))
 
@@ -213,6 +224,7 @@ class VolumeStore:
         subjects = sorted(manifest["subjects"].items())
         self._records = {subject: SubjectRecord.from_json(value, f"{where}, {subject}") for subject, value in subjects}
         self._left_out: dict[str, Any] = dict(manifest["left_out"])
+        self._rule = None if manifest["splits"] is None else SplitRule.from_json(manifest["splits"])
         self._arrays: dict[str, zarr.Array[Any]] = {}
 
     def _folder(self, subject: str) -> Path:
@@ -234,14 +246,3 @@ class VolumeStore:
             raise StoreError(
                 f"{self._folder(subject)}: damaged data ({error}); delete the folder and convert again"
             ) from error
-
-
-def _normalised(record: SubjectRecord, voxels: np.ndarray) -> np.ndarray:
-    plain = (record.slope, record.intercept) == (1.0, 0.0)
-    return record.intensity.normalise(voxels if plain else to_physical(voxels, record.slope, record.intercept))
-
-
-def _along(axis: int, chosen: slice, region: Region = (slice(None),) * 3) -> Region:
-    """`region` with another slice along one axis."""
-    d, h, w = (chosen if a == axis else part for a, part in enumerate(region))
-    return d, h, w

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
+from mrisr.cli import main
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 # 24 steps: 8 of L1, 4 of the critic alone, then two critic steps to one of the generator.
@@ -66,6 +68,17 @@ class Bench:
         out, _ = process.communicate(timeout=400)
         assert not check or process.returncode == 0, out
         return subprocess.CompletedProcess(process.args, process.returncode, out)
+
+    def here(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+    ) -> tuple[int, str]:
+        """The same in this process, for what needs no process of its own: exit code and output."""
+        monkeypatch.setenv("MRISR_HOME", str(self.home))
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with pytest.raises(SystemExit) as done:
+            main(list(arguments))
+        captured = capsys.readouterr()
+        return int(done.value.code or 0), captured.out + captured.err
 
     def train(self, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.call("train", "--config", str(self.config), *overrides, check=check)

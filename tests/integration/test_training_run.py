@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -28,6 +25,8 @@ def test_a_run_goes_through_every_phase_and_is_registered(unkilled: tuple[Bench,
     for word in ("pretrain", "critic", "generator", "validation", "registered models:/mdcsrn/1", "champion"):
         assert word in output
     assert newest(bench).name == "checkpoint_00000024"
+    kept = sorted(folder.name for folder in bench.run.glob("checkpoint_[0-9]*"))
+    assert kept == [f"checkpoint_{step:08d}" for step in (15, 20, 24)], "training.keep_checkpoints"
     history = bench.history()
     assert [step for step, _ in history["pretrain/loss"]] == [2, 4, 6, 8]
     assert [step for step, _ in history["validation/psnr"]] == [0, 6, 12, 18, 24]
@@ -47,74 +46,59 @@ def test_a_run_goes_through_every_phase_and_is_registered(unkilled: tuple[Bench,
     assert version.tags["protocol"] == "chen2018"
 
 
-def test_running_it_again_trains_and_registers_nothing(unkilled: tuple[Bench, str]) -> None:
+def test_running_it_again_trains_and_registers_nothing(
+    unkilled: tuple[Bench, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bench, _ = unkilled
     before = bench.history()
-    assert "registered models:/mdcsrn/1" in bench.train().stdout
+    code, output = bench.here(monkeypatch, capsys, "train", "--config", str(bench.config))
+    assert code == 0
+    assert "registered models:/mdcsrn/1" in output
     assert bench.history() == before
     assert len(MlflowClient(bench.uri).search_model_versions("name = 'mdcsrn'")) == 1
 
 
-def test_killed_runs_resume_and_end_with_the_same_parameters(
-    unkilled: tuple[Bench, str], small_store: Path, tmp_path: Path
+def test_another_configuration_of_the_same_name_is_refused(
+    unkilled: tuple[Bench, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kill -9 of the driver and all its processes after the first checkpoint; the same command goes on."""
-    reference, _ = unkilled
-    bench = Bench(tmp_path, small_store)
-    process = bench.start("train", "--config", str(bench.config))
-    deadline = time.monotonic() + 300
-    while not list(bench.run.glob("checkpoint_[0-9]*/progress.json")):
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    steps_before = {key: len(points) for key, points in bench.history().items()}
-    bench.train()
-
-    assert steps_before["pretrain/loss"] >= 2
-    for name in ("last.safetensors", "best.safetensors"):
-        expected, found = load_file(newest(reference) / name), load_file(newest(bench) / name)
-        assert expected.keys() == found.keys()
-        for key, value in expected.items():
-            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7)
-    clocks = ("throughput/", "volumes/seconds")
-    expected_history, found_history = reference.history(), bench.history()
-    assert expected_history.keys() == found_history.keys()
-    for key, points in expected_history.items():
-        assert [step for step, _ in found_history[key]] == [step for step, _ in points], f"gap or repeat in {key}"
-        if not key.startswith(clocks):
-            np.testing.assert_allclose([v for _, v in found_history[key]], [v for _, v in points], rtol=1e-4, atol=1e-6)
-
-
-def test_another_configuration_of_the_same_name_is_refused(unkilled: tuple[Bench, str]) -> None:
     bench, _ = unkilled
-    done = bench.train("training.gp_weight=3", check=False)
-    assert done.returncode == 2
+    code, output = bench.here(monkeypatch, capsys, "train", "--config", str(bench.config), "training.gp_weight=3")
+    assert code == 2
     for word in ("training.gp_weight", "10.0", "3", "another name="):
-        assert word in done.stdout
+        assert word in output
 
 
-def test_dry_run_prints_the_plan_and_starts_nothing(small_store: Path, tmp_path: Path) -> None:
+def test_dry_run_prints_the_plan_and_starts_nothing(
+    small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bench = Bench(tmp_path, small_store)
-    done = bench.call("train", "--config", str(bench.config), "--dry-run")
+    code, output = bench.here(monkeypatch, capsys, "train", "--config", str(bench.config), "--dry-run")
+    assert code == 0
     for word in ("gp_weight: 10.0", "train 4", "steps       24 of 2 patches on 2 workers", "parameters", "GiB"):
-        assert word in done.stdout
+        assert word in output
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_workers_that_never_fit_are_an_error_that_says_what_would(small_store: Path, tmp_path: Path) -> None:
+def test_workers_that_never_fit_are_an_error_that_says_what_would(
+    local_ray: None,
+    small_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     bench = Bench(tmp_path, small_store)
-    done = bench.train("resources.cpus_per_worker=64", check=False)
-    assert done.returncode == 2
-    assert "resources.cpus_per_worker" in done.stdout
-    assert "what fits" in done.stdout
+    many = "resources.cpus_per_worker=64"
+    code, output = bench.here(monkeypatch, capsys, "train", "--config", str(bench.config), many)
+    assert code == 2
+    assert "resources.cpus_per_worker" in output
+    assert "what fits" in output
 
 
 def test_training_starts_from_another_run_and_from_the_registry(unkilled: tuple[Bench, str], small_store: Path) -> None:
-    from mrisr.config import load_experiment
+    from mrisr.config import ConfigError, load_experiment
     from mrisr.training.initial import read_initial_weights
+    from mrisr.verbs import load_model
 
     bench, _ = unkilled
     experiment = load_experiment(bench.config, [f"output={bench.home}/runs"])
@@ -124,9 +108,17 @@ def test_training_starts_from_another_run_and_from_the_registry(unkilled: tuple[
         for key, value in best.items():
             torch.testing.assert_close(state[key], value, rtol=0, atol=0)
     assert TINY["name"] == experiment.name
+    # The same names and shapes fit a network without the residual; the file knows better.
+    plain = load_experiment(bench.config, [f"output={bench.home}/runs", "generator.residual=false"])
+    with pytest.raises(ConfigError, match=r"'residual': True.*'residual': False"):
+        read_initial_weights(plain, str(bench.run), bench.uri)
+    loaded = load_model(str(newest(bench) / "best.safetensors"), None)
+    assert loaded.generator.residual
 
 
-def test_the_champion_super_resolves_a_nifti_file(unkilled: tuple[Bench, str], tmp_path: Path) -> None:
+def test_the_champion_super_resolves_a_nifti_file(
+    unkilled: tuple[Bench, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bench, _ = unkilled
     rng = np.random.default_rng(0)
     data = rng.integers(0, 900, (37, 41, 35)).astype(np.int16)
@@ -139,15 +131,26 @@ def test_the_champion_super_resolves_a_nifti_file(unkilled: tuple[Bench, str], t
     assert out.shape == data.shape
     assert out.get_data_dtype() == np.int16
     np.testing.assert_allclose(out.affine, affine, atol=1e-5)
-    assert bench.call(*command, check=False).returncode == 2, "an existing file is not overwritten"
+    assert bench.here(monkeypatch, capsys, *command)[0] == 2, "an existing file is not overwritten"
 
 
-def test_evaluate_prints_the_table_and_writes_the_figures(unkilled: tuple[Bench, str], tmp_path: Path) -> None:
+def test_evaluate_prints_the_table_writes_the_figures_and_logs_them(
+    unkilled: tuple[Bench, str],
+    local_ray: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     bench, _ = unkilled
-    output = tmp_path / "evaluation"
-    command = ("evaluate", "--model", "models:/mdcsrn@champion", "--store", str(bench.store), "--output", str(output))
-    done = bench.call(*command, "--data-consistency")
+    folder = tmp_path / "evaluation"
+    command = ("evaluate", "--model", "models:/mdcsrn@champion", "--store", str(bench.store), "--output", str(folder))
+    code, output = bench.here(monkeypatch, capsys, *command, "--data-consistency")
+    assert code == 0, output
     for word in ("zero-filled", "cubic spline", "model", "data consistency", "foreground"):
-        assert word in done.stdout
-    assert (output / "test-chen2018.csv").read_text().count("\n") == 1 + 4 * 2
-    assert list(output.glob("*.png"))
+        assert word in output
+    assert (folder / "test-chen2018.csv").read_text().count("\n") == 1 + 4 * 2
+    assert list(folder.glob("*.png"))
+    assert [version for version, _ in bench.history()["test/chen2018/model/whole/psnr"]] == [1]
+    run_id = (bench.run / "mlflow_run_id.txt").read_text()
+    (logged,) = MlflowClient(bench.uri).list_artifacts(run_id, "evaluation/version-1")
+    assert logged.path.endswith("test-chen2018.csv")

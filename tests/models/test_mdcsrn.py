@@ -176,6 +176,14 @@ def test_micro_batches_make_one_update_of_the_statistics() -> None:
     assert norm.momentum == 0.1
 
 
+def test_the_image_has_more_grey_levels_than_bfloat16() -> None:
+    network = MDCSRN(4, 2, 2, channels_last=True).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        image = network(torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0)))
+    assert image.dtype == torch.float32
+    assert (image.bfloat16().float() != image).float().mean() > 0.9
+
+
 def test_construction_is_seeded_and_leaves_the_global_state() -> None:
     before = torch.random.get_rng_state()
     first, second, other = MDCSRN(2, 2, 2, seed=1), MDCSRN(2, 2, 2, seed=1), MDCSRN(2, 2, 2, seed=2)

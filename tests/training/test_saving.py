@@ -30,7 +30,7 @@ networks = build_networks(MDCSRN(2, 1, 1), build_critic("pointwise", 16), StepCo
 for step in range(count):
     try:
         weights = {"last.safetensors": full_state(networks.generator)}
-        write_folder(folder / checkpoint_name(step), networks, {"step": step}, weights)
+        write_folder(folder / checkpoint_name(step), networks, {"step": step}, weights, networks.generator.config)
         print("written", step, flush=True)
     except CheckpointWriteError as error:
         print(error, flush=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.batchnorm import batchnorms
 from mrisr.training.schedule import Phase
-from mrisr.training.sharding import evaluated_state
+from mrisr.training.sharding import device_for_worker, evaluated_state
 from mrisr.training.step import (
     Networks,
     NonFiniteError,
@@ -211,3 +211,12 @@ def test_weight_clipping_bounds_the_critic_and_nothing_else() -> None:
     assert metrics["loss"] == pytest.approx(-metrics["wasserstein"])
     assert metrics["interpolate_gradient_norm"] > 0, "shown without a penalty too, for comparison"
     assert all(torch.equal(before[name], value) for name, value in weights(networks, "generator").items())
+
+
+def test_a_worker_without_a_reserved_gpu_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray shows every GPU to a process that reserved none; where there is none, a reserved one is an error."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_for_worker(gpu=False) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"resources\.gpus=false"):
+        device_for_worker(gpu=True)

@@ -36,7 +36,9 @@ class PointwiseSums:
         width = part.shape[1]
         for index, weight in enumerate(self._weights):
             if self._offset + width <= weight.shape[1]:
-                product = F.conv3d(part, weight[:, self._offset : self._offset + width])
+                slab = weight[:, self._offset : self._offset + width]
+                last = index == len(self._weights) - 1
+                product = _image(part, slab) if last else F.conv3d(part, slab)
                 total = self._sums[index]
                 self._sums[index] = product if total is None else total + product
         self._offset += width
@@ -46,6 +48,20 @@ class PointwiseSums:
         total, self._sums[index] = self._sums[index], None
         assert total is not None
         return total
+
+
+def _image(part: Tensor, weight: Tensor) -> Tensor:
+    """A part's share of the output image, float32 also under autocast: bfloat16 has 128 grey levels from 1 to 2.
+
+    Without gradients the products are float32 too; with them a float32 copy of every part would be kept for the
+    backward pass, and only the sum is.
+    """
+    if torch.is_grad_enabled():
+        product = F.conv3d(part, weight)
+        return product.to(torch.promote_types(product.dtype, torch.float32))
+    wide = torch.promote_types(part.dtype, torch.float32)
+    with torch.autocast(part.device.type, enabled=False):
+        return F.conv3d(part.to(wide), weight.to(wide))
 
 
 class DenseUnit(nn.Module):

@@ -26,6 +26,7 @@ from mrisr.training.sharding import average_statistics, plain, rank, release, wo
 
 PROGRESS = "progress.json"
 METADATA = ".metadata"
+REMEDY = "delete this folder to resume from the checkpoint before it"
 
 
 class CheckpointError(ValueError):
@@ -73,11 +74,11 @@ def load(directory: str | Path, networks: Networks) -> dict[str, Any]:
     except CheckpointError:
         raise
     except (OSError, EOFError, json.JSONDecodeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{folder} cannot be read: {error}; choose an earlier checkpoint") from error
+        raise CheckpointError(f"{folder} cannot be read: {error}; {REMEDY}") from error
     except CheckpointException as error:
         causes = {f"rank {number}: {type(cause).__name__} {cause}" for number, (cause, _) in error.failures.items()}
         reason = ", ".join(sorted(causes))
-        raise CheckpointError(f"{folder} cannot be read: {reason}; choose an earlier checkpoint") from error
+        raise CheckpointError(f"{folder} cannot be read: {reason}; {REMEDY}") from error
     return progress
 
 

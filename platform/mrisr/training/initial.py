@@ -9,10 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mrisr.config import ConfigError, Experiment
-from mrisr.config.schema import home
+from mrisr.config.paths import home
 from mrisr.models import MDCSRN
 from mrisr.registry import load_generator_weights
 from mrisr.training.assembly import generator_config
+from mrisr.training.claim import INITIAL
 from mrisr.training.worker import BEST_WEIGHTS
 
 
@@ -25,7 +26,7 @@ def prepare_initial_weights(experiment: Experiment, uri: str) -> Path | None:
     source = experiment.generator.init_from
     if source is None:
         return None
-    file = experiment.run_folder / "initial.safetensors"
+    file = experiment.run_folder / INITIAL
     if not file.exists():
         state = read_initial_weights(experiment, source, uri)
         part = file.with_name(f".initial.part{os.getpid()}")
@@ -41,7 +42,7 @@ def read_initial_weights(experiment: Experiment, source: str, uri: str) -> dict[
         resolved = source if source.startswith("models:/") else _file(source)
         found, state = load_generator_weights(resolved, uri)
         generator = MDCSRN(**config)
-        if found is None and not resolved.endswith(BEST_WEIGHTS):
+        if found is None:
             generator.load_reference_state_dict(state)
         else:
             if found is not None and found != config:

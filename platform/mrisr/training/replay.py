@@ -53,7 +53,8 @@ def record(
         "world_size": world_size(), "seed": config.seed, "micro_batch": config.micro_batch, "batch": patches,
         "losses": [{name: _text(value) for name, value in terms.items()} for terms in error.terms],
     }  # fmt: skip
-    return write_folder(run_folder / f"nonfinite_{error.step:08d}", networks, {"step": error.step, "replay": told}, {})
+    progress = {"step": error.step, "replay": told}
+    return write_folder(run_folder / f"nonfinite_{error.step:08d}", networks, progress, {}, {})
 
 
 def replay(folder: Path) -> Replayed:
@@ -70,7 +71,7 @@ def replay(folder: Path) -> Replayed:
     experiment = _alone(load_experiment(folder.parent / "experiment.yaml"), told["micro_batch"])
     store = open_store(experiment)
     maker = patch_maker(experiment, store.subjects("train"))
-    networks = initial_networks(experiment, None, device_for_worker())
+    networks = initial_networks(experiment, None, device_for_worker(torch.cuda.is_available()))
     checkpoint.load(folder, networks)
     phase = Phase(told["phase"])
     where = f"step {told['step']:,} ({phase}) of {experiment.name!r}"

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors.torch import save
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from mrisr.training import checkpoint
 from mrisr.training.networks import Networks
 from mrisr.training.sharding import rank, world_size
+from mrisr.weights import serialised
 
 
 class CheckpointWriteError(RuntimeError):
@@ -56,18 +56,23 @@ def agreed_checkpoint(run_folder: Path) -> Path | None:
 
 
 def write_folder(
-    final: Path, networks: Networks, progress: dict[str, Any], weights: dict[str, dict[str, Tensor]]
+    final: Path,
+    networks: Networks,
+    progress: dict[str, Any],
+    weights: dict[str, dict[str, Tensor]],
+    generator_config: dict[str, Any],
 ) -> Path:
     """Write a checkpoint to the folder `final` of storage that all ranks share; every rank must call it.
 
-    weights: safetensors files that rank 0 adds, name -> state_dict of plain CPU tensors. All ranks write into a hidden
-    folder beside `final`, which takes its name in one step after every rank has said that its part is on the disk. So a
-    process killed at any moment leaves the last whole checkpoint as the newest one.
+    weights: safetensors files of the generator that rank 0 adds, name -> state_dict of plain CPU tensors;
+    generator_config: goes into their headers, since the same names and shapes fit other networks. All ranks write into
+    a hidden folder beside `final`, which takes its name in one step after every rank has said that its part is on the
+    disk. So a process killed at any moment leaves the last whole checkpoint as the newest one.
     Raises CheckpointWriteError on every rank if any of them cannot write: disk full, quota, folder gone.
     """
     part = final.with_name(f".{final.name}.part")
     try:
-        _together(lambda: _begin(part, weights) if rank() == 0 else None)
+        _together(lambda: _begin(part, weights, generator_config) if rank() == 0 else None)
         _together(lambda: checkpoint.save(part, networks, progress))
         _together(lambda: _finish(part, final) if rank() == 0 else None)
     except CheckpointWriteError as error:
@@ -82,11 +87,11 @@ def write_folder(
     return final
 
 
-def _begin(part: Path, weights: dict[str, dict[str, Tensor]]) -> None:
+def _begin(part: Path, weights: dict[str, dict[str, Tensor]], generator_config: dict[str, Any]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name, state in weights.items():
-        (part / name).write_bytes(save({key: value.contiguous() for key, value in state.items()}))
+        (part / name).write_bytes(serialised(generator_config, state))
 
 
 def _finish(part: Path, final: Path) -> None:

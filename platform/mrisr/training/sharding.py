@@ -34,10 +34,19 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def device_for_worker() -> torch.device:
-    """This worker's GPU by LOCAL_RANK (Ray Train and torchrun set it), made current; without GPUs the CPU."""
-    if not torch.cuda.is_available():
+def device_for_worker(gpu: bool) -> torch.device:
+    """This worker's GPU by LOCAL_RANK (Ray Train and torchrun set it), made current; the CPU if it was given none.
+
+    gpu: whether a GPU was reserved for this worker. Ray hides no GPU from a process that reserved none, so that what
+    torch sees does not tell. Raises RuntimeError for a reserved GPU that torch cannot use.
+    """
+    if not gpu:
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            f"a GPU is reserved for this worker, but torch {torch.__version__} cannot use it; install torch for the "
+            "driver, or set resources.gpus=false"
+        )
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device

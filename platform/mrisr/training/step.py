@@ -56,9 +56,12 @@ class NonFiniteError(RuntimeError):
 
 
 def interpolation_coefficients(seed: int, step: int, first: int, count: int) -> Tensor:
-    """(count,) float32 in [0, 1) for global samples from `first` on: of (seed, step, sample) alone."""
+    """(count,) float32 in [0, 1) for global samples from `first` on: of (seed, step, sample) alone.
+
+    4 sets these draws apart from those of the stream (see mrisr.rows).
+    """
     return torch.tensor(
-        [np.random.default_rng([seed, step, first + sample]).random() for sample in range(count)],
+        [np.random.default_rng([seed, 4, step, first + sample]).random() for sample in range(count)],
         dtype=torch.float32,
     )
 

@@ -16,7 +16,7 @@ from mrisr.patches import cut, sample_corners
 from mrisr.pictures import validation_figure
 from voxelstore import VolumeStore
 
-# Cubes are chosen by this seed and the subject's place alone: a new experiment seed must not move the yardstick.
+# Cubes are chosen by this seed and the subject's name alone: a new experiment seed must not move the yardstick.
 CUBE_SEED = 20180304
 
 

@@ -20,6 +20,7 @@ from mrisr.pictures import critic_figure
 from mrisr.stream import Batch, StreamLimits, rank_batches
 from mrisr.training import checkpoint, replay
 from mrisr.training.assembly import generator_config, initial_networks, patch_maker, schedule_of, step_config
+from mrisr.training.claim import OUTBOX
 from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint, checkpoint_name, write_folder
 from mrisr.training.schedule import phase
 from mrisr.training.sharding import average_statistics, device_for_worker, evaluated_state, full_state
@@ -31,13 +32,12 @@ from voxelstore import VolumeStore
 
 BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
-OUTBOX = "outbox"
 # How long the end of a run waits for an MLflow that is away; what is left is delivered by the next start.
 LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S = 60.0, 3.0
 
 
 class Best:
-    """The best weights so far by the validation figure, kept on rank 0's CPU and inside every checkpoint."""
+    """The best weights so far by the validation figure, kept on every rank's CPU and inside every checkpoint."""
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
@@ -61,16 +61,17 @@ class Best:
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """One rank of a run. settings: experiment (JSON), tracking_uri, mlflow_run_id, initial weights, data_cpus.
+    """One rank of a run. settings: experiment (JSON), tracking_uri, mlflow_run_id, initial weights, gpu,
+    data_cpus, node_cpus.
 
     Returns step, best and `stopped`: None at the end of the schedule, else [kind, message] with kind `terminated`,
-    `non-finite` or `storage`: what starting the workers again would not mend.
+    `non-finite`, `storage` or `checkpoint`: what starting the workers again would not mend.
     """
     cluster.quiet()
     experiment = Experiment.model_validate(settings["experiment"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = device_for_worker()
+    device = device_for_worker(settings["gpu"])
     if device.type == "cpu":
         threads = experiment.resources.threads_per_worker
         torch.set_num_threads(threads or max(1, settings["node_cpus"] // context.get_local_world_size()))
@@ -83,12 +84,18 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     # The position in the stream is the step, so a checkpoint that knows its step knows its row.
     step, best, window = 0, Best(experiment.validation.metric), Window()
+    # Since the last picture of the critic; the same on every rank.
+    critic_norms: list[float] = []
     found, known = agreed_checkpoint(run_folder), ray.train.get_checkpoint()
     if found is not None:
-        progress = checkpoint.load(found, networks)
+        try:
+            progress = checkpoint.load(found, networks)
+        except checkpoint.CheckpointError as error:
+            return {"step": step, "best": best.progress(), "stopped": ["checkpoint", str(error)]}
         best.restore(progress["best"], found)
         step = progress["step"]
         window.restore(progress["window"])
+        critic_norms = progress["critic_norms"]
         if known is None or Path(known.path).name != found.name:
             # Whole on the disk, but the process died before Ray heard of it.
             _report(found, step, best)
@@ -101,7 +108,6 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     maker = patch_maker(experiment, store.subjects("train"))
     limits = StreamLimits(experiment.stream.cpus_per_task, settings["data_cpus"], experiment.stream.rounds)
     batches = rank_batches(maker, rank, world, step, schedule.total_steps, limits)
-    critic_norms: list[float] = []
 
     def validate() -> None:
         average_statistics(networks)
@@ -121,19 +127,23 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
                 )
                 outbox.figure(step, "critic", histogram)
                 outbox.metrics(step, {f"critic_weights/{key}": value for key, value in spread.items()})
-                critic_norms.clear()
             print(
                 f"step {step:>7,} validation  psnr {figures['psnr']:.3f} dB "
                 f"({figures['psnr_gain']:+.3f} over the input)  "
                 f"ssim {figures['ssim']:.4f} ({figures['ssim_gain']:+.4f}){'  best so far' if better else ''}",
                 flush=True,
             )
+        if weights is not None:
+            critic_norms.clear()
 
     def save() -> None:
         average_statistics(networks)
-        progress = {"step": step, "best": best.progress(), "window": window.progress()}
+        progress = {
+            "step": step, "best": best.progress(), "window": window.progress(), "critic_norms": critic_norms,
+        }  # fmt: skip
         weights = {LAST_WEIGHTS: evaluated_state(networks)} | ({BEST_WEIGHTS: best.state} if best.state else {})
-        _report(write_folder(run_folder / checkpoint_name(step), networks, progress, weights), step, best)
+        folder = run_folder / checkpoint_name(step)
+        _report(write_folder(folder, networks, progress, weights, generator_config(experiment)), step, best)
 
     def loop() -> list[str] | None:
         nonlocal step

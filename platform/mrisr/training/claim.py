@@ -1,0 +1,129 @@
+"""Whose a run's folder is: one configuration's, one data set's, one process's at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mrisr.config import ConfigError, Experiment
+from mrisr.config.loading import dump_experiment, load_experiment
+from mrisr.training.assembly import schedule_of, step_config
+from mrisr.training.saving import whole_checkpoints
+from voxelstore import VolumeStore
+
+OUTBOX, INITIAL, RUN_ID = "outbox", "initial.safetensors", "mlflow_run_id.txt"
+# Keys that may differ between a run and its resumption: they change how and how far, not what is computed so far.
+_MAY_CHANGE = (
+    "resources", "schedule.total_steps", "training.max_failures", "training.keep_checkpoints", "tracking",
+    "generator.recompute", "critic.samples_at_once",
+)  # fmt: skip
+
+
+@contextmanager
+def alone(experiment: Experiment) -> Iterator[None]:
+    """Two drivers on one run's folder would delete each other's files; the lock goes with the process."""
+    lock = FileLock(experiment.run_folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"name = {experiment.name!r}: another process is training this run in {experiment.run_folder}; wait for "
+            "it, stop it, or use another name=..."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_another(experiment: Experiment, store: VolumeStore) -> None:
+    """Raise ConfigError if the run's folder holds checkpoints of another configuration or of other data."""
+    folder = experiment.run_folder
+    if not (file := folder / "experiment.yaml").exists() or not whole_checkpoints(folder):
+        return
+    earlier = load_experiment(file)
+    before, now = _compared(earlier), _compared(experiment)
+    changed = sorted(
+        key for key in before.keys() | now.keys()
+        if before.get(key) != now.get(key) and not key.startswith(_MAY_CHANGE)
+    )  # fmt: skip
+    if changed:
+        lines = [f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
+        raise ConfigError(
+            f"name = {experiment.name!r}: {folder} holds a run of another configuration:\n"
+            + "\n".join(lines)
+            + "\nUse the same values to resume it, or another name=... to start a new run"
+        )
+    if schedule_of(earlier).needs_critic != schedule_of(experiment).needs_critic:
+        raise ConfigError(
+            f"schedule.total_steps = {experiment.schedule.total_steps}: run {experiment.name!r} "
+            f"{'has' if schedule_of(earlier).needs_critic else 'was started without'} an adversarial stage, and its "
+            f"checkpoints {'hold' if schedule_of(earlier).needs_critic else 'lack'} the critic; start a new run from "
+            f"its weights: name=... generator.init_from={folder}"
+        )
+    data = folder / "dataset.txt"
+    if data.exists() and data.read_text() != store.fingerprint():
+        raise ConfigError(
+            f"data.store = {store.path}: its subjects or splits have changed since run {experiment.name!r} began, "
+            "so that it cannot be resumed exactly; use another name=... to start a new run"
+        )
+
+
+def claim(experiment: Experiment, store: VolumeStore) -> None:
+    """Write the resolved configuration into the run's folder before the first step.
+
+    A start that left no checkpoint, of a configuration that was a mistake, say, has no claim to the name: what it left
+    there goes, and its MLflow run stays as it ended.
+    """
+    folder, file, text = experiment.run_folder, experiment.run_folder / "experiment.yaml", dump_experiment(experiment)
+    if file.exists() and (file.read_text() == text or whole_checkpoints(folder)):
+        return
+    for name in (INITIAL, RUN_ID):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / OUTBOX, ignore_errors=True)
+    write_whole(folder / "dataset.txt", store.fingerprint())
+    write_whole(file, text)
+
+
+def mend_ray_snapshot(folder: Path) -> None:
+    """Put Ray's own list of checkpoints aside if it was cut short: Ray writes it in place, and would refuse to start.
+
+    The checkpoints are found without it; the workers report the newest to Ray again.
+    """
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    try:
+        listed = json.loads(snapshot.read_text())["checkpoint_results"]
+        sound = all((folder / entry["checkpoint_dir_name"]).is_dir() for entry in listed)
+    except FileNotFoundError:
+        return
+    except (json.JSONDecodeError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        snapshot.replace(snapshot.with_suffix(".torn"))
+
+
+def _compared(experiment: Experiment) -> dict[str, Any]:
+    """Every key's value; for micro_batch the number it comes to, since BatchNorm's figures are of that many patches."""
+    return _flat(experiment.model_dump(mode="json")) | {"training.micro_batch": step_config(experiment).micro_batch}
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        k: v for name, child in node.items() for k, v in _flat(child, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a small file so that it is there as a whole or not at all."""
+    part = file.with_name(f".{file.name}.part{os.getpid()}")
+    part.write_text(text)
+    part.replace(file)

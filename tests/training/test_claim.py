@@ -1,0 +1,95 @@
+"""A run's folder belongs to one configuration once there is a checkpoint, and to one process at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mrisr.config import ConfigError, Experiment, load_experiment
+from mrisr.training.checkpoint import METADATA, PROGRESS
+from mrisr.training.claim import alone, claim, refuse_another
+from voxelstore import VolumeStore
+
+
+def experiment(folder: Path, *overrides: str) -> Experiment:
+    return load_experiment(None, ["name=r", f"output={folder}", *overrides])
+
+
+def leave_checkpoint(run_folder: Path) -> None:
+    """What `whole_checkpoints` takes for one."""
+    checkpoint = run_folder / "checkpoint_00000010"
+    checkpoint.mkdir()
+    (checkpoint / METADATA).write_bytes(b"x")
+    (checkpoint / PROGRESS).write_text('{"step": 10}')
+
+
+def test_a_start_without_a_checkpoint_gives_the_name_back(small_store: Path, tmp_path: Path) -> None:
+    store = VolumeStore.open(small_store)
+    wrong, right = experiment(tmp_path, "generator.init_from=nowhere.pt"), experiment(tmp_path)
+    wrong.run_folder.mkdir()
+    claim(wrong, store)
+    for name in ("initial.safetensors", "mlflow_run_id.txt"):
+        (wrong.run_folder / name).write_text("of the wrong one")
+    refuse_another(right, store)
+    claim(right, store)
+    assert load_experiment(right.run_folder / "experiment.yaml") == right
+    assert not (right.run_folder / "initial.safetensors").exists()
+    assert not (right.run_folder / "mlflow_run_id.txt").exists()
+    # The same one again leaves everything.
+    (right.run_folder / "mlflow_run_id.txt").write_text("of the right one")
+    claim(right, store)
+    assert (right.run_folder / "mlflow_run_id.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("training.gp_weight=3", r"training\.gp_weight: was 10\.0, now 3\.0"),
+        # Two workers would halve the patches that BatchNorm normalises over.
+        ("resources.workers=2", r"training\.micro_batch: was 2, now 1"),
+        ("schedule.total_steps=250000", r"has an adversarial stage.*generator\.init_from"),
+    ],
+)
+def test_checkpoints_of_another_configuration_are_refused(
+    change: str, words: str, small_store: Path, tmp_path: Path
+) -> None:
+    store, first = VolumeStore.open(small_store), experiment(tmp_path)
+    first.run_folder.mkdir()
+    claim(first, store)
+    leave_checkpoint(first.run_folder)
+    refuse_another(first, store)
+    refuse_another(experiment(tmp_path, "schedule.total_steps=800000", "training.keep_checkpoints=5"), store)
+    with pytest.raises(ConfigError, match=words):
+        refuse_another(experiment(tmp_path, change), store)
+
+
+def test_more_workers_of_the_same_micro_batch_may_go_on(small_store: Path, tmp_path: Path) -> None:
+    store, first = VolumeStore.open(small_store), experiment(tmp_path, "training.micro_batch=1")
+    first.run_folder.mkdir()
+    claim(first, store)
+    leave_checkpoint(first.run_folder)
+    refuse_another(experiment(tmp_path, "training.micro_batch=1", "resources.workers=2"), store)
+
+
+def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
+    run = experiment(tmp_path)
+    run.run_folder.mkdir()
+    holder = f"""
+from filelock import FileLock
+lock = FileLock({str(run.run_folder / ".lock")!r})
+lock.acquire()
+print("held", flush=True)
+input()
+"""
+    process = subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match="another process is training this run"), alone(run):
+        pass
+    process.kill()
+    process.wait()
+    with alone(run):
+        pass
