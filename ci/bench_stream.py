@@ -5,10 +5,11 @@
 
 Four volumes of 256x320x320 int16 (synthetic heads), pairs of 64^3, a low-pass with a random strength per volume, 16
 patches per volume. Everyone ends with float32 torch tensors and uses `--cores` worker processes; files are in the page
-cache. The clock covers everything from the loader's first batch asked for to its last; before it starts, the stream's
-data tasks have run once, and MONAI's cache is filled. The peers read uncompressed NIfTI and fork their workers. Two
-loops without Ray and torch stand beside them, in as many processes: the same rows with whole volumes and full
-transforms, as one would write it with numpy and scipy, and the stream's own rows.
+cache. The clock covers everything from the loader's first batch asked for to its last. Before it starts, a few groups
+have been streamed, so that Ray has a process for every core, which takes it seconds, and MONAI's cache is filled. The
+peers read uncompressed NIfTI and fork their workers. Two loops without Ray and torch stand beside them, in as many
+processes: the same rows with whole volumes and full transforms, as one would write it with numpy and scipy, and the
+stream's own rows.
 """
 
 from __future__ import annotations

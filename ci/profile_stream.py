@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy import fft
 
+import mrisr.rows
 from mrisr.bench_stream import plain_patches
-from mrisr.degradation import Degradation, DegradationRange, degrade, spectral_weight
-from mrisr.degradation.applying import SLAB_VOXELS
+from mrisr.degradation import Degradation, DegradationRange, applying, degrade, spectral_weight
 from mrisr.patches import copy_overlaps, sample_corners
-from mrisr.rows import PART_VOXELS, PatchMaker, RowPlan
+from mrisr.rows import PatchMaker, RowPlan
 from voxelstore import VolumeStore
 
 T = TypeVar("T")
@@ -48,13 +48,13 @@ def whole(hr: np.ndarray, d: Degradation) -> np.ndarray:
 
 def slabs(hr: np.ndarray, d: Degradation) -> np.ndarray:
     """Slab by slab along the first axis, all columns."""
-    step = max(1, SLAB_VOXELS // hr[0].size)
+    step = max(1, applying.SLAB_VOXELS // hr[0].size)
     return np.concatenate([whole(hr[i : i + step], d) for i in range(0, len(hr), step)])
 
 
 def by_parts(store: VolumeStore, subject: str) -> None:
-    """The whole volume, normalised, 2 MB of float32 at a time."""
-    for _ in store.normalised_parts(subject, (slice(None),) * 3, 0, PART_VOXELS):
+    """The whole volume, normalised, PART_VOXELS at a time."""
+    for _ in store.normalised_parts(subject, (slice(None),) * 3, 0, mrisr.rows.PART_VOXELS):
         pass
 
 
@@ -79,7 +79,7 @@ def main() -> None:
 
     physical = timed("read, decode, to float32", lambda: store.read(subject))
     hr = timed("read, decode, normalise in one pass", lambda: store.read_normalised(subject))
-    timed("the same in parts of 2 MB, one layer of blocks in memory", lambda: by_parts(store, subject))
+    timed("the same in small parts, one layer of blocks in memory", lambda: by_parts(store, subject))
     timed("to normalise alone, after a plain read", lambda: record.intensity.normalise(physical))
     plain = timed("transform: whole volume", lambda: whole(hr, in_plane))
     timed("transform: slab by slab", lambda: slabs(hr, in_plane), plain)
@@ -110,6 +110,11 @@ def main() -> None:
         "one row: whole volume, full transform, float32", lambda: plain_patches(maker, plan.row(0), lambda stage: None)
     )
     timed("one row: as the stream makes it, part by part", lambda: maker.row_patches(plan.row(0))[0])
+    chosen = mrisr.rows.PART_VOXELS
+    for voxels in (2**17, 2**19, 2**20):
+        mrisr.rows.PART_VOXELS = applying.SLAB_VOXELS = voxels
+        timed(f"the same in parts of {voxels / chosen:.1f} times that size", lambda: maker.row_patches(plan.row(0))[0])
+    mrisr.rows.PART_VOXELS = applying.SLAB_VOXELS = chosen
     timed("a group of two such rows, interleaved", lambda: maker.group_patches(0, 0))
     table = Table("step", "seconds", "largest difference")
     for name, seconds, difference in rows:

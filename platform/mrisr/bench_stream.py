@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,6 +26,7 @@ from voxelstore import VolumeStore
 __all__ = ["STAGES", "Measured", "Speed", "Stopwatch", "bare_loop", "measure_stream", "plain_patches", "ray_stream"]
 
 WORKER_CPUS = 0.01
+WARM_UP = 6  # groups of every lane before the clock starts: Ray takes seconds to start a process for each core
 SIZED = 100  # subjects whose sizes are averaged
 
 
@@ -81,6 +83,20 @@ def plain_patches(maker: PatchMaker, row: Row, mark: Callable[[str], None]) -> t
     return pair[0], pair[1]
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Processes started here get one thread of linear algebra, as Ray gives its tasks: more would spin on the cores."""
+    keys = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {key: os.environ[key] for key in keys if key in os.environ}
+    os.environ.update(dict.fromkeys(keys, "1"))
+    try:
+        yield
+    finally:
+        for key in keys:
+            del os.environ[key]
+        os.environ.update(before)
+
+
 def _loop(make: Callable[..., Any], maker: PatchMaker, rows: Sequence[Row]) -> dict[str, float]:
     """One process of a loop without Ray."""
     watch = Stopwatch()
@@ -92,7 +108,7 @@ def _loop(make: Callable[..., Any], maker: PatchMaker, rows: Sequence[Row]) -> d
 
 def bare_loop(make: Callable[..., Any], maker: PatchMaker, rows: Sequence[Row], processes: int) -> Speed:
     """`make(maker, row, mark)` over the rows in `processes` processes, and nothing else."""
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with one_thread(), ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         parts = [list(rows[i::processes]) for i in range(processes)]
         work = [make] * processes, [maker] * processes
         list(pool.map(_loop, *work, [part[:1] for part in parts]))  # imports, opens, page cache
@@ -114,8 +130,8 @@ def _consume(settings: dict[str, Any]) -> dict[str, Any]:
     cluster.quiet()
     torch.set_num_threads(1)
     maker, limits = settings["maker"], settings["limits"]
-    step = maker.plan.group_size
-    for _ in rank_batches(maker, 0, 1, 0, step, limits):  # starts and warms the data tasks
+    step = WARM_UP * maker.plan.group_size
+    for _ in rank_batches(maker, 0, 1, 0, step, limits):  # until Ray has started a process for every core
         pass
     ray.get(maker.sink.take.remote())
     seen = 0
@@ -176,7 +192,7 @@ def measure_stream(experiment: Experiment, rows: int, cores: int | None = None) 
     limits = StreamLimits((cores - WORKER_CPUS) / cores, cores - WORKER_CPUS, experiment.stream.rounds)
     with tempfile.TemporaryDirectory() as folder:
         stream = ray_stream(maker, turns, limits, cores, Path(folder))
-    measured = [plan.row(per_turn + i) for i in range(turns * per_turn)]
+    measured = [plan.row(WARM_UP * per_turn + i) for i in range(turns * per_turn)]
     plain, bare = (bare_loop(make, maker, measured, cores) for make in (plain_patches, PatchMaker.row_patches))
     stored, decoded = np.mean([store.sizes(subject) for subject in subjects[:SIZED]], axis=0)
     return Measured(plain, bare, stream, maker.patch_size, plan.patches_per_row, float(stored), float(decoded))

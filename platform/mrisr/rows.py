@@ -17,8 +17,8 @@ from voxelstore import VolumeStore
 # Patches travel from the data tasks to the workers as float16. On normalised intensities in [0, 2) the rounding error
 # is at most 2^-11 of the value (4.9e-4 at 1, below 1/1000 of the intensity range), about 75 dB below a unit range.
 WIRE_DTYPE = np.float16
-# Voxels that go from the store to the patches at a time, where slices are independent: 2 MB of float32.
-PART_VOXELS = 2**19
+# Voxels that go from the store to the patches at a time, where slices are independent: 1.3 MB of float32.
+PART_VOXELS = 5 * 2**16
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from voxelstore.errors import StoreError
 from voxelstore.intensity import IntensityMap
+from voxelstore.volume import to_physical
 
 Triple = tuple[int, int, int]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -41,6 +44,11 @@ class SubjectRecord:
     size: int
     mtime_ns: int
     content: str
+
+    def normalised(self, voxels: np.ndarray) -> np.ndarray:
+        """Stored voxels, any part of them, to float32 in about [0, 1] (see `IntensityMap`)."""
+        plain = (self.slope, self.intercept) == (1.0, 0.0)
+        return self.intensity.normalise(voxels if plain else to_physical(voxels, self.slope, self.intercept))
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON's types."""

@@ -17,6 +17,7 @@ from voxelstore.errors import StoreError
 from voxelstore.files import atomic_write_json, clean, locked, remove_folder
 from voxelstore.manifest import MANIFEST, new_manifest, read_manifest
 from voxelstore.record import SubjectRecord
+from voxelstore.region import Region, along
 from voxelstore.splits import SplitRule, assign_splits
 from voxelstore.subject import (
     VOXELS,
@@ -34,8 +35,6 @@ from voxelstore.volume import SourceVolume, to_physical
 SUBJECTS = "subjects"
 WRITERS_LOCK = ".writers.lock"
 MANIFEST_LOCK = ".manifest.lock"
-
-Region = tuple[slice, slice, slice]
 
 
 class VolumeStore:
@@ -100,7 +99,7 @@ class VolumeStore:
 
     def read_normalised(self, subject: str, region: Region | None = None) -> np.ndarray:
         """`read`, mapped so that the subject's robust `low` is 0 and its `high` is 1; not clipped."""
-        return _normalised(self.record(subject), self._voxels(subject, region))
+        return self.record(subject).normalised(self._voxels(subject, region))
 
     def normalised_parts(
         self, subject: str, region: Region, axis: int, voxels: int | None
@@ -115,10 +114,10 @@ class VolumeStore:
         block = last if voxels is None else self._array(subject).chunks[axis]
         while first < last:
             end = min(last, (first // block + 1) * block)
-            layer = self._voxels(subject, _along(axis, slice(first, end), region))
+            layer = self._voxels(subject, along(axis, slice(first, end), region))
             step = end - first if voxels is None else max(1, voxels * (end - first) // max(1, layer.size))
             for start in range(0, end - first, step):
-                yield first + start, _normalised(record, layer[_along(axis, slice(start, start + step))])
+                yield first + start, record.normalised(layer[along(axis, slice(start, start + step))])
             first = end
 
     def sizes(self, subject: str) -> tuple[int, int]:
@@ -247,14 +246,3 @@ class VolumeStore:
             raise StoreError(
                 f"{self._folder(subject)}: damaged data ({error}); delete the folder and convert again"
             ) from error
-
-
-def _normalised(record: SubjectRecord, voxels: np.ndarray) -> np.ndarray:
-    plain = (record.slope, record.intercept) == (1.0, 0.0)
-    return record.intensity.normalise(voxels if plain else to_physical(voxels, record.slope, record.intercept))
-
-
-def _along(axis: int, chosen: slice, region: Region = (slice(None),) * 3) -> Region:
-    """`region` with another slice along one axis."""
-    d, h, w = (chosen if a == axis else part for a, part in enumerate(region))
-    return d, h, w
