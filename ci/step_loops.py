@@ -155,7 +155,7 @@ def _ray_worker(settings: dict[str, Any]) -> Seconds:
     from mrisr.training.sharding import device_for_worker
     from mrisr.training.stopping import Requests
 
-    context, device = ray.train.get_context(), device_for_worker()
+    context, device = ray.train.get_context(), device_for_worker(settings["gpu"])
     world, cores = context.get_world_size(), settings["cores"]
     _restrict(cores[context.get_world_rank()], device)
     lr, hr = patches(settings["count"], settings["size"], device)
@@ -188,7 +188,8 @@ def under_ray(cores: list[list[int]], count: int, size: int, repeats: int, turns
 
     gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"cores": cores, "count": count, "size": size, "repeats": repeats, "folder": folder, "turns": turns}
+        settings = {"cores": cores, "count": count, "size": size, "repeats": repeats, "folder": folder}
+        settings |= {"turns": turns, "gpu": gpu}
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config=settings,
