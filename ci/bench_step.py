@@ -35,6 +35,7 @@ PLAIN, PLAIN_BF16, OURS = (
     "plain loop, bf16, channels_last_3d",
     "ours, bf16, channels_last_3d",
 )
+PARTS = ("layouts", "compile", "overhead", "scaling")
 RECOMPUTING = "ours, bf16, channels_last_3d, recompute"
 
 
@@ -154,27 +155,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, help="edge of the patches; 32 on a CPU, 64 on a GPU")
     parser.add_argument("--repeats", type=int, help="steps per median; 7 on a CPU, 20 on a GPU")
-    parser.add_argument("--alone", action="store_true", help="leave out what needs Ray")
-    parser.add_argument("--compile", action="store_true", help="torch.compile on a CPU too: needs a C++ compiler")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all; on a CPU all but compile")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    size, repeats = (
-        options.size or (32 if device.type == "cpu" else 64),
-        options.repeats or (7 if device.type == "cpu" else 20),
-    )
-    ratios = layouts(size, repeats, device) + rounding(size, device)
-    if options.compile or device.type == "cuda":
+    on_cpu = device.type == "cpu"
+    size, repeats = options.size or (32 if on_cpu else 64), options.repeats or (7 if on_cpu else 20)
+    parts = options.parts or [part for part in PARTS if part != "compile" or not on_cpu]
+    cores = sorted(os.sched_getaffinity(0))
+    pair = [[cores[0]], [cores[-1]]]
+    parallel = (len(cores) if on_cpu else torch.cuda.device_count()) > 1
+    ratios = []
+    if "layouts" in parts:
+        ratios += layouts(size, repeats, device) + rounding(size, device)
+    if "compile" in parts:
         ratios += compiled(size, repeats, device)
-    if not options.alone:
-        cores = sorted(os.sched_getaffinity(0))
-        pair = [[cores[0]], [cores[-1]]]
-        limits = ceiling(size, repeats, pair) if device.type == "cpu" and len(cores) > 1 else []
+    if "scaling" in parts and on_cpu and parallel:
+        ratios += ceiling(size, repeats, pair)
+    if {"overhead", "scaling"} & set(parts):
         from mrisr import cluster
 
         cluster.connect()
-        parallel = len(cores) if device.type == "cpu" else torch.cuda.device_count()
-        scaled = scaling(size, repeats, pair) if parallel > 1 else []
-        ratios += overhead(size, 2 * repeats, cores) + scaled + limits
+    if "overhead" in parts:
+        ratios += overhead(size, 2 * repeats, cores)
+    if "scaling" in parts and parallel:
+        ratios += scaling(size, repeats, pair)
     print("\n| ratio | measured | wanted |\n|---|---|---|")
     print("\n".join(ratios))
 

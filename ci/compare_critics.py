@@ -153,7 +153,9 @@ def table(results: Path) -> list[str]:
         told = results / f"{name}-cost.json"
         costs = json.loads(told.read_text()) if told.exists() else None
         cells += [f"{costs['seconds']:.2f}", f"{costs['peak']:.2f}", f"{costs['parameters']:,}"] if costs else ["-"] * 3
-        title = {"input": "zero-filled input", "start": "L1 start"}.get(name, f"{name}, {len(runs)} seeds")
+        title = {"input": "zero-filled input", "start": "L1 start"}.get(
+            name, f"{name}, {len(runs)} seed{'s' if len(runs) > 1 else ''}"
+        )
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return lines
 

@@ -51,7 +51,7 @@ class TwoNodes(Bench):
     @property
     def environment(self) -> dict[str, str]:
         own = {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": self.folder}
-        return {**super().environment, **own, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+        return {**super().environment, **own, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3"}
 
     def add_node(self, *options: str) -> None:
         """Start a node, and wait until it has joined."""
@@ -60,6 +60,7 @@ class TwoNodes(Bench):
         command = [
             ray, "start", "--block", *(options or [f"--address={self.address}"]), "--num-cpus=1",
             "--object-store-memory=150000000", f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
+            f"--include-log-monitor={not self.nodes}",  # two on one machine would print every line twice
         ]  # fmt: skip
         with log.open("w") as file:
             self.nodes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
