@@ -5,8 +5,8 @@
 
 Four volumes of 256x320x320 int16 (synthetic heads), pairs of 64^3, a low-pass with a random strength per volume, 16
 patches per volume. Everyone ends with float32 torch tensors and uses `--cores` worker processes; files are in the page
-cache. The clock covers everything from the loader's first batch asked for to its last. Before it starts, a few groups
-have been streamed, so that Ray has a process for every core, which takes it seconds, and MONAI's cache is filled. The
+cache. Everyone's clock starts when its processes work: a few groups have been streamed (Ray takes seconds to start a
+process for every core), the peers have delivered the patches of as many volumes, and MONAI's cache is filled. The
 peers read uncompressed NIfTI and fork their workers. Two loops without Ray and torch stand beside them, in as many
 processes: the same rows with whole volumes and full transforms, as one would write it with numpy and scipy, and the
 stream's own rows.
@@ -34,6 +34,7 @@ from voxelstore import VolumeStore, read_volume
 
 PATCH, PER_VOLUME = 64, 16
 STRENGTH = (0.3, 0.7)
+WARM_ROWS = 12
 
 
 def make_data(folder: Path) -> list[Path]:
@@ -51,14 +52,16 @@ def make_data(folder: Path) -> list[Path]:
 
 
 def drain(loader: Iterable[Any], pair: Callable[[Any], tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """Patches per second of a loader, from its start to its end."""
-    seen, start = 0, time.perf_counter()
+    """Patches per second of a loader, from the end of its WARM_ROWS first volumes to the end of the last."""
+    warm, seen, start = WARM_ROWS * PER_VOLUME, 0, 0.0
     for batch in loader:
         lr, hr = pair(batch)
         assert lr.shape == hr.shape
         assert lr.shape[-3:] == (PATCH,) * 3
         seen += len(lr)
-    return seen / (time.perf_counter() - start)
+        if not start and seen >= warm:
+            start, warm = time.perf_counter(), seen
+    return (seen - warm) / (time.perf_counter() - start)
 
 
 def monai(paths: list[Path], folder: Path, cores: int, rows: int) -> float:
@@ -147,10 +150,8 @@ def main() -> None:
     measured = measure_stream(experiment, options.rows, options.cores)
     ray.shutdown()
     torch.set_num_threads(1)
-    peers = {
-        "TorchIO": torchio(paths, options.cores, options.rows),
-        "MONAI": monai(paths, folder, options.cores, options.rows),
-    }
+    rows = options.rows + WARM_ROWS
+    peers = {"TorchIO": torchio(paths, options.cores, rows), "MONAI": monai(paths, folder, options.cores, rows)}
     console.print("\n".join(measured.lines()), "\n")
     ours = measured.stream.per_second
     table = Table("loader", "patches/s", "the stream is faster by")
