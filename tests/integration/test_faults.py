@@ -155,7 +155,7 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_replayed(
     local_ray: None, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mrisr.cli import app
-    from mrisr.rows import _open_store
+    from mrisr.rows import open_store
     from mrisr.training.outcome import TrainingStopped
     from mrisr.training.trainer import train
     from voxelstore import VolumeStore
@@ -184,7 +184,7 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_replayed(
     # Without the damage the same step is finite, and replay says so.
     shutil.rmtree(store)
     shutil.copytree(small_store, store)
-    _open_store.cache_clear()
+    open_store.cache_clear()
     done = CliRunner().invoke(app, ["replay", str(folder)])
     assert done.exit_code == 1
     assert "not reproduced: every value is finite here" in done.output
