@@ -33,6 +33,7 @@ def test_overrides_are_yaml_values_at_dotted_keys() -> None:
     assert experiment.degradation.fraction == (0.3, 0.8)
     assert experiment.generator.residual is True
     assert experiment.seed == 7
+    assert load_experiment(None, ["data.pattern=*T1w*"]).data.pattern == "*T1w*"
     assert load_experiment(None, ["degradation.fraction=0.4"]).degradation.fraction == (0.4, 0.4)
 
 
@@ -120,6 +121,13 @@ def test_the_reference_explains_every_key() -> None:
         node = dumped
         for part in key.split("."):
             node = node[part]
+
+
+def test_the_defaults_of_the_reference_are_overrides() -> None:
+    written = [f"{key}={default}" for key, _, default, _ in field_reference()]
+    assert "tracking.uri=null" in written
+    assert "degradation.fraction=[0.5, 0.5]" in written
+    assert load_experiment(None, written) == load_experiment(None)
 
 
 def test_relative_paths_are_refused_inside_a_ray_job(monkeypatch: pytest.MonkeyPatch) -> None:

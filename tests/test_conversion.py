@@ -66,7 +66,10 @@ NAMES = ["s1__sub-1", "s1__sub-2", "s2__sub-1", "s2__sub-3"]
 def test_a_second_run_converts_nothing_and_reads_nothing(ray_local: str, cohort: Path, tmp_path: Path) -> None:
     first = convert(cohort, tmp_path)
     assert (first.converted, first.unchanged, first.left_out, first.exit_code) == (NAMES, [], [], 0)
-    assert first.splits == {"test": 1, "train": 2, "validation": 1}
+    assert sorted(first.splits) == ["test", "train", "validation"]
+    assert "4 volumes of 3 people; all volumes of a person share a split" in first.lines()
+    store = VolumeStore.open(tmp_path / "store")
+    assert store.record("s1__sub-1").split == store.record("s2__sub-1").split
     path = cohort / "s1" / "sub-2.nii"
     status, before = path.stat(), path.read_bytes()
     path.write_bytes(bytes(len(before)))  # would be an error, were it read
@@ -163,9 +166,10 @@ def test_another_folder_cannot_overwrite_a_subject(ray_local: str, cohort: Path,
 
 
 def test_subjects_beyond_the_counts_are_named_in_the_summary(ray_local: str, cohort: Path, tmp_path: Path) -> None:
-    summary = convert_folder(cohort, tmp_path / "store", {"train": 2, "test": 1}, progress=False)
-    assert len(summary.unassigned) == 1
-    assert summary.unassigned[0] in summary.lines()[2]
+    summary = convert_folder(cohort, tmp_path / "store", {"train": 1, "test": 1}, progress=False)
+    store = VolumeStore.open(tmp_path / "store")
+    assert len({store.record(subject).group for subject in summary.unassigned}) == 1  # of three people
+    assert any("in no split" in line and summary.unassigned[0] in line for line in summary.lines())
     assert summary.exit_code == 0
 
 

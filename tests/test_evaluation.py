@@ -4,6 +4,7 @@ them all."""
 from __future__ import annotations
 
 import csv
+import io
 import pickle
 from pathlib import Path
 
@@ -14,25 +15,25 @@ from rich.console import Console
 from torch import nn
 
 from mrisr import evaluation_result as names
-from mrisr.degradation import PROTOCOLS, Degradation, degrade
-from mrisr.evaluation import EvaluationResult, evaluate_store, evaluate_subject, foreground_mask
+from mrisr.config import ConfigError
+from mrisr.degradation import PROTOCOLS, degrade
+from mrisr.evaluation import evaluate_subject, foreground_mask
+from mrisr.evaluation_result import EvaluationResult
+from mrisr.evaluation_tasks import evaluate_on_cluster
 from mrisr.inference import InferenceOptions
 from voxelstore import VolumeStore, convert_volume
 
-OPTIONS = InferenceOptions(patch_size=24, batch_size=4)
+OPTIONS = InferenceOptions(patch_size=24)
 CHEN = PROTOCOLS["chen2018"]
 
 
-class Sharpen(nn.Module):
+def sharpen(amount: float) -> nn.Module:
     """Unsharp masking with a fixed box filter: not good, but different from its input."""
-
-    def __init__(self, amount: float) -> None:
-        super().__init__()
-        self.amount = amount
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        padded = nn.functional.pad(x, (1,) * 6, mode="replicate")
-        return x + self.amount * (x - nn.functional.avg_pool3d(padded, 3, 1))
+    network = nn.Conv3d(1, 1, 3, padding=1, padding_mode="replicate", bias=False)
+    weight = torch.full((1, 1, 3, 3, 3), -amount / 27)
+    weight[0, 0, 1, 1, 1] += 1 + amount
+    network.weight.data = weight
+    return network.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,14 @@ def store(small_store: Path) -> VolumeStore:
     return VolumeStore.open(small_store)
 
 
+def evaluate(store: VolumeStore, split: str, generator: nn.Module, consistency: bool = False) -> EvaluationResult:
+    quiet = Console(file=io.StringIO())
+    return evaluate_on_cluster(store, split, "chen2018", generator, 24, 0.25, "fp32", consistency, quiet)
+
+
 @pytest.fixture(scope="module")
-def result(store: VolumeStore) -> EvaluationResult:
-    return evaluate_store(
-        store, "train", CHEN, "chen2018", Sharpen(0.2), OPTIONS, consistency=True, show_progress=False
-    )
+def result(store: VolumeStore, local_ray: None) -> EvaluationResult:
+    return evaluate(store, "train", sharpen(0.2), consistency=True)
 
 
 def test_figures_of_the_input_equal_the_definitions(store: VolumeStore, result: EvaluationResult) -> None:
@@ -66,21 +70,21 @@ def test_figures_of_the_input_equal_the_definitions(store: VolumeStore, result: 
     assert result.mean(names.INPUT, "whole", "psnr") == pytest.approx(np.mean(psnr))
 
 
-def test_an_identity_is_its_input_and_does_not_beat_it(store: VolumeStore) -> None:
-    found = evaluate_store(store, "test", CHEN, "chen2018", nn.Identity(), OPTIONS, show_progress=False)
+def test_an_identity_is_its_input_and_does_not_beat_it(store: VolumeStore, local_ray: None) -> None:
+    found = evaluate(store, "test", nn.Identity())
     for region in names.REGIONS:
         for metric in names.METRICS:
             assert found.mean(names.MODEL, region, metric) == pytest.approx(
                 found.mean(names.INPUT, region, metric), abs=1e-3
             )
-    assert not evaluate_store(store, "test", CHEN, "chen2018", Sharpen(5.0), OPTIONS, show_progress=False).beats_input()
+    assert not evaluate(store, "test", sharpen(5.0)).beats_input()
 
 
 @pytest.mark.parametrize("amount", [-0.5, 0.2, 3.0])
 @pytest.mark.parametrize("protocol", ["chen2018", "hz2538", "report160"])
 def test_data_consistency_only_lowers_the_squared_error(store: VolumeStore, amount: float, protocol: str) -> None:
     subject = store.subjects("test")[0]
-    found = evaluate_subject(store, subject, PROTOCOLS[protocol], Sharpen(amount), OPTIONS, consistency=True).scores
+    found = evaluate_subject(store, subject, PROTOCOLS[protocol], sharpen(amount), OPTIONS, consistency=True).scores
     model, consistent = (found[m]["whole"]["psnr"] for m in (names.MODEL, names.CONSISTENT))
     assert consistent >= model - 1e-4
     assert (names.CUBIC in found) == (protocol != "report160")
@@ -122,34 +126,39 @@ def test_pictures(result: EvaluationResult, tmp_path: Path) -> None:
 
 
 def test_a_subject_is_work_for_a_task(store: VolumeStore, result: EvaluationResult) -> None:
-    seen: list[tuple[int, int]] = []
-    arguments = pickle.loads(pickle.dumps((store, result.subjects[0].subject, CHEN, Sharpen(0.2), OPTIONS, True)))
-    again = evaluate_subject(*arguments, progress=lambda *counts: seen.append(counts))
-    assert pickle.loads(pickle.dumps(again)).scores == result.subjects[0].scores
-    assert seen[-1][0] == seen[-1][1]
+    arguments = pickle.loads(pickle.dumps((store, result.subjects[0].subject, CHEN, sharpen(0.2), OPTIONS, True)))
+    again = evaluate_subject(*arguments)
+    copied, reference = pickle.loads(pickle.dumps(again)).scores, result.subjects[0].scores
+    assert copied.keys() == reference.keys()
+    for method, regions in reference.items():
+        for region, scores in regions.items():
+            assert copied[method][region] == pytest.approx(scores, rel=1e-6)
     assert again.seconds > again.model_seconds > 0
     assert again.subject in again.describe()
 
 
-def test_within_the_foreground_the_air_is_the_inputs(store: VolumeStore) -> None:
-    subject = store.subjects("test")[0]
-    options = InferenceOptions(patch_size=24, within_foreground=True, margin=0)
-    found = evaluate_subject(store, subject, CHEN, nn.Identity(), options)
-    assert found.scores[names.MODEL]["whole"] == pytest.approx(found.scores[names.INPUT]["whole"], abs=1e-3)
+def test_subjects_keep_their_order_and_each_has_a_line(store: VolumeStore, local_ray: None) -> None:
+    out = io.StringIO()
+    found = evaluate_on_cluster(store, "test", "hz2538", None, console=Console(file=out, width=200))
+    assert (found.protocol, found.split, found.fingerprint) == ("hz2538", "test", store.fingerprint("test"))
+    assert found.methods == [names.INPUT, names.CUBIC]
+    assert "[1/1] " + found.subjects[0].describe() in out.getvalue()
 
 
-def test_an_empty_split_is_named(store: VolumeStore) -> None:
-    with pytest.raises(ValueError, match=r"split 'nobody'.*\['test', 'train', 'validation'\]"):
-        evaluate_store(store, "nobody", CHEN, "chen2018", show_progress=False)
+def test_what_cannot_be_evaluated_is_named(store: VolumeStore) -> None:
+    with pytest.raises(ConfigError, match=r"split = 'nobody'.*test \(1\), train \(4\), validation \(1\)"):
+        evaluate(store, "nobody", nn.Identity())
+    with pytest.raises(ConfigError, match=r"protocol = 'mine'.*chen2018"):
+        evaluate_on_cluster(store, "test", "mine", None)
 
 
 def test_real_volumes_reach_the_known_figures(real_volumes: list[Path], tmp_path: Path) -> None:
     store = VolumeStore.create(tmp_path / "store.zarr")
     for path in real_volumes[:1]:
-        convert_volume(path, store.path, path.name.partition(".")[0], 32)
+        convert_volume(path, store.path, "real", 32)
         store.update_manifest({"test": 1}, seed=0)
-        found = evaluate_store(store, "test", Degradation("truncate", (1, 2), 0.5), "chen2018", show_progress=False)
+        found = evaluate_subject(store, "real", CHEN).scores
         # Smooth anatomy in k-space: far above what noise would give, and the spline below the exact samples.
-        assert found.mean(names.INPUT, "whole", "psnr") > 30
-        assert found.mean(names.INPUT, "whole", "psnr") >= found.mean(names.CUBIC, "whole", "psnr")
-        assert 0.8 < found.mean(names.INPUT, "whole", "ssim") < 1
+        assert found[names.INPUT]["whole"]["psnr"] > 30
+        assert found[names.INPUT]["whole"]["psnr"] >= found[names.CUBIC]["whole"]["psnr"]
+        assert 0.8 < found[names.INPUT]["whole"]["ssim"] < 1

@@ -83,21 +83,6 @@ def test_modes_are_restored_after_an_error() -> None:
     assert all(part.training for part in network.modules())
 
 
-def test_outside_the_box_the_input_is_returned() -> None:
-    volume = _volume((30, 28, 26))
-    box = ((10, 20), (9, 18), (12, 15))
-    result = superresolve_array(_Plus(), volume, patch_size=8, box=box, margin=2)
-    changed = np.zeros(volume.shape, bool)
-    changed[8:22, 7:20, 10:17] = True
-    np.testing.assert_allclose(result[changed], volume[changed] + 1, atol=1e-5)
-    np.testing.assert_array_equal(result[~changed], volume[~changed])
-
-
-class _Plus(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + 1
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_bf16_stays_near_fp32(channels_last: bool) -> None:
     network, volume = _network(), _volume((20, 20, 20))
@@ -112,5 +97,3 @@ def test_errors() -> None:
         superresolve_array(nn.Identity(), _volume((1, 8, 8, 8)))
     with pytest.raises(ValueError, match="overlap"):
         superresolve_array(nn.Identity(), _volume((8, 8, 8)), overlap=1.0)
-    with pytest.raises(ValueError, match="holds no voxel"):
-        superresolve_array(nn.Identity(), _volume((8, 8, 8)), box=((20, 24), (0, 8), (0, 8)))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mrisr.config.loading import ConfigError, field_reference, load_experiment
-from mrisr.config.schema import absolute_path, home, in_ray_job
+from mrisr.config.paths import absolute_path, home, in_ray_job
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -67,7 +67,7 @@ def convert(
         raise ConfigError(f"{source}: is not a folder; give the folder that holds the volumes")
     cluster.connect()
     data = experiment.data
-    summary = convert_folder(source, data.store, data.splits, data.split_seed, data.min_size)
+    summary = convert_folder(source, data.store, data.splits, data.split_seed, data.min_size, data.pattern)
     typer.echo("\n".join(summary.lines()))
     typer.echo(f"store: {data.store}")
     raise typer.Exit(summary.exit_code)

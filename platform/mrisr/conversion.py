@@ -4,61 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from voxelstore import SubjectRecord, VolumeError, VolumeStore, convert_volume, find_volumes, subject_id
+from mrisr.conversion_summary import ConversionSummary, LeftOut
+from mrisr.split_rule import agreed_rule
+from voxelstore import (
+    StoreError,
+    SubjectRecord,
+    VolumeError,
+    VolumeStore,
+    convert_volume,
+    find_volumes,
+    person_of,
+    subject_id,
+)
 from voxelstore.convert import drop_duplicates, file_hash
-from voxelstore.splits import check_splits
+from voxelstore.store import MANIFEST
 
 # What may change without the file's size and time changing (permissions, a fetched annex, memory) is tried again.
-TRY_AGAIN = ("unreadable", "worker-died", "name-clash")
-
-
-class LeftOut(NamedTuple):
-    """A file that is not in the store: its path, a short reason (`VolumeError.reason`), and what to do about it."""
-
-    path: str
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True)
-class ConversionSummary:
-    """What a conversion did. converted, unchanged, unassigned: subjects. splits: how many subjects each split has."""
-
-    converted: list[str]
-    unchanged: list[str]
-    left_out: list[LeftOut]
-    splits: dict[str, int]
-    unassigned: list[str] = field(default_factory=list)
-
-    @property
-    def exit_code(self) -> int:
-        """0: every file is in the store; 3: something was left out."""
-        return 3 if self.left_out else 0
-
-    def lines(self) -> list[str]:
-        """The summary as plain lines, one per file left out."""
-        counts = f"{len(self.converted)} converted, {len(self.unchanged)} unchanged, {len(self.left_out)} left out"
-        shares = ", ".join(f"{name} {count}" for name, count in self.splits.items()) or "none"
-        lines = [counts, f"splits: {shares}"]
-        if self.unassigned:
-            lines.append(
-                f"{len(self.unassigned)} subjects are in no split, as data.splits asks for fewer: "
-                + ", ".join(self.unassigned[:5])
-                + (", ..." if len(self.unassigned) > 5 else "")
-            )
-        return lines + [f"left out ({item.reason}) {item.path}: {item.message}" for item in self.left_out]
+TRY_AGAIN = ("unreadable", "worker-died", "name-clash", "too-large")
 
 
 class _Job(NamedTuple):
     path: str
     subject: str
+    person: str
     known: SubjectRecord | None  # what the store has under this name
 
 
@@ -72,26 +46,30 @@ class _Outcome(NamedTuple):
 def convert_folder(
     source: str | Path,
     store: str | Path,
-    splits: Mapping[str, float | int],
-    split_seed: int = 0,
+    splits: Mapping[str, float | int] | None = None,
+    split_seed: int | None = None,
     min_size: int = 32,
+    pattern: str = "*",
     *,
     verify: bool = False,
     progress: bool = True,
     console: Console | None = None,
 ) -> ConversionSummary:
-    """Convert every .nii, .nii.gz and .mgz file below `source` into the store, which is made if nothing is there.
+    """Convert the .nii, .nii.gz and .mgz files below `source` into the store, which is made if nothing is there.
 
-    Ray must be initialised; every node needs to see both paths. A file whose size and modification time are
-    those recorded is not read again (`verify` hashes it all the same); one whose SHA-256 is the recorded one
-    is not decoded. A killed conversion goes on where it was. splits: fractions or counts, see
-    `assign_splits`; who has a split keeps it. min_size: shortest edge in voxels. Files that cannot be used
-    are left out with a reason. Raises FileNotFoundError for a folder without volumes, ValueError for splits
-    that do not add up, StoreError.
+    Ray must be initialised; every node needs to see both paths. A file whose size and modification time are those
+    recorded is not read again (`verify` hashes it all the same); one whose SHA-256 is the recorded one is not decoded.
+    A killed conversion goes on where it was. splits, split_seed: fractions or counts of people, see `assign_splits`
+    and `person_of`; None: what the store was split by before, see `agreed_rule`. Who has a split keeps it. min_size:
+    shortest edge in voxels. pattern: which files, see `find_volumes`. Files that cannot be used are left out with a
+    reason. Raises FileNotFoundError for a folder without volumes, ValueError for splits that do not add up or are not
+    the store's, StoreError.
     """
-    check_splits(splits)
+    rule = agreed_rule(VolumeStore.open(store) if (Path(store) / MANIFEST).exists() else None, splits, split_seed)
     root = Path(source).resolve()
-    paths = find_volumes(root)
+    paths = find_volumes(root, pattern)
+    if not paths and (others := len(find_volumes(root))):
+        raise FileNotFoundError(f"data.pattern = {pattern!r}: fits none of the {others} volumes below {root}; widen it")
     if not paths:
         raise FileNotFoundError(f"{root}: holds no .nii, .nii.gz or .mgz file; give the folder of the volumes")
     target = VolumeStore.create(store)
@@ -100,8 +78,8 @@ def convert_folder(
     outcomes |= _run(jobs, target.path, min_size, progress, console)
     subjects = {str(path): subject_id(path, root) for path in paths}
     _leave_out_duplicates(target, outcomes, subjects)
-    target.update_manifest(splits, split_seed, left_out=_memory(target, root, outcomes, min_size))
-    return _summary(target, outcomes, subjects)
+    target.update_manifest(rule.splits, rule.seed, left_out=_memory(target, root, outcomes, min_size))
+    return _summary(target, root, paths, outcomes, subjects)
 
 
 def _plan(
@@ -126,7 +104,7 @@ def _plan(
         elif not verify and (remembered := _remembered(path, store, records, min_size)) is not None:
             outcomes[name] = remembered
         else:
-            jobs.append(_Job(name, subject, record))
+            jobs.append(_Job(name, subject, person_of(path, root), record))
     return jobs, outcomes
 
 
@@ -154,7 +132,7 @@ def _run(jobs: list[_Job], store: Path, min_size: int, progress: bool, console: 
 
 
 def _convert_one(job: _Job, store: str, min_size: int) -> _Outcome:
-    """One Ray task. Only what is wrong with this one file is caught; a full disk stops the conversion."""
+    """One Ray task. Only what is wrong with this one file is caught; a full disk or a damaged store stops it all."""
     try:
         if job.known is not None:
             path = Path(job.path)
@@ -164,10 +142,17 @@ def _convert_one(job: _Job, store: str, min_size: int) -> _Outcome:
                 return _Outcome("unchanged")
             if job.known.source != str(path.resolve()) and Path(job.known.source).exists():
                 return _clash(job.subject, job.known.source)
-        convert_volume(job.path, store, job.subject, min_size)
+        convert_volume(job.path, store, job.subject, min_size, job.person)
     except VolumeError as error:
         kept = "; the store keeps what was converted before" if job.known is not None else ""
         return _Outcome("left-out", error.reason, error.message + kept)
+    except StoreError:
+        raise
+    except MemoryError as error:
+        text = f"does not fit into the memory of its task ({str(error) or 'MemoryError'}); crop it, or leave it out"
+        return _Outcome("left-out", "too-large", text)
+    except ValueError as error:
+        return _Outcome("left-out", "unusable", f"{error}; export the volume again, or leave it out")
     return _Outcome("converted")
 
 
@@ -226,7 +211,9 @@ def _stat(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _summary(store: VolumeStore, outcomes: Mapping[str, _Outcome], subjects: Mapping[str, str]) -> ConversionSummary:
+def _summary(
+    store: VolumeStore, root: Path, paths: list[Path], outcomes: Mapping[str, _Outcome], subjects: Mapping[str, str]
+) -> ConversionSummary:
     def with_status(status: str) -> list[str]:
         return [subjects[name] for name in sorted(outcomes) if outcomes[name].status == status]
 
@@ -235,11 +222,14 @@ def _summary(store: VolumeStore, outcomes: Mapping[str, _Outcome], subjects: Map
         for name in sorted(outcomes)
         if outcomes[name].status == "left-out"
     ]
-    listed = store.splits()
+    records = {subject: store.record(subject) for subject in store.subjects()}
+    chosen = {str(path.resolve()) for path in paths}
     return ConversionSummary(
         with_status("converted"),
         with_status("unchanged"),
         left_out,
-        {name: len(members) for name, members in listed.items()},
-        [s for s in store.subjects() if store.record(s).split is None],
+        {name: len(members) for name, members in store.splits().items()},
+        len({record.group for record in records.values()}),
+        [s for s, record in records.items() if record.split is None],
+        [s for s, r in records.items() if r.source not in chosen and Path(r.source).is_relative_to(root)],
     )

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Progress = Callable[[int, int], None]
 Precision = Literal["fp32", "bf16"]
 
@@ -74,15 +73,6 @@ def _device_of(generator: nn.Module) -> torch.device:
     return first.device if first is not None else torch.device("cpu")
 
 
-def _crop(shape: tuple[int, ...], box: Box | None, margin: int) -> tuple[slice, ...]:
-    if box is None:
-        return tuple(slice(0, n) for n in shape)
-    crop = tuple(slice(max(0, low - margin), min(n, high + margin)) for (low, high), n in zip(box, shape, strict=True))
-    if any(part.stop <= part.start for part in crop):
-        raise ValueError(f"box {box} with margin {margin} holds no voxel of a volume of shape {shape}")
-    return crop
-
-
 def superresolve_array(
     generator: nn.Module,
     volume: np.ndarray,
@@ -93,8 +83,6 @@ def superresolve_array(
     device: torch.device | str | None = None,
     precision: Precision = "fp32",
     channels_last: bool = True,
-    box: Box | None = None,
-    margin: int = 8,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Super-resolve one volume; its axes need not be multiples of anything.
@@ -108,11 +96,9 @@ def superresolve_array(
     precision: "bf16" runs the network under autocast; windows are blended in float32.
     channels_last: the layout of the activations of a generator that has such a switch (MDCSRN); the full one
     takes 6.2 s for a 64^3 window on 2 cores without, 2.2 s with it, 1.1 s in bf16.
-    box: ((d0, d1), (h0, h1), (w0, w1)), half-open: only it and `margin` voxels around are super-resolved,
-    what lies outside is returned as it was.
     progress: called with (windows done, windows in total) after every batch.
     Returns (D, H, W) float32; the same input gives the same output. Raises ValueError for a volume that is
-    not 3-D, an overlap out of range, an empty box, a network that changes the shape.
+    not 3-D, an overlap out of range, a network that changes the shape.
     """
     from monai.inferers import sliding_window_inference
 
@@ -125,8 +111,7 @@ def superresolve_array(
     target = torch.device(device) if device is not None else _device_of(generator)
     if device is not None:
         generator.to(target)
-    crop = _crop(volume.shape, box, margin)
-    region = torch.from_numpy(np.array(volume[crop], np.float32))[None, None]
+    region = torch.from_numpy(np.array(volume, np.float32))[None, None]
     total, done = window_count(tuple(region.shape[2:]), patch_size, overlap), 0
 
     def predict(windows: Tensor) -> Tensor:
@@ -155,17 +140,12 @@ def superresolve_array(
         )
     if not isinstance(blended, Tensor):
         raise ValueError(f"the generator must return one tensor, found {type(blended).__name__}")
-    result = np.array(volume, np.float32)
-    result[crop] = blended[0, 0].numpy()
-    return result
+    return blended[0, 0].numpy()
 
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How whole volumes are super-resolved; see `superresolve_array`.
-
-    within_foreground: leave the air around the head as it is in the input, which is faster.
-    """
+    """How whole volumes are super-resolved; see `superresolve_array`."""
 
     patch_size: int = 64
     overlap: float = 0.25
@@ -173,13 +153,9 @@ class InferenceOptions:
     device: str | None = None
     precision: Precision = "fp32"
     channels_last: bool = True
-    within_foreground: bool = False
-    margin: int = 8
 
-    def run(
-        self, generator: nn.Module, volume: np.ndarray, box: Box | None = None, progress: Progress | None = None
-    ) -> np.ndarray:
-        """Super-resolve a volume; `box`, where its foreground lies, is used if `within_foreground`."""
+    def run(self, generator: nn.Module, volume: np.ndarray, progress: Progress | None = None) -> np.ndarray:
+        """Super-resolve a volume."""
         return superresolve_array(
             generator,
             volume,
@@ -189,7 +165,5 @@ class InferenceOptions:
             device=self.device,
             precision=self.precision,
             channels_last=self.channels_last,
-            box=box if self.within_foreground else None,
-            margin=self.margin,
             progress=progress,
         )

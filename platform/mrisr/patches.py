@@ -47,7 +47,8 @@ def candidate_offsets(length: int, patch: int, block: int) -> np.ndarray:
     if last < 0:
         raise ValueError(
             f"stream.patch_size = {patch} is larger than an axis of {length} voxels; "
-            "choose a smaller patch, or convert with a larger --min-size so that such volumes are left out"
+            "choose a smaller patch, or convert into another store with a larger data.min_size, which leaves such "
+            "volumes out"
         )
     return np.unique(np.append(np.arange(0, last + 1, block), last))
 

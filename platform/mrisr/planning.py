@@ -5,6 +5,7 @@ from __future__ import annotations
 from mrisr.config import Experiment
 from mrisr.config.loading import dump_experiment
 from mrisr.models import MDCSRN, build_critic
+from mrisr.split_rule import settle_splits
 from mrisr.training.assembly import generator_config, schedule_of, step_config
 from mrisr.training.fitting import USABLE, largest_batch, parse_bytes
 from mrisr.training.memory import peak_bytes
@@ -58,6 +59,7 @@ def fitting_overrides(experiment: Experiment, memory: str) -> list[str]:
 def describe_plan(experiment: Experiment) -> str:
     """The resolved configuration and the plan; needs the store, starts nothing. Raises ConfigError like `train`."""
     store = open_store(experiment)
+    experiment = settle_splits(experiment, store)
     schedule, steps = schedule_of(experiment), step_config(experiment)
     stream, workers = experiment.stream, experiment.resources.workers
     splits = store.splits()

@@ -26,18 +26,9 @@ from mrisr.tracking import client, deciding
 from mrisr.weights import build_generator, read_weights_file, write_weights
 
 __all__ = [
-    "CHAMPION",
-    "LoadedModel",
-    "ModelVersion",
-    "Promotion",
-    "champion",
-    "find",
-    "load",
-    "load_generator_weights",
-    "model_tags",
-    "promote",
-    "register",
-]
+    "CHAMPION", "LoadedModel", "ModelVersion", "Promotion", "champion", "find", "load", "load_generator_weights",
+    "model_tags", "promote", "register",
+]  # fmt: skip
 
 PROTOCOL, FINGERPRINT = "protocol", "validation_fingerprint"
 

@@ -3,16 +3,18 @@ code."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 MASK = "***"
+SOURCES = "sources sha256:"
 _SECRET_KEY = re.compile(r"passw|secret|token|credential|api[-_]?key|access[-_]?key|private[-_]?key", re.IGNORECASE)
 _USERINFO = re.compile(r"([a-zA-Z][\w+.-]*://)[^/@\s]*@")
 _SECRET_QUERY = re.compile(r"([?&](?:sig|signature|passw\w*|\w*secret|\w*token|\w*key)=)[^&\s]+", re.IGNORECASE)
@@ -21,8 +23,10 @@ _PARAM_LENGTH, _PARAM_KEY_LENGTH = 6000, 250
 
 
 def code_version() -> str:
-    """The git commit of this package's checkout (`-dirty` if tracked files differ), else `mrisr
-    <version>`."""
+    """The git commit of this package's checkout (`-dirty` if tracked files differ), else `sources sha256:...`.
+
+    A submitted job has no checkout: what travels with it is the packages' sources, whose hash tells them apart.
+    """
     package = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -37,10 +41,19 @@ def code_version() -> str:
     # An installed package may lie inside somebody else's checkout, whose commit says nothing about it.
     if git("ls-files", "--error-unmatch", "__init__.py") is not None and (commit := git("rev-parse", "HEAD")):
         return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    try:
-        return f"mrisr {version('mrisr')}"
-    except PackageNotFoundError:
-        return "mrisr unknown"
+    return f"{SOURCES}{_sources_hash()}"
+
+
+def _sources_hash() -> str:
+    """SHA-256 over the names and the contents of every .py file of both packages, wherever they lie."""
+    digest = hashlib.sha256()
+    for package in ("mrisr", "voxelstore"):
+        spec = find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+            for file in sorted(Path(folder).rglob("*.py")):
+                content = hashlib.sha256(file.read_bytes()).hexdigest()
+                digest.update(f"{package}/{file.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,6 @@ from torch import nn
 from mrisr.degradation import Degradation, enforce_consistency
 from mrisr.inference import InferenceOptions, Progress
 from voxelstore import SourceVolume, find_volumes, intensity_map, read_volume, write_volume
-from voxelstore.intensity import foreground
 from voxelstore.volume import EXTENSIONS
 
 
@@ -69,9 +68,7 @@ def superresolve_volume(
     scale = intensity_map(physical)
     options = options or InferenceOptions()
     low = scale.normalise(physical)
-    corners = foreground(physical)[1] if options.within_foreground else None
-    box = None if corners is None else (corners[0], corners[1], corners[2])
-    high = options.run(generator, low, box, progress)
+    high = options.run(generator, low, progress)
     if band is not None:
         high = enforce_consistency(high, low, band)
     bad = int(np.count_nonzero(~np.isfinite(high)))

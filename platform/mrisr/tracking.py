@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 
-from mrisr.run_parameters import code_version, flatten, mask_secrets, plain
+from mrisr.run_parameters import SOURCES, code_version, flatten, mask_secrets, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,13 +124,13 @@ def start_run(
     config: nested mappings and sequences of plain values. Flattened (`training.batch_size`) into parameters;
     a value longer than MLflow takes is shortened there, the artifact config.yaml holds all of it. Values of
     keys that look secret, and user:password in addresses, are masked in both.
-    Tags: code_version (git commit or package version), dataset_fingerprint, and `tags`. Returns the run's id.
+    Tags: code_version (git commit or hash of the sources), dataset_fingerprint, and `tags`. Returns the run's id.
     """
     from mlflow.entities import Param
 
     store, masked = client(tracking.uri), mask_secrets(plain(config))
     all_tags = {"code_version": code_version(), **mask_secrets(dict(tags or {}))}
-    if not all_tags["code_version"].startswith("mrisr "):
+    if not all_tags["code_version"].startswith(SOURCES):
         all_tags["mlflow.source.git.commit"] = all_tags["code_version"].removesuffix("-dirty")
     if dataset_fingerprint is not None:
         all_tags["dataset_fingerprint"] = dataset_fingerprint
@@ -142,18 +142,6 @@ def start_run(
         store.log_batch(run_id, params=params[first : first + _PARAMS_PER_CALL])
     store.log_text(run_id, yaml.safe_dump(masked, sort_keys=False, allow_unicode=True), "config.yaml")
     return run_id
-
-
-def find_run(tracking: Tracking, name: str) -> str | None:
-    """The newest run of that name in the experiment, to go on with it; None if there is none."""
-    quote = '"' if "'" in name else "'"
-    found = client(tracking.uri).search_runs(
-        [tracking.experiment_id],
-        f"attributes.run_name = {quote}{name}{quote}",
-        max_results=1,
-        order_by=["start_time DESC"],
-    )
-    return found[0].info.run_id if found else None
 
 
 def resume_run(uri: str, run_id: str) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mrisr import registry
 from mrisr.config import ConfigError
-from mrisr.config.schema import home
+from mrisr.config.paths import home
 from mrisr.evaluation_result import EvaluationResult
 from mrisr.models import MDCSRN
 from mrisr.tracking import RunLogger, resolve_uri

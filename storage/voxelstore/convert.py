@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from voxelstore.errors import VolumeError
@@ -12,20 +13,50 @@ from voxelstore.record import SubjectRecord
 from voxelstore.store import VolumeStore
 from voxelstore.volume import EXTENSIONS, read_volume
 
+# A person's label in the Brain Imaging Data Structure (BIDS), in a folder's or a file's name.
+_LABEL = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 
-def find_volumes(folder: str | Path) -> list[Path]:
-    """Every .nii, .nii.gz and .mgz file below `folder`, sorted; hidden files and folders are passed over.
 
-    Raises NotADirectoryError.
+def find_volumes(folder: str | Path, pattern: str = "*") -> list[Path]:
+    """Every .nii, .nii.gz and .mgz file below `folder` that `pattern` fits, sorted; links to folders are followed.
+
+    pattern: a glob on the file's name (`*T1w*`), or, where it holds a slash, on its path below `folder`, of which a
+    star takes any part (`*/ses-1/*_T1w.nii.gz`). Hidden files and folders are passed over. Raises NotADirectoryError.
     """
     root = Path(folder)
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: no such folder; give the one that holds the volumes")
-    found = []
-    for parent, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, n) for n in names if n.lower().endswith(EXTENSIONS) and n[0] != "."]
+    found: list[Path] = []
+    followed: set[Path] = set()
+    for parent, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(n for n in folders if n[0] != "." and _leads_on(Path(parent, n), root.resolve(), followed))
+        paths = [Path(parent, n) for n in names if n.lower().endswith(EXTENSIONS) and n[0] != "."]
+        whole = "/" in pattern
+        found += [p for p in paths if fnmatchcase(p.relative_to(root).as_posix() if whole else p.name, pattern)]
     return sorted(found)
+
+
+def _leads_on(folder: Path, root: Path, followed: set[Path]) -> bool:
+    """Whether to enter a folder: a link only once, and not if it leads to where the search is or comes by anyway."""
+    if not folder.is_symlink():
+        return True
+    target = folder.resolve()
+    if root.is_relative_to(target) or any(target.is_relative_to(known) for known in (root, *followed)):
+        return False
+    followed.add(target)
+    return True
+
+
+def person_of(path: str | Path, root: str | Path) -> str:
+    """Who is on the volume: what all files of one person have in common, so that they share a split.
+
+    `sub-LABEL` if it stands anywhere in the path below `root` (BIDS), else the first folder below `root`
+    (100307/T1w/T1w.nii.gz in HCP), else the file's own `subject_id`.
+    """
+    relative = Path(path).relative_to(root)
+    if label := _LABEL.search(relative.as_posix()):
+        return label.group()
+    return relative.parts[0] if len(relative.parts) > 1 else subject_id(path, root)
 
 
 def subject_id(path: str | Path, root: str | Path | None = None) -> str:
@@ -45,17 +76,22 @@ def subject_id(path: str | Path, root: str | Path | None = None) -> str:
     return safe
 
 
-def convert_volume(path: str | Path, store_path: str | Path, subject: str, min_size: int = 32) -> SubjectRecord:
-    """Read, check and store one file; the store must exist. Raises VolumeError, StoreError, OSError."""
+def convert_volume(
+    path: str | Path, store_path: str | Path, subject: str, min_size: int = 32, group: str | None = None
+) -> SubjectRecord:
+    """Read, check and store one file; the store must exist. group: the person on it, see `person_of`.
+
+    Raises VolumeError, StoreError, OSError.
+    """
     volume = read_volume(path)
     if min(volume.voxels.shape) < min_size:
         raise VolumeError(
             path,
             "too-small",
             f"shape {volume.voxels.shape} has an edge below {min_size} voxels; "
-            "lower min_size, and the patch size with it, or leave it out",
+            "lower data.min_size, and stream.patch_size and validation.patch_size with it, or leave it out",
         )
-    return VolumeStore.open(store_path).write_subject(subject, volume)
+    return VolumeStore.open(store_path).write_subject(subject, volume, group=group)
 
 
 def file_hash(path: str | Path) -> str:

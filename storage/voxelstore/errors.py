@@ -22,6 +22,8 @@ class VolumeError(ValueError):
         "duplicate",
         "name-clash",
         "worker-died",
+        "too-large",
+        "unusable",
     )
 
     def __init__(self, path: str | Path, reason: str, message: str) -> None:

@@ -16,7 +16,8 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 class SubjectRecord:
     """One subject of a store; arrays are in canonical orientation (RAS+).
 
-    shape: (D, H, W). spacing: mm per voxel. dtype: of the stored voxels, such as "int16". Physical intensity
+    group: who is on it, a person; volumes of one group share a split. shape: (D, H, W).
+    spacing: mm per voxel. dtype: of the stored voxels, such as "int16". Physical intensity
     = voxel * slope + intercept. affine: 4 rows of 4, canonical indices to mm. foreground_box: half-open, in
     voxels. mask_block: edge of a block of the coarse foreground mask, in voxels. source, size, mtime_ns,
     sha256: the file it came from. content: SHA-256 of the voxels themselves, which tells the same image in
@@ -25,6 +26,7 @@ class SubjectRecord:
 
     subject: str
     split: str | None
+    group: str
     shape: Triple
     spacing: tuple[float, float, float]
     dtype: str

@@ -1,10 +1,30 @@
-"""Which subject belongs to which split: by subject, seeded, and for good."""
+"""Which subject belongs to which split: by person, seeded, and for good."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+
+class SplitRule(NamedTuple):
+    """What a store was split by. splits: name -> fraction or count, in order (it decides ties); seed: of the draw."""
+
+    splits: dict[str, float]
+    seed: int
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{name}: {share:g}" for name, share in self.splits.items())
+        return f"data.splits='{{{shares}}}' data.split_seed={self.seed}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Pairs, since JSON's objects are sorted on writing."""
+        return {"shares": [[name, share] for name, share in self.splits.items()], "seed": self.seed}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> SplitRule:
+        return cls(dict(value["shares"]), value["seed"])
 
 
 def check_splits(splits: Mapping[str, float | int]) -> None:
@@ -31,32 +51,49 @@ def assign_splits(
     subjects: Iterable[str],
     splits: Mapping[str, float | int],
     seed: int,
+    groups: Mapping[str, str] | None = None,
 ) -> dict[str, str | None]:
     """The split of every subject; None for those that no split takes.
 
-    assigned: what is already so, and stays. splits: fractions of all subjects, or counts where they sum to more
-    than 1 (so `{train: 1}` is everything). The others are taken in the order of SHA-256(seed, subject) and go, one
-    by one, where the deficit (the split's quota minus what it holds) is greatest; the earlier-named split wins a
-    tie. Once there are as many subjects as splits with a quota, the empty ones come first, so that a small cohort
-    has something in each. Subjects beyond the sum of the counts, or the share that fractions below 1 leave over,
-    get None: silently growing a split would change the experiment that was asked for. Raises ValueError.
+    assigned: what is already so, and stays. groups: subject -> the person on it, by default the subject itself; all
+    of a person's volumes go where the first of them went, and what is counted here is people. splits: fractions of
+    all people, or counts where they sum to more than 1 (so `{train: 1}` is everyone). The others are taken in the
+    order of SHA-256(seed, a person's first subject by name) and go, one by one, where the deficit (the split's quota
+    minus what it holds) is greatest; the earlier-named split wins a tie. Once there are as many people as splits
+    with a quota, the empty ones come first, so that a small cohort has something in each. People beyond the sum of
+    the counts, or the share that fractions below 1 leave over, get None: silently growing a split would change the
+    experiment that was asked for. Raises ValueError.
     """
     check_splits(splits)
-    result: dict[str, str | None] = {s: assigned.get(s) for s in sorted(subjects)}
-    scale = 1 if _are_counts(splits) else len(result)
+    people: dict[str, list[str]] = {}
+    for subject in sorted(subjects):
+        people.setdefault((groups or {}).get(subject, subject), []).append(subject)
+    placed = {
+        person: next((assigned[s] for s in volumes if assigned.get(s) is not None), None)
+        for person, volumes in people.items()
+    }
+    waiting = [person for person, split in placed.items() if split is None]
+    waiting.sort(key=lambda person: _rank(seed, people[person][0]))
+    placed |= _place(waiting, [split for split in placed.values() if split is not None], splits)
+    return {s: assigned.get(s) or placed[person] for person, volumes in people.items() for s in volumes}
+
+
+def _place(waiting: list[str], taken: list[str], splits: Mapping[str, float | int]) -> dict[str, str | None]:
+    """Where each of `waiting` goes, in that order. taken: the splits of those that have one."""
+    result: dict[str, str | None] = {}
+    total = len(waiting) + len(taken)
+    scale = 1 if _are_counts(splits) else total
     quota: dict[str | None, float] = {name: share * scale for name, share in splits.items() if share > 0}
     wanted = list(quota)
-    quota[None] = math.inf if _are_counts(splits) else len(result) - math.fsum(quota.values())
-    held: dict[str | None, int] = {
-        name: sum(split == name for split in result.values()) if name is not None else 0 for name in quota
-    }
-    for subject in sorted((s for s, split in result.items() if split is None), key=lambda s: _rank(seed, s)):
-        candidates = [name for name in wanted if held[name] == 0] if len(result) >= len(wanted) else []
+    quota[None] = math.inf if _are_counts(splits) else total - math.fsum(quota.values())
+    held: dict[str | None, int] = {name: taken.count(name) if name is not None else 0 for name in quota}
+    for person in waiting:
+        candidates = [name for name in wanted if held[name] == 0] if total >= len(wanted) else []
         if not candidates and _are_counts(splits):
             candidates = [name for name in wanted if held[name] < quota[name]] or [None]
         # 1e-9: a remainder of rounding does not count as a share that was left over.
         chosen = max(candidates or quota, key=lambda name: quota[name] - held[name] - 1e-9 * (name is None))
-        result[subject] = chosen
+        result[person] = chosen
         held[chosen] += 1
     return result
 

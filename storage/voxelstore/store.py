@@ -15,7 +15,7 @@ import zarr
 from voxelstore.errors import StoreError
 from voxelstore.files import atomic_write_json, clean, locked, remove_folder
 from voxelstore.record import SubjectRecord
-from voxelstore.splits import assign_splits
+from voxelstore.splits import SplitRule, assign_splits
 from voxelstore.subject import (
     open_voxels,
     read_foreground,
@@ -28,7 +28,7 @@ from voxelstore.subject import (
 )
 from voxelstore.volume import SourceVolume, to_physical
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 SUBJECTS = "subjects"
 WRITERS_LOCK = ".writers.lock"
@@ -64,7 +64,7 @@ class VolumeStore:
                 if not (path / MANIFEST).exists():
                     write_group(path, {})
                     write_group(path / SUBJECTS, {})
-                    atomic_write_json(path / MANIFEST, _manifest({}, {}))
+                    atomic_write_json(path / MANIFEST, _manifest({}, {}, None))
         return cls.open(path)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,18 +118,26 @@ class VolumeStore:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
+    def rule(self) -> SplitRule | None:
+        """What the subjects were split by; None before the first `update_manifest`, and if a manifest was lost."""
+        return self._rule
+
+    @property
     def left_out(self) -> dict[str, dict[str, Any]]:
         """Source files that conversion left out: path -> reason, message, stat and so on."""
         return dict(self._left_out)
 
-    def write_subject(self, subject: str, volume: SourceVolume, sha256: str | None = None) -> SubjectRecord:
+    def write_subject(
+        self, subject: str, volume: SourceVolume, sha256: str | None = None, group: str | None = None
+    ) -> SubjectRecord:
         """Store a volume under `subject`, atomically; one that is there is replaced and keeps its split.
 
-        sha256: of the source file, where it is another than the one read. The manifest lists it from
-        `update_manifest` on. Raises StoreError for a name that cannot be a folder's.
+        sha256: of the source file, where it is another than the one read. group: the person, where several
+        volumes may be of one; by default the subject itself. The manifest lists it from `update_manifest` on.
+        Raises StoreError for a name that cannot be a folder's.
         """
         with locked(self.path / WRITERS_LOCK, shared=True):
-            return write_subject(self._folder(subject), volume, sha256 or volume.sha256)
+            return write_subject(self._folder(subject), volume, sha256 or volume.sha256, group or subject)
 
     def remove_subject(self, subject: str) -> None:
         """Delete a subject's folder; the manifest forgets it from `update_manifest` on."""
@@ -159,29 +167,33 @@ class VolumeStore:
     ) -> None:
         """List every stored subject, and give a split to those that have none (`assign_splits` says how).
 
-        The split goes into the subject's own record first and into the manifest last, so that the manifest
-        can always be rebuilt. Raises ValueError for splits that do not add up.
+        The manifest records that rule. The split goes into the subject's own record first and into the manifest
+        last, so that the manifest can always be rebuilt. Raises ValueError for splits that do not add up.
         """
         with self._changing_manifest():
             records = self.stored_records()
             assigned = {subject: record.split for subject, record in records.items()}
-            for subject, split in assign_splits(assigned, records, fractions_or_counts, seed).items():
+            groups = {subject: record.group for subject, record in records.items()}
+            for subject, split in assign_splits(assigned, records, fractions_or_counts, seed, groups).items():
                 if split != assigned[subject]:
                     records[subject] = write_split(self._folder(subject), split)
-            self._write_manifest(records, self._left_out if left_out is None else left_out)
+            rule = SplitRule({name: float(share) for name, share in fractions_or_counts.items()}, seed)
+            self._write_manifest(records, self._left_out if left_out is None else left_out, rule)
 
     def rebuild_manifest(self) -> None:
         """Write the manifest anew from the subjects' own records, their splits included."""
         with self._changing_manifest():
-            self._write_manifest(self.stored_records(), self._left_out)
+            self._write_manifest(self.stored_records(), self._left_out, self._rule)
 
     @contextmanager
     def _changing_manifest(self) -> Iterator[None]:
         with locked(self.path / MANIFEST_LOCK), locked(self.path / WRITERS_LOCK, shared=True):
             yield
 
-    def _write_manifest(self, records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any]) -> None:
-        manifest = _manifest(records, left_out)
+    def _write_manifest(
+        self, records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any], rule: SplitRule | None
+    ) -> None:
+        manifest = _manifest(records, left_out, rule)
         atomic_write_json(self.path / MANIFEST, manifest)
         self._take(json.loads(json.dumps(manifest)))
 
@@ -190,6 +202,7 @@ class VolumeStore:
         subjects = sorted(manifest["subjects"].items())
         self._records = {subject: SubjectRecord.from_json(value, f"{where}, {subject}") for subject, value in subjects}
         self._left_out: dict[str, Any] = dict(manifest["left_out"])
+        self._rule = None if manifest["splits"] is None else SplitRule.from_json(manifest["splits"])
         self._arrays: dict[str, zarr.Array[Any]] = {}
 
     def _folder(self, subject: str) -> Path:
@@ -209,9 +222,12 @@ class VolumeStore:
             ) from error
 
 
-def _manifest(records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any]) -> dict[str, Any]:
+def _manifest(
+    records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any], rule: SplitRule | None
+) -> dict[str, Any]:
     subjects = {subject: record.to_json() for subject, record in records.items()}
-    return {"schema": SCHEMA, "subjects": subjects, "left_out": dict(left_out)}
+    splits = None if rule is None else rule.to_json()
+    return {"schema": SCHEMA, "splits": splits, "subjects": subjects, "left_out": dict(left_out)}
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -223,7 +239,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise StoreError(f"{file}: damaged ({error}); delete it and convert again, which rebuilds it") from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema != SCHEMA or not {"subjects", "left_out"} <= manifest.keys():
+    if schema != SCHEMA or not {"splits", "subjects", "left_out"} <= manifest.keys():
         raise StoreError(
             f"{file}: schema version {schema!r}, this code reads {SCHEMA}; convert the sources into a new store"
         )

@@ -27,14 +27,15 @@ FOREGROUND = "foreground"
 CHUNK = 64  # docs/storage.md has the measurement
 
 
-def write_subject(folder: Path, volume: SourceVolume, sha256: str) -> SubjectRecord:
-    """Write the group `folder`, atomically; the split of a group that it replaces is kept."""
+def write_subject(folder: Path, volume: SourceVolume, sha256: str, group: str) -> SubjectRecord:
+    """Write the Zarr group `folder`, atomically; the split of one that it replaces is kept."""
     physical = volume.physical()
     mask, box = foreground(physical)
     shape = volume.voxels.shape
     record = SubjectRecord(
         subject=folder.name,
         split=read_record(folder).split if (folder / "zarr.json").exists() else None,
+        group=group,
         shape=(shape[0], shape[1], shape[2]),
         spacing=volume.spacing,
         dtype=volume.voxels.dtype.name,

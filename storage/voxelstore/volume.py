@@ -175,5 +175,8 @@ def _check_intensities(path: Path, voxels: np.ndarray, slope: float, intercept: 
             "not-finite",
             f"intensities from {lowest} to {highest}; replace NaN and infinity, by 0 outside the head",
         )
-    if lowest == highest:
-        raise VolumeError(path, "constant", f"every voxel is {lowest}; is it the right file?")
+    # As everything computes with them: 2^30 and 2^30 + 1 are the same float32.
+    if np.float32(ends[0]) == np.float32(ends[1]):
+        raise VolumeError(
+            path, "constant", f"voxels from {lowest} to {highest} are all {ends[0]:g} in float32; is it the right file?"
+        )

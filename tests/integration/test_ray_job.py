@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow.tracking import MlflowClient
 
 from .conftest import CHECKOUT, Bench
 
@@ -90,3 +91,6 @@ def test_training_as_a_submitted_job(cluster: tuple[str, Bench], tmp_path: Path)
     assert "registered models:/mdcsrn/1" in output
     assert (bench.run / "checkpoint_00000010" / "last.safetensors").is_file()
     assert (bench.home / "mlflow.db").is_file()
+    run = MlflowClient(bench.uri).get_run((bench.run / "mlflow_run_id.txt").read_text())
+    # .git does not travel with a job; the sources that do say what ran.
+    assert run.data.tags["code_version"].startswith("sources sha256:")

@@ -1,4 +1,4 @@
-"""Splits are by subject, seeded, and for good."""
+"""Splits are by person, seeded, and for good."""
 
 from __future__ import annotations
 
@@ -70,6 +70,19 @@ def test_shares_are_met_within_a_subject_or_the_one_that_each_gets(weights: list
         for name, share in splits.items():
             assert result[name] >= 1
             assert result[name] <= max(1, share * count + 1)
+
+
+def test_all_volumes_of_a_person_share_a_split_and_people_are_counted() -> None:
+    groups = {
+        f"{person}_ses-{session}": person for person in names(30) for session in range(1, 2 + int(person[-1]) % 3)
+    }
+    splits = {"train": 20, "validation": 5, "test": 5}
+    result = assign_splits({}, groups, splits, 0, groups)
+    by_person = {(groups[subject], split) for subject, split in result.items()}
+    assert dict(Counter(split for _, split in by_person)) == splits
+    later = {**groups, "sub-0000_ses-9": "sub-0000", "new_ses-1": "new"}
+    again = assign_splits(result, later, splits, 0, later)
+    assert again == {**result, "sub-0000_ses-9": result["sub-0000_ses-1"], "new_ses-1": None}
 
 
 def test_the_seed_decides_and_the_order_of_arrival_does_not() -> None:

@@ -222,6 +222,16 @@ def test_volumes_of_no_use_are_named_with_a_reason(reason: str, head: np.ndarray
     assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize(("slope", "intercept", "base"), [(1.0, 0.0, 2**30), (1e-6, 1000.0, 0)])
+def test_a_volume_that_float32_makes_constant_is_constant(
+    slope: float, intercept: float, base: int, nifti: Callable[..., Path]
+) -> None:
+    voxels = base + np.indices((8, 8, 8)).sum(axis=0) % 2
+    with pytest.raises(VolumeError, match="in float32") as caught:
+        read_volume(nifti(voxels.astype(np.int32), slope=slope, intercept=intercept))
+    assert caught.value.reason == "constant"
+
+
 def test_a_gzipped_file_that_is_called_nii_is_read(
     head: np.ndarray, nifti: Callable[..., Path], tmp_path: Path
 ) -> None:

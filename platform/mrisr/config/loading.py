@@ -60,19 +60,25 @@ def dump_experiment(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
 
 
-def field_reference() -> Iterator[tuple[str, str, Any, str]]:
-    """(dotted key, type, default, meaning) of every key, in file order: what `--help` shows."""
+def field_reference() -> Iterator[tuple[str, str, str, str]]:
+    """(dotted key, type, default as YAML, meaning) of every key, in file order: what `--help` shows."""
     yield from _fields(Experiment, "")
 
 
-def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, Any, str]]:
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _fields(kind, f"{prefix}{name}.")
         else:
             text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind).replace("typing.", "")
-            yield f"{prefix}{name}", text, field.default, field.description or ""
+            yield f"{prefix}{name}", text, _as_yaml(field.default), field.description or ""
+
+
+def _as_yaml(value: Any) -> str:
+    """A default as the text that an override takes: null, [0.5, 0.5]."""
+    plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -114,7 +120,8 @@ def _override(raw: dict[str, Any], item: str) -> None:
             raise ConfigError(f"{key}: {section} holds {child!r}, not a section; check the key's spelling")
         node = child
     try:
-        node[leaf] = yaml.safe_load(text)
+        # A star would be YAML's alias, of which there can be none here: it is a glob.
+        node[leaf] = text if text.startswith("*") else yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"{key}: {text!r} is not a YAML value; quote it, e.g. {key}='\"text\"'") from None
 

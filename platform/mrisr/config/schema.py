@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from mrisr.config.paths import absolute_path
 from mrisr.config.tuning_keys import Protocol, Tuning
 from mrisr.degradation import KINDS, PROTOCOLS, DegradationRange, check
 from mrisr.training.schedule import Schedule
@@ -15,29 +15,6 @@ from mrisr.training.schedule import Schedule
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
-
-
-def home() -> Path:
-    """Where stores, runs and the embedded tracking database live by default: $MRISR_HOME or ~/mrisr."""
-    return Path(os.environ.get("MRISR_HOME", "~/mrisr")).expanduser().absolute()
-
-
-def in_ray_job() -> bool:
-    """Whether this process is the driver of a submitted Ray job, whose working directory is a throw-away copy."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def absolute_path(path: Path) -> Path:
-    """The absolute path, with `$MRISR_HOME` and `~` resolved. Raises ValueError for a relative one in a Ray job."""
-    text = str(path)
-    if text == "$MRISR_HOME" or text.startswith("$MRISR_HOME/"):
-        return home() / text.removeprefix("$MRISR_HOME").lstrip("/")
-    path = path.expanduser()
-    if not path.is_absolute() and in_ray_job():
-        raise ValueError(
-            "a relative path inside a Ray job points into a copy that is thrown away; give an absolute path"
-        )
-    return path.absolute()
 
 
 def _pair(value: Any) -> Any:
@@ -63,25 +40,29 @@ class Data(Section):
     store: AbsolutePath = Field(
         Path("$MRISR_HOME/store.zarr"), description="Zarr volume store, made by `mrisr convert`"
     )
-    splits: dict[str, float] = Field(
-        {"train": 0.8, "validation": 0.1, "test": 0.1},
-        description="subjects per split at conversion: fractions (sum <= 1) or counts",
+    splits: dict[str, float] | None = Field(
+        None,
+        description="people per split, decided at conversion: fractions (sum <= 1) or counts; null: as the store has "
+        "them, for a new one {train: 0.8, validation: 0.1, test: 0.1}",
     )
-    split_seed: int = Field(0, description="seed of the split")
+    split_seed: int | None = Field(None, description="seed of the split; null: as the store has it, for a new one 0")
     min_size: Positive = Field(64, description="volumes with a shorter axis are left out at conversion, voxels")
+    pattern: str = Field(
+        "*", min_length=1, description="which files to convert: a glob on the name ('*T1w*') or, with a /, on the path"
+    )
 
 
 class DegradationSection(Section):
     kind: Literal["truncate", "box", "shift", "shift_fft_shift", "mixed", "gaussian", "report_literal"] = Field(
-        "truncate", description="what is zeroed in k-space (see mrisr.degradation)"
+        "truncate", description="what is zeroed in k-space; `mrisr preview --gallery` draws every kind"
     )
     axes: tuple[NonNegative, ...] = Field((1, 2), description="zeroed axes: 0 left-right, 1 post-ant, 2 inf-sup")
-    fraction: Interval = Field((0.5, 0.5), description="zeroed fraction f of each axis, drawn from [low, high]")
+    fraction: Interval = Field((0.5, 0.5), description="zeroed share f of each axis, 0 to 1, drawn from [low, high]")
     voxels: Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_pair), AfterValidator(_ordered)] | None = Field(
         None, description="zeroed width in k-space samples, both sides together; replaces fraction"
     )
     mix: Interval = Field((0.0, 1.0), description="mixed: share of the weight zeroed about DC, drawn from [low, high]")
-    sigma: Interval = Field((0.0, 0.0), description="gaussian: blur, voxels, drawn from [low, high]")
+    sigma: Interval = Field((0.0, 0.0), description="gaussian: blur, standard deviation in voxels, from [low, high]")
     base: Literal["box", "truncate"] = Field("box", description="gaussian: the hard weight under the blur")
     apodisation: Literal["none", "tukey", "hamming"] = Field("none", description="taper of the acquired band")
     taper: Interval = Field((0.0, 0.0), description="tukey: tapered share of the band, drawn from [low, high]")
@@ -91,7 +72,7 @@ class DegradationSection(Section):
     )
     noise: Interval = Field(
         (0.0, 0.0),
-        description="receiver noise before the magnitude (Rician), of normalised intensity, from [low, high]",
+        description="Rician noise: standard deviation of either channel, in normalised intensity, from [low, high]",
     )
 
     def range(self) -> DegradationRange:
@@ -188,8 +169,8 @@ class Validation(Section):
     patch_size: Positive = Field(64, description="edge of the cubes validated during training, voxels")
     patches_per_subject: Positive = Field(4, description="cubes per subject; the same ones for ever")
     max_subjects: Positive | None = Field(None, description="first N subjects of the split only; null: all")
-    overlap: float = Field(0.25, ge=0, lt=1, description="overlap of blended patches on whole volumes")
-    metric: Literal["psnr", "ssim"] = Field("psnr", description="figure that decides, higher is better")
+    overlap: float = Field(0.25, ge=0, lt=1, description="share of a patch's edge that overlaps on whole volumes")
+    metric: Literal["psnr", "ssim"] = Field("psnr", description="figure that decides, psnr in dB; higher is better")
 
 
 class Resources(Section):

@@ -57,9 +57,11 @@ def _image(part: Tensor, weight: Tensor) -> Tensor:
     backward pass, and only the sum is.
     """
     if torch.is_grad_enabled():
-        return F.conv3d(part, weight).float()
+        product = F.conv3d(part, weight)
+        return product.to(torch.promote_types(product.dtype, torch.float32))
+    wide = torch.promote_types(part.dtype, torch.float32)
     with torch.autocast(part.device.type, enabled=False):
-        return F.conv3d(part.float(), weight.float())
+        return F.conv3d(part.to(wide), weight.to(wide))
 
 
 class DenseUnit(nn.Module):

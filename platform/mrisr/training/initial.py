@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mrisr.config import ConfigError, Experiment
-from mrisr.config.schema import home
+from mrisr.config.paths import home
 from mrisr.models import MDCSRN
 from mrisr.registry import load_generator_weights
 from mrisr.training.assembly import generator_config

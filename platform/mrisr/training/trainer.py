@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mrisr import cluster, tracking
 from mrisr.config import ConfigError, Experiment
-from mrisr.config.schema import home
+from mrisr.config.paths import home
 from mrisr.degradation import check
 from mrisr.outbox import Outbox
+from mrisr.split_rule import settle_splits
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.claim import OUTBOX, RUN_ID, alone, claim, mend_ray_snapshot, refuse_another, write_whole
 from mrisr.training.initial import prepare_initial_weights
@@ -56,12 +57,13 @@ def open_store(experiment: Experiment) -> VolumeStore:
         store = VolumeStore.open(experiment.data.store)
     except ValueError as error:
         raise ConfigError(f"data.store = {experiment.data.store}: {error}") from None
+    settle_splits(experiment, store)
     for key, split in (("data.splits", "train"), ("validation.split", experiment.validation.split)):
         if not store.subjects(split):
             sizes = ", ".join(f"{name}: {len(subjects)}" for name, subjects in store.splits().items()) or "none"
             raise ConfigError(
                 f"{key}: the store {store.path} has no subjects in split {split!r} (it has {sizes}); "
-                "convert more volumes, or convert with other --splits"
+                "convert more volumes, or convert them into another data.store with other data.splits"
             )
     smallest = min((min(store.record(s).shape), s) for s in store.subjects())
     for key, patch in (("stream", experiment.stream.patch_size), ("validation", experiment.validation.patch_size)):
@@ -87,6 +89,7 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
     disk or a damaged checkpoint stops it; Terminated after SIGTERM.
     """
     store = open_store(experiment)
+    experiment = settle_splits(experiment, store)
     refuse_another(experiment, store)
     if (finished := _finished(experiment)) is not None:
         return finished

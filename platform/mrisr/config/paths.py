@@ -1,0 +1,29 @@
+"""Where things are: the home folder, and paths that mean the same on every machine of a cluster."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """Where stores, runs and the embedded tracking database live by default: $MRISR_HOME or ~/mrisr."""
+    return Path(os.environ.get("MRISR_HOME", "~/mrisr")).expanduser().absolute()
+
+
+def in_ray_job() -> bool:
+    """Whether this process is the driver of a submitted Ray job, whose working directory is a throw-away copy."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def absolute_path(path: Path) -> Path:
+    """The absolute path, with `$MRISR_HOME` and `~` resolved. Raises ValueError for a relative one in a Ray job."""
+    text = str(path)
+    if text == "$MRISR_HOME" or text.startswith("$MRISR_HOME/"):
+        return home() / text.removeprefix("$MRISR_HOME").lstrip("/")
+    path = path.expanduser()
+    if not path.is_absolute() and in_ray_job():
+        raise ValueError(
+            "a relative path inside a Ray job points into a copy that is thrown away; give an absolute path"
+        )
+    return path.absolute()
