@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mrisr import cluster, tracking
 from mrisr.config import ConfigError, Experiment
-from mrisr.config.schema import home
+from mrisr.config.paths import home
 from mrisr.config.tuning_keys import Tuning
 from mrisr.outbox import Outbox
 from mrisr.split_rule import settle_splits
