@@ -57,8 +57,8 @@ def learn(plan: SearchPlan, fingerprint: str, study: optuna.Study) -> int:
             if comparable and trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and source not in known:
                 study.add_trial(
                     optuna.trial.create_trial(
-                        state=trial.state, values=trial.values,
-                        params=trial.params, distributions=fixed.distributions, intermediate_values=trial.intermediate_values,
+                        state=trial.state, values=trial.values, params=trial.params,
+                        distributions=fixed.distributions, intermediate_values=trial.intermediate_values,
                         user_attrs={_LEARNT: source},
                     )
                 )  # fmt: skip
