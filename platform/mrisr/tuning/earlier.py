@@ -52,11 +52,12 @@ def learn(plan: SearchPlan, fingerprint: str, study: optuna.Study) -> int:
                 plan.draw(fixed)
             except ValueError:
                 continue
-            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and source not in known:
+            # A key that was searched then and is fixed now may have had any value.
+            comparable = set(fixed.distributions) == set(trial.params)
+            if comparable and trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and source not in known:
                 study.add_trial(
                     optuna.trial.create_trial(
-                        state=trial.state, values=trial.values,
-                        params={name: trial.params[name] for name in fixed.distributions},
+                        state=trial.state, values=trial.values, params=trial.params,
                         distributions=fixed.distributions, intermediate_values=trial.intermediate_values,
                         user_attrs={_LEARNT: source},
                     )

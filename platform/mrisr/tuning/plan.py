@@ -14,7 +14,7 @@ import numpy as np
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import load_search, validate_experiment
 from mrisr.config.spaces import Space, SpaceError, Suggester, active, flat
-from mrisr.training.worker import schedule_of
+from mrisr.training.assembly import schedule_of
 
 # Draws that are tried before the first trial: enough that a combination which fails once in 50 draws is found.
 _DRAWS = 256

@@ -19,6 +19,7 @@ from mrisr.config import ConfigError, Experiment
 from mrisr.config.paths import home
 from mrisr.config.tuning_keys import Tuning
 from mrisr.outbox import Outbox
+from mrisr.split_rule import settle_splits
 from mrisr.tracking import Status, Tracking
 from mrisr.training.claim import OUTBOX, write_whole
 from mrisr.training.outcome import Terminated
@@ -56,7 +57,7 @@ def search(plan: SearchPlan, console: Console) -> Search:
     with _alone(plan):
         uri = tracking.resolve_uri(plan.base.tracking.uri, home())
         place = tracking.prepare(uri, home() / "mlartifacts", plan.base.tracking.experiment)
-        parent = _parent_run(plan, place, store.fingerprint())
+        parent = _parent_run(plan, place, store)
         with ending_in_tracking(uri, parent):
             initial = _pretrain_once(plan, parent, console)
             environment = {"MRISR_HOME": str(home()), "MLFLOW_TRACKING_URI": uri}
@@ -186,14 +187,15 @@ def _claim(plan: SearchPlan, fingerprint: str) -> None:
     write_whole(file, text)
 
 
-def _parent_run(plan: SearchPlan, place: Tracking, fingerprint: str) -> str:
+def _parent_run(plan: SearchPlan, place: Tracking, store: VolumeStore) -> str:
     file: Path = plan.folder / "mlflow_run_id.txt"
     if file.exists():
         tracking.resume_run(place.uri, file.read_text())
         return file.read_text()
-    config = plan.base.model_dump(mode="json") | {"space": {k: repr(s) for k, s in plan.spaces.items()}}
+    space = {key: repr(space) for key, space in plan.spaces.items()}
+    config = settle_splits(plan.base, store).model_dump(mode="json") | {"space": space}
     run_id = tracking.start_run(
-        place, config, name=plan.folder.name, dataset_fingerprint=fingerprint, tags={"tuning.kind": "search"}
+        place, config, name=plan.folder.name, dataset_fingerprint=store.fingerprint(), tags={"tuning.kind": "search"}
     )
     write_whole(file, run_id)
     return run_id

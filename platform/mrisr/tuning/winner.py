@@ -11,9 +11,9 @@ from mrisr.config import Experiment
 from mrisr.config.tuning_keys import Tuning
 from mrisr.evaluation_tasks import evaluate_on_cluster
 from mrisr.publishing import publish
+from mrisr.training.assembly import generator_config
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.trainer import Host, TrainedRun, open_store, outcome, train
-from mrisr.training.worker import generator_config
 from mrisr.tuning.outcome import TrialOutcome
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.report import cost_lines, figures, trials_table, winner_yaml, write_csv
