@@ -52,4 +52,5 @@ def _as_one(experiment: Experiment, count: int, share: cluster.Share) -> Experim
     resources = experiment.resources.model_copy(
         update={"workers": workers, "cpus_per_worker": share.cpus, "gpus": share.gpu}
     )
-    return experiment.model_copy(update={"resources": resources})
+    training = experiment.training.model_copy(update={"batch_size": experiment.training.batch_size * count})
+    return experiment.model_copy(update={"resources": resources, "training": training})
