@@ -40,9 +40,8 @@ def test_concurrency_comes_from_the_cluster_and_impossible_requests_say_what_wou
     assert at_once(64, gpus=4) == 4, "a trial that would lose its GPU is one too many"
     assert at_once(64, "tuning.trials=3") == 3
     assert trials_at_once(load_experiment(None, []), 6, 0, [(3, 0), (3, 0)]) == 3
-    assert trials_at_once(load_experiment(None, []), 6, 0, [(1.5, 0)] * 4) == 2, (
-        "what machines have left does not add up"
-    )
+    with pytest.raises(cluster.ResourceError, match="on 6 machines"):
+        trials_at_once(load_experiment(None, ["stream.cpus_per_task=2"]), 6, 0, [(1, 0)] * 6)
     with pytest.raises(cluster.ResourceError, match=r"tuning\.concurrent = 8.*tuning\.concurrent=3 at most"):
         at_once(4, "tuning.concurrent=8")
     with pytest.raises(cluster.ResourceError, match="what fits"):
