@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# The whole suite: lint, then every test, those that start Ray and worker processes included.
+# The whole suite: lint, then every test. Those that start workers, servers or a cluster of their own have the machine to
+# themselves; the others share it, a file of tests at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash ci/lint.sh
-exec "${VENV:-.venv}/bin/pytest" "$@"
+pytest="${VENV:-.venv}/bin/pytest"
+"$pytest" -m "not integration" -n 2 --dist loadfile "$@"
+exec "$pytest" -m integration "$@"
