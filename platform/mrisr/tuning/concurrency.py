@@ -50,7 +50,7 @@ def _as_one(experiment: Experiment, count: int, share: cluster.Share) -> Experim
     """An experiment with the workers of `count` trials: do these fit onto the machines as well as into their sum?"""
     workers = experiment.resources.workers * count
     resources = experiment.resources.model_copy(
-        update={"workers": workers, "cpus_per_worker": share.cpus, "gpus": share.gpu}
+        update={"workers": workers, "min_workers": None, "cpus_per_worker": share.cpus, "gpus": share.gpu}
     )
     training = experiment.training.model_copy(update={"batch_size": experiment.training.batch_size * count})
     return experiment.model_copy(update={"resources": resources, "training": training})
