@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
 
 from mrisr.cli import main
+from mrisr.training.saving import whole_checkpoints
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -89,6 +93,23 @@ class Bench:
         run_id = (self.run / "mlflow_run_id.txt").read_text()
         keys = client.get_run(run_id).data.metrics
         return {key: [(m.step, m.value) for m in client.get_metric_history(run_id, key)] for key in sorted(keys)}
+
+
+def assert_same_run(bench: Bench, reference: Bench) -> None:
+    """The same weights to 1e-5, and in MLflow the same metrics at the same steps, none missing, none repeated."""
+    for name in ("last.safetensors", "best.safetensors"):
+        expected = load_file(whole_checkpoints(reference.run)[-1] / name)
+        found = load_file(whole_checkpoints(bench.run)[-1] / name)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7)
+    # What a later evaluation of the reference has added is not the run's.
+    expected_history = {key: points for key, points in reference.history().items() if not key.startswith("test/")}
+    found_history = bench.history()
+    assert expected_history.keys() == found_history.keys()
+    for key, points in expected_history.items():
+        assert [step for step, _ in found_history[key]] == [step for step, _ in points], f"gap or repeat in {key}"
+        if not key.startswith(("throughput/", "volumes/seconds")):
+            np.testing.assert_allclose([v for _, v in found_history[key]], [v for _, v in points], rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="session")

@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from mrisr.config import load_experiment
 from mrisr.training.saving import whole_checkpoints
 
-from .conftest import Bench
+from .conftest import Bench, assert_same_run
 
 pytestmark = pytest.mark.integration
 
@@ -99,18 +98,7 @@ def test_a_run_through_five_faults_is_the_run_without_them(
 
     bench.train()
     assert not list((bench.run / "outbox").glob("[0-9]*.json"))
-    for name in ("last.safetensors", "best.safetensors"):
-        expected = load_file(whole_checkpoints(reference.run)[-1] / name)
-        found = load_file(whole_checkpoints(bench.run)[-1] / name)
-        for key, value in expected.items():
-            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7)
-    expected_history, found_history = reference.history(), bench.history()
-    expected_history = {key: points for key, points in expected_history.items() if not key.startswith("test/")}
-    assert expected_history.keys() == found_history.keys()
-    for key, points in expected_history.items():
-        assert [step for step, _ in found_history[key]] == [step for step, _ in points], f"gap or repeat in {key}"
-        if not key.startswith(("throughput/", "volumes/seconds")):
-            np.testing.assert_allclose([v for _, v in found_history[key]], [v for _, v in points], rtol=1e-4, atol=1e-6)
+    assert_same_run(bench, reference)
 
 
 def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(

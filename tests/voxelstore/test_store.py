@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import zarr
 
-from voxelstore import StoreError, VolumeStore, convert_volume, find_volumes, read_volume, subject_id, write_volume
-from voxelstore.convert import drop_duplicates, person_of
+from voxelstore import StoreError, VolumeStore, convert_volume, read_volume, write_volume
+from voxelstore.convert import drop_duplicates
 from voxelstore.subject import write_array
 
 SPLITS = {"train": 2, "validation": 1}
@@ -234,71 +234,6 @@ def test_duplicates_leave_the_one_with_a_split(
     dropped = drop_duplicates(store)
     assert {name: kept for name, (_, kept) in dropped.items()} == {"0": "a"}
     assert sorted(store.stored_records()) == ["a", "b", "c"]
-
-
-def test_volumes_are_found_and_named_by_their_place(tmp_path: Path) -> None:
-    files = [
-        "s1/sub-01_T1w.nii.gz",
-        "s2/sub-01_T1w.nii.gz",
-        "x.MGZ",
-        "y.nii",
-        "my scan.nii",
-        ".a.nii",
-        ".h/b.nii",
-        "r.txt",
-    ]
-    for name in files:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    found = find_volumes(tmp_path)
-    assert [str(p.relative_to(tmp_path)) for p in found] == [
-        "my scan.nii",
-        "s1/sub-01_T1w.nii.gz",
-        "s2/sub-01_T1w.nii.gz",
-        "x.MGZ",
-        "y.nii",
-    ]
-    ids = [subject_id(p, tmp_path) for p in found]
-    assert ids[1:] == ["s1__sub-01_T1w", "s2__sub-01_T1w", "x", "y"]
-    assert ids[0].startswith("my-scan-")
-    assert subject_id(tmp_path / "s1/sub-01_T1w.nii.gz") == "sub-01_T1w"
-    assert subject_id("my scan.nii") != subject_id("my+scan.nii")
-    with pytest.raises(NotADirectoryError, match="no such folder"):
-        find_volumes(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize(
-    ("path", "person"),
-    [
-        ("sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz", "sub-01"),
-        ("sub-01/ses-2/anat/x.nii", "sub-01"),
-        ("siteA_sub-02_T1w.nii", "sub-02"),
-        ("100307/T1w/T1w_acpc.nii.gz", "100307"),
-        ("mysub-01.nii", "mysub-01"),
-        ("alone.mgz", "alone"),
-    ],
-)
-def test_a_person_is_known_by_the_path(path: str, person: str, tmp_path: Path) -> None:
-    assert person_of(tmp_path / path, tmp_path) == person
-
-
-def test_a_pattern_chooses_files_and_links_to_folders_are_followed(tmp_path: Path) -> None:
-    for name in ("in/p1/T1w/T1w.nii", "in/p1/T1w/mask.nii", "in/p2/T2w.nii", "out/p3/T1w.nii", "out/p3/T2w.nii"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    root = tmp_path / "in"
-    for link, target in (("linked", "out"), ("again", "out/p3"), ("self", "in/p1"), ("up", ".")):
-        (root / link).symlink_to(tmp_path / target)
-    (tmp_path / "out" / "back").symlink_to(tmp_path / "in")
-
-    def found(pattern: str = "*") -> list[str]:
-        return [p.relative_to(root).as_posix() for p in find_volumes(root, pattern)]
-
-    assert found("*T1w*") == ["again/T1w.nii", "linked/p3/T1w.nii", "p1/T1w/T1w.nii"]
-    assert found("p?/*") == ["p1/T1w/T1w.nii", "p1/T1w/mask.nii", "p2/T2w.nii"]
-    assert len(found()) == 7  # 'again' comes before 'linked', which holds it
-    (root / "again").unlink()
-    assert found() == ["linked/p3/T1w.nii", "linked/p3/T2w.nii", "p1/T1w/T1w.nii", "p1/T1w/mask.nii", "p2/T2w.nii"]
 
 
 def test_a_store_moved_elsewhere_reads_the_same(store: VolumeStore, tmp_path: Path) -> None:
