@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The whole suite: lint, then every test. Those of tests/integration start clusters, workers and servers of their own and
-# have the machine to themselves; the others share it, a file of tests at a time.
+# The whole suite: lint, then every test. Those that start workers, servers or a cluster of their own have the machine to
+# themselves; the others share it, a file of tests at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash ci/lint.sh
 pytest="${VENV:-.venv}/bin/pytest"
-"$pytest" --ignore tests/integration -n 2 --dist loadfile "$@"
-exec "$pytest" tests/integration "$@"
+"$pytest" -m "not integration" -n 2 --dist loadfile "$@"
+exec "$pytest" -m integration "$@"
