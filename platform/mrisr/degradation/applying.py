@@ -14,18 +14,20 @@ from mrisr.degradation.spectrum import kept_band, noise_weight, spectral_weight
 SLAB_VOXELS = 5 * 2**16
 
 
-def apply_weight(volume: np.ndarray, weight: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """`irfftn(rfftn(volume) * weight)` over `axes`. volume: real, any shape; returns float32 of the same shape.
+def apply_weight(
+    volume: np.ndarray, weight: np.ndarray, axes: tuple[int, ...], dtype: type[np.floating] = np.float32
+) -> np.ndarray:
+    """`irfftn(rfftn(volume) * weight)` over `axes`. volume: real, any shape; returns `dtype` of the same shape.
 
-    weight: as of `spectral_weight`. Two savings change nothing but the time: columns of the half spectrum beyond the
-    last that the weight keeps are neither transformed along the other axes nor back, and along an axis that is not
-    transformed the volume is taken slab by slab.
+    weight: as of `spectral_weight`. dtype: float32 or float64, in which it is computed. Two savings change nothing but
+    the time: columns of the half spectrum beyond the last that the weight keeps are neither transformed along the other
+    axes nor back, and along an axis that is not transformed the volume is taken slab by slab.
     """
-    volume = np.asarray(volume, dtype=np.float32)
+    volume = np.asarray(volume, dtype=dtype)
     free = [axis for axis in range(volume.ndim) if axis not in axes]
     if not free or volume.size <= SLAB_VOXELS:
         return _apply(volume, weight, axes)
-    out = np.empty(volume.shape, np.float32)
+    out = np.empty(volume.shape, dtype)
     axis = free[0]
     step = max(1, SLAB_VOXELS * volume.shape[axis] // max(1, volume.size))
     for start in range(0, volume.shape[axis], step):
@@ -46,7 +48,7 @@ def _apply(volume: np.ndarray, weight: np.ndarray, axes: tuple[int, ...]) -> np.
     columns, weight = spectrum[(*before, slice(count))], weight[(*before, slice(count))]
     columns = fft.fftn(columns, axes=others, overwrite_x=True) if others else columns
     # A real factor for both parts: half the work of a complex product, and none of its conversions.
-    parts = columns.view(np.float32)
+    parts = columns.view(volume.dtype)
     parts *= weight if weight.shape[-1] == 1 else np.repeat(weight, 2, axis=-1)
     columns = fft.ifftn(columns, axes=others, overwrite_x=True) if others else columns
     if not np.may_share_memory(columns, spectrum):
@@ -55,18 +57,21 @@ def _apply(volume: np.ndarray, weight: np.ndarray, axes: tuple[int, ...]) -> np.
     return fft.irfft(spectrum, n=volume.shape[last], axis=last, overwrite_x=True)
 
 
-def degrade(volume: np.ndarray, degradation: Degradation) -> np.ndarray:
+def degrade(volume: np.ndarray, degradation: Degradation, dtype: type[np.floating] = np.float32) -> np.ndarray:
     """The low-resolution version of a whole volume on the same grid, zero-filled in k-space.
 
-    volume: (D, H, W), any real dtype and intensity scale. Returns (D, H, W) float32 on the same intensity scale.
+    volume: (D, H, W), any real dtype and intensity scale. Returns (D, H, W) `dtype` on the same intensity scale:
+    float32, or float64 where the last bits matter; `report_literal` is float32 at any rate.
     A patch must be cut after this, not before: the k-space of a patch is not the patch of the k-space.
     With noise the result is a magnitude, so that intensity 0 has to mean no signal. A pure function all the same: the
     noise is that of `noise_seed`. Raises ValueError for parameters that mean nothing.
     """
-    return degrader(volume.shape, degradation)(volume)
+    return degrader(volume.shape, degradation, dtype)(volume)
 
 
-def degrader(shape: tuple[int, ...], degradation: Degradation) -> Callable[[np.ndarray], np.ndarray]:
+def degrader(
+    shape: tuple[int, ...], degradation: Degradation, dtype: type[np.floating] = np.float32
+) -> Callable[[np.ndarray], np.ndarray]:
     """`degrade` for the parts of one volume, with the weight made once.
 
     shape: of the volume. A part is whole along every axis but `degradation.independent_axes`: with noise, which has no
@@ -78,7 +83,7 @@ def degrader(shape: tuple[int, ...], degradation: Degradation) -> Callable[[np.n
     weight = spectral_weight(shape, d)
 
     def apply(part: np.ndarray) -> np.ndarray:
-        out = apply_weight(part, weight, d.transform_axes)
+        out = apply_weight(part, weight, d.transform_axes, dtype)
         return np.abs(out + received_noise(part.shape, d)) if d.noise > 0 else out
 
     return apply
