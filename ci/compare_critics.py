@@ -1,7 +1,8 @@
 """What each critic does to held-out volumes, and at which cost: one shared L1 start, then WGAN-GP with each of them.
 
-The recipe is jobs/configs/critics.yaml. Figures are over the whole held-out volumes (splits validation and test: the
-last weights are compared, not the best, so that neither chooses anything). What is done is kept in --home.
+Beside them `none`: as many updates of the generator from the same start, on L1 alone. The recipe is
+jobs/configs/critics.yaml. Figures are over the whole held-out volumes (splits validation and test: the last weights are
+compared, not the best, so that neither chooses anything). What is done is kept in --home.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mrisr.config import Experiment, load_experiment
+from mrisr.training.assembly import schedule_of
+from mrisr.training.schedule import updates_before
 
 CONFIG = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "critics.yaml"
-KINDS = ("full", "pointwise", "separable")
+KINDS = ("none", "full", "pointwise", "separable")
 COLUMNS = {
     "psnr": "PSNR, dB", "ssim": "SSIM", "energy": "energy in the zeroed band", "correlation": "its correlation",
 }  # fmt: skip
@@ -91,6 +94,18 @@ def once(file: Path, compute: Callable[[], dict[str, float]]) -> dict[str, float
     return found
 
 
+def second_stage(experiment: Experiment, kind: str) -> list[str]:
+    """What `kind` does after the L1 start: the rest of the schedule, or its updates of the generator on L1."""
+    s = experiment.schedule
+    if kind != "none":
+        steps = s.total_steps - s.pretrain_steps
+        return [f"critic.kind={kind}", "schedule.pretrain_steps=0", f"schedule.total_steps={steps}"]
+    updates = updates_before(schedule_of(experiment), s.total_steps).generator
+    rate = experiment.training.generator_lr
+    steps = [f"schedule.total_steps={updates}", f"schedule.pretrain_steps={updates}"]
+    return [*steps, "schedule.critic_warmup_steps=0", f"training.pretrain_lr={rate}"]
+
+
 def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], overrides: list[str]) -> None:
     """Convert, train and measure what is not there yet, for these critics and seeds; then print the table of all."""
     from safetensors.torch import load_file
@@ -117,19 +132,18 @@ def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], override
     once(results / "start.json", lambda: held_out(whole, start))
     for kind in kinds:
         for seed in seeds:
-            adversarial = load_experiment(CONFIG, [
-                *overrides, f"name={kind}-{seed}", f"seed={seed}", f"critic.kind={kind}", "schedule.pretrain_steps=0",
-                "generator.ema_decay=null",
-                f"schedule.total_steps={s.total_steps - s.pretrain_steps}",
-                f"generator.init_from={start}",
+            stage = load_experiment(CONFIG, [
+                *overrides, f"name={kind}-{seed}", f"seed={seed}", "generator.ema_decay=null",
+                f"generator.init_from={start}", *second_stage(whole, kind),
             ])  # fmt: skip
 
-            def trained(experiment: Experiment = adversarial) -> dict[str, float]:
+            def trained(experiment: Experiment = stage) -> dict[str, float]:
                 print(f"{experiment.name}, {experiment.schedule.total_steps} steps", flush=True)
                 return held_out(experiment, train(experiment).checkpoint / LAST_WEIGHTS)
 
             once(results / f"{kind}-{seed}.json", trained)
-            once(results / f"{kind}-cost.json", lambda experiment=adversarial: cost(experiment))
+            if kind != "none":
+                once(results / f"{kind}-cost.json", lambda experiment=stage: cost(experiment))
     print("\n" + "\n".join(table(results)))
 
 
@@ -153,9 +167,9 @@ def table(results: Path) -> list[str]:
         told = results / f"{name}-cost.json"
         costs = json.loads(told.read_text()) if told.exists() else None
         cells += [f"{costs['seconds']:.2f}", f"{costs['peak']:.2f}", f"{costs['parameters']:,}"] if costs else ["-"] * 3
-        title = {"input": "zero-filled input", "start": "L1 start"}.get(
-            name, f"{name}, {len(runs)} seed{'s' if len(runs) > 1 else ''}"
-        )
+        title = {"input": "zero-filled input", "start": "L1 start", "none": "no critic, L1 alone"}.get(name, name)
+        if name in KINDS:
+            title += f", {len(runs)} seed{'s' if len(runs) > 1 else ''}"
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return lines
 
