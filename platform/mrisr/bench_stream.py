@@ -71,7 +71,7 @@ def plain_patches(maker: PatchMaker, row: Row, mark: Callable[[str], None]) -> t
     hr = store.read_normalised(row.subject)
     mark("read")
     if degradation.kind == "report_literal" or degradation.noise > 0:
-        lr = degrade(hr, degradation)
+        lr = degrade(hr, degradation, no_signal=record.intensity.no_signal)
     else:
         axes = degradation.transform_axes
         spectrum = fft.rfftn(hr, axes=axes)

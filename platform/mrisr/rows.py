@@ -107,7 +107,7 @@ class PatchMaker:
         )  # fmt: skip
         free = degradation.independent_axes
         region, corners = spanned(corners, self.patch_size, record.shape, free)
-        apply = degrader(record.shape, degradation)
+        apply = degrader(record.shape, degradation, no_signal=record.intensity.no_signal)
         axis = free[0] if free else 0
         patches = np.empty((2, len(corners), *(self.patch_size,) * 3), WIRE_DTYPE)
         mark("draw")
