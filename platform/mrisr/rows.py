@@ -129,22 +129,27 @@ class PatchMaker:
         mark("cut")
         return patches[0], patches[1]
 
-    def group_patches(self, turn: int, lane: int, skip: int = 0) -> dict[str, np.ndarray]:
+    def group_patches(
+        self, turn: int, lane: int, skip: int = 0, mark: Callable[[str], None] = lambda stage: None
+    ) -> dict[str, np.ndarray]:
         """One group in its interleaved order: lr, hr (R*K, 1, P, P, P) float16; row, patch (R*K,) int64 for replay.
 
         skip: patches of the group that were consumed before; rows needed by none of the others are not read.
+        mark: called after each stage, those of `row_patches` and "mix", which puts a row's patches in their places.
         """
         plan, k = self.plan, self.plan.patches_per_row
         order = plan.order(turn, lane)
         rows = plan.group(turn, lane)
         shape = (plan.group_size, self.patch_size, self.patch_size, self.patch_size)
         lr, hr = np.zeros(shape, WIRE_DTYPE), np.zeros(shape, WIRE_DTYPE)
+        mark("mix")
         for i, row in enumerate(rows):
             places = np.flatnonzero(order // k == i)
             if (places >= skip).any():
-                row_lr, row_hr = self.row_patches(row)
+                row_lr, row_hr = self.row_patches(row, mark)
                 for place in places:
                     lr[place], hr[place] = row_lr[order[place] % k], row_hr[order[place] % k]
+                mark("mix")
         index = np.array([row.index for row in rows], dtype=np.int64)[order // k]
         return {"lr": lr[:, None], "hr": hr[:, None], "row": index, "patch": order % k}
 
