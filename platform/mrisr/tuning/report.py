@@ -18,6 +18,7 @@ from mrisr.config.tuning_keys import Tuning
 from mrisr.tuning.outcome import Outcome, TrialOutcome
 from mrisr.tuning.plan import SearchPlan, short
 from mrisr.tuning.study import MODES, name_metrics
+from mrisr.tuning.trial import yardstick
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -81,8 +82,13 @@ def cost_lines(plan: SearchPlan, outcome: Outcome) -> list[str]:
 
 def winner_yaml(plan: SearchPlan, trial: TrialOutcome) -> str:
     """The winner as an experiment file that `mrisr train` takes as it is."""
-    experiment = plan.experiment(trial.values).model_copy(
-        update={"name": f"{plan.base.name}-winner", "tuning": Tuning()}
+    experiment = plan.experiment(trial.values)
+    experiment = experiment.model_copy(
+        update={
+            "name": f"{plan.base.name}-winner",
+            "tuning": Tuning(),
+            "validation": experiment.validation.model_copy(update=yardstick(plan)),
+        }
     )
     figures = ", ".join(f"{metric} {value:.4f}" for metric, value in trial.figures.items())
     head = f"# Winner of {plan.folder.name}: trial {trial.number}, {figures} on validation under {scale(plan)}.\n"

@@ -32,7 +32,7 @@ from mrisr.tuning.plan import SearchPlan, extremes
 from mrisr.tuning.progress import Progress
 from mrisr.tuning.scheduler import build_scheduler
 from mrisr.tuning.study import StudySearch, begun, open_storage, open_study
-from mrisr.tuning.trial import DRIVER_CPUS, TrialSetting, run_trial
+from mrisr.tuning.trial import DRIVER_CPUS, TrialSetting, run_trial, yardstick
 from voxelstore import VolumeStore
 
 # How MLflow shows a trial, where not as finished; one that is still running here was interrupted.
@@ -208,7 +208,13 @@ def _pretrain_once(plan: SearchPlan, parent: str, console: Console) -> str | Non
         return None
     schedule = base.schedule.model_copy(update={"total_steps": base.schedule.pretrain_steps})
     experiment = base.model_copy(
-        update={"name": "pretrained", "output": plan.folder, "schedule": schedule, "tuning": Tuning()}
+        update={
+            "name": "pretrained",
+            "output": plan.folder,
+            "schedule": schedule,
+            "validation": base.validation.model_copy(update=yardstick(plan)),
+            "tuning": Tuning(),
+        }
     )
     marker = experiment.run_folder / "done.txt"
     if not marker.exists():

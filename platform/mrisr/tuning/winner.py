@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rich.console import Console
 
 from mrisr import tracking
 from mrisr.config import Experiment
-from mrisr.config.tuning_keys import Tuning
 from mrisr.evaluation_tasks import evaluate_on_cluster
 from mrisr.publishing import publish
 from mrisr.training.assembly import generator_config
+from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.trainer import Host, TrainedRun, open_store, outcome, train
 from mrisr.tuning.outcome import TrialOutcome
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.report import cost_lines, figures, trials_table, winner_yaml, write_csv
 from mrisr.tuning.search import Search, ending_in_tracking, search
-from mrisr.tuning.trial import TrialSetting, trial_experiment
+from mrisr.tuning.trial import TrialSetting, configured, trial_experiment
 from mrisr.weights import build_generator
 
 
@@ -98,18 +99,37 @@ def _publish(found: Search, best: TrialOutcome, console: Console) -> None:
     tracking.RunLogger(found.place.uri, found.parent_run_id).tags({"winner.model": published.model_uri})
 
 
-def _as_is(found: Search, best: TrialOutcome) -> TrainedRun:
+def _setting(found: Search) -> TrialSetting:
     initial = found.plan.folder / "pretrained" if found.plan.base.tuning.shared_pretraining else None
-    setting = TrialSetting(found.plan, 1, found.parent_run_id, None if initial is None else str(initial))
-    experiment = trial_experiment(setting, best.run, best.values)
+    return TrialSetting(found.plan, 1, found.parent_run_id, None if initial is None else str(initial))
+
+
+def _as_is(found: Search, best: TrialOutcome) -> TrainedRun:
+    experiment = trial_experiment(_setting(found), best.run, best.values)
     assert best.mlflow_run_id is not None
-    return outcome(experiment, best.mlflow_run_id, found.place.uri, whole_checkpoints(best.folder)[-1])
+    return outcome(experiment, best.mlflow_run_id, found.place.uri, _scored_checkpoint(best))
+
+
+def _scored_checkpoint(best: TrialOutcome) -> Path:
+    """The newest checkpoint that holds the weights of the trial's score.
+
+    A trial that was stopped may have written one more before it died, with weights that nobody has scored.
+    """
+    folders = whole_checkpoints(best.folder)
+    scored = best.results[-1]["best_step"]
+    for folder in reversed(folders):
+        if json.loads((folder / PROGRESS).read_text())["best"]["step"] == scored:
+            return folder
+    return folders[-1]
 
 
 def _retrained(found: Search, best: TrialOutcome) -> TrainedRun:
-    """A new run of the winner's configuration, with another seed: what it shows is not the luck of one trial."""
+    """A new run of the winner's configuration, with another seed: what it shows is not the luck of one trial.
+
+    It starts where the trials started, so that its best weights are of the stage that was searched.
+    """
     plan = found.plan
-    experiment: Experiment = plan.experiment(best.values).model_copy(
-        update={"name": f"winner-{best.run}", "output": plan.folder, "seed": plan.base.seed + 1, "tuning": Tuning()}
+    experiment = configured(_setting(found), best.values).model_copy(
+        update={"name": f"winner-{best.run}", "output": plan.folder, "seed": plan.base.seed + 1}
     )
     return train(Experiment.model_validate(experiment.model_dump()), Host(parent_run_id=found.parent_run_id))
