@@ -1,4 +1,4 @@
-"""The best weights are those of the best score, as a search scores its trials; and a checkpoint keeps which they are."""
+"""The best weights are those of the best score, as a search scores its trials; a checkpoint keeps which they are."""
 
 from __future__ import annotations
 

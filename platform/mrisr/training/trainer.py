@@ -157,8 +157,11 @@ def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun
     try:
         with stop_on_sigterm(experiment.run_folder):
             result = trainer.fit()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
         tracking.finish_if_reachable(uri, run_id, "KILLED")
+        if isinstance(end, SystemExit) and end.code == 0:
+            # How Ray leaves the run upon Ctrl-C, as if it had come to its end.
+            raise KeyboardInterrupt from None
         raise
     except Exception:
         tracking.finish_if_reachable(uri, run_id, "FAILED")

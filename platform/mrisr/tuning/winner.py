@@ -11,6 +11,7 @@ from mrisr import tracking
 from mrisr.config import Experiment
 from mrisr.evaluation_tasks import evaluate_on_cluster
 from mrisr.publishing import publish
+from mrisr.run_parameters import mask_secrets
 from mrisr.training.assembly import generator_config
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.saving import whole_checkpoints
@@ -18,7 +19,7 @@ from mrisr.training.trainer import Host, TrainedRun, open_store, outcome, train
 from mrisr.tuning.outcome import TrialOutcome
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.report import cost_lines, figures, trials_table, winner_yaml, write_csv
-from mrisr.tuning.search import Search, ending_in_tracking, search
+from mrisr.tuning.search import Search, search
 from mrisr.tuning.trial import TrialSetting, configured, trial_experiment
 from mrisr.weights import build_generator
 
@@ -27,14 +28,11 @@ def tune(config: Path | None, overrides: list[str]) -> None:
     """Search, or go on with a search; then print the table, the winner, the cost, and register the winner."""
     plan = plan_search(config, overrides)
     console = Console(highlight=False)
-    found = search(plan, console)
-    with ending_in_tracking(found.place.uri, found.parent_run_id):
+    with search(plan, console) as found:
         best = _show(found, console)
         _publish(found, best, console)
-    tracking.finish(found.place.uri, found.parent_run_id)
-    console.print(
-        f"search run {found.parent_run_id} at {found.place.uri}; study {plan.folder}", markup=False, soft_wrap=True
-    )
+    uri = mask_secrets(found.place.uri)
+    console.print(f"search run {found.parent_run_id} at {uri}; study {plan.folder}", markup=False, soft_wrap=True)
 
 
 def _show(found: Search, console: Console) -> TrialOutcome:
