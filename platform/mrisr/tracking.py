@@ -213,6 +213,14 @@ class RunLogger:
         else:
             self._client.log_artifact(self.run_id, str(path), folder)
 
+    def replace_tags(self, prefix: str, values: Mapping[str, str]) -> None:
+        """Set tags `prefix`KEY and delete every other one of that prefix, of an earlier state."""
+        tags = {f"{prefix}{key}": value for key, value in values.items()}
+        for key in self._client.get_run(self.run_id).data.tags:
+            if key.startswith(prefix) and key not in tags:
+                self._client.delete_tag(self.run_id, key)
+        self.tags(tags)
+
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags of the run; secrets are masked."""
         for key, value in mask_secrets(dict(values)).items():

@@ -63,7 +63,7 @@ def _show(found: Search, console: Console) -> TrialOutcome:
     measured = {"search/steps": float(outcome.steps)} | {f"search/best_{k}": v for k, v in best.figures.items()}
     # By the number of trials: a search that is extended tells more.
     logger.metrics(len(outcome.trials), measured)
-    logger.tags({f"best.{key}": str(value) for key, value in best.values.items()} | {"best.trial": best.run})
+    logger.replace_tags("best.", {key: str(value) for key, value in best.values.items()} | {"trial": best.run})
     return best
 
 
@@ -78,6 +78,8 @@ def _publish(found: Search, best: TrialOutcome, console: Console) -> None:
         run, {"search_run_id": found.parent_run_id, "search": plan.folder.name, "search_trial": best.run}
     )
     console.print("\n".join(published.lines()), markup=False, soft_wrap=True)
+    parent = tracking.RunLogger(found.place.uri, found.parent_run_id)
+    parent.tags({"winner.model": published.model_uri})
     csv = plan.folder / f"test-{published.name}-{published.version}.csv"
     if csv.exists():
         console.print(f"evaluated on the test split before: {csv}", markup=False, soft_wrap=True)
@@ -90,11 +92,11 @@ def _publish(found: Search, best: TrialOutcome, console: Console) -> None:
     )  # fmt: skip
     console.print(result.table())
     result.write_csv(csv)
-    for run_id in (found.parent_run_id, run.run_id):
-        logger = tracking.RunLogger(found.place.uri, run_id)
-        logger.metrics(run.step, {f"test/{key}": value for key, value in result.as_metrics().items()})
+    # For the search by the model's version: a later winner's figures follow, whatever its number of steps.
+    own = tracking.RunLogger(found.place.uri, run.run_id)
+    for logger, step in ((parent, int(published.version)), (own, run.step)):
+        logger.metrics(step, {f"test/{key}": value for key, value in result.as_metrics().items()})
         logger.artifact(csv)
-    tracking.RunLogger(found.place.uri, found.parent_run_id).tags({"winner.model": published.model_uri})
 
 
 def _setting(found: Search) -> TrialSetting:
