@@ -135,6 +135,8 @@ def test_figures_artifacts_and_status(store: tracking.Tracking, tmp_path: Path) 
     log.artifact(tmp_path / "reports")
     log.artifact(tmp_path / "reports" / "table.csv")
     log.tags({"stage": "wgan"})
+    log.replace_tags("best.", {"critic.kind": "full", "critic.width": "3"})
+    log.replace_tags("best.", {"critic.kind": "pointwise"})
     tracking.finish(store.uri, run_id, "KILLED")
     client = tracking.client(store.uri)
     assert client.list_artifacts(run_id, "pictures")[0].path == "pictures/00001200-sub-01.png"
@@ -143,6 +145,7 @@ def test_figures_artifacts_and_status(store: tracking.Tracking, tmp_path: Path) 
     assert run.info.status == "KILLED"
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.tags["stage"] == "wgan"
+    assert {key: v for key, v in run.data.tags.items() if key.startswith("best.")} == {"best.critic.kind": "pointwise"}
     tracking.resume_run(store.uri, run_id)
     assert client.get_run(run_id).info.status == "RUNNING"
 

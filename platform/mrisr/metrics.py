@@ -18,6 +18,7 @@ from scipy import fft
 from skimage.metrics import normalized_root_mse, peak_signal_noise_ratio, structural_similarity
 
 METRICS = ("ssim", "psnr", "nrmse")
+HIGHER_IS_BETTER = {"ssim": True, "psnr": True, "nrmse": False}
 SLAB_PLANES = 16
 
 

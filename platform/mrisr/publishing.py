@@ -13,6 +13,7 @@ from torch import nn
 from mrisr import registry, tracking
 from mrisr.evaluation_result import EvaluationResult
 from mrisr.evaluation_tasks import evaluate_on_cluster, protocol_named
+from mrisr.metrics import HIGHER_IS_BETTER
 from mrisr.run_parameters import mask_secrets
 from mrisr.training.assembly import generator_config
 from mrisr.training.trainer import TrainedRun, open_store
@@ -88,9 +89,11 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published
 def _compete(run: TrainedRun, published: Published, measure: Callable[[nn.Module], EvaluationResult]) -> Published:
     """Compare a registered version with the champion, unless that is done, and end the run."""
     if published.decision == NOT_COMPARED:
+        metric = run.experiment.validation.metric
         decision = registry.promote(
-            published.name, published.version, run.tracking_uri, f"val_{run.experiment.validation.metric}",
+            published.name, published.version, run.tracking_uri, f"val_{metric}",
             evaluate=lambda loaded: measure(loaded.generator).figures("val_"),
+            higher_is_better=HIGHER_IS_BETTER[metric],
         )  # fmt: skip
         published = published._replace(promoted=decision.promoted, decision=decision.reason)
         _write_record(_record(run), published)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -157,12 +157,19 @@ def finish(uri: str, run_id: str, status: Status = "FINISHED") -> None:
 
 def finish_if_reachable(uri: str, run_id: str, status: Status) -> None:
     """`finish` for a run that ends on an error, which an MLflow that is away must not hide."""
+    with unless_away(uri, f"run {run_id} still shows as running"):
+        finish(uri, run_id, status)
+
+
+@contextmanager
+def unless_away(uri: str, lost: str) -> Iterator[None]:
+    """For what is told to MLflow on the way out of an error: a failure to tell it is a line on stderr. lost: what."""
     from mlflow.exceptions import MlflowException
 
     try:
-        finish(uri, run_id, status)
+        yield
     except MlflowException as error:
-        print(f"MLflow at {mask_secrets(uri)} is away: run {run_id} still shows as running ({error})", file=sys.stderr)
+        print(f"MLflow at {mask_secrets(uri)} is away: {lost} ({error})", file=sys.stderr)
 
 
 class RunLogger:
@@ -205,6 +212,14 @@ class RunLogger:
             self._client.log_artifacts(self.run_id, str(path), folder or path.name)
         else:
             self._client.log_artifact(self.run_id, str(path), folder)
+
+    def replace_tags(self, prefix: str, values: Mapping[str, str]) -> None:
+        """Set tags `prefix`KEY and delete every other one of that prefix, of an earlier state."""
+        tags = {f"{prefix}{key}": value for key, value in values.items()}
+        for key in self._client.get_run(self.run_id).data.tags:
+            if key.startswith(prefix) and key not in tags:
+                self._client.delete_tag(self.run_id, key)
+        self.tags(tags)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags of the run; secrets are masked."""

@@ -13,10 +13,11 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from mrisr.config import ConfigError
+from mrisr.training.best import score
 from mrisr.tuning.earlier import DESCRIPTION, description, learn
 from mrisr.tuning.outcome import collect
 from mrisr.tuning.plan import SearchPlan, plan_search
-from mrisr.tuning.record import Record, score
+from mrisr.tuning.record import Record
 from mrisr.tuning.report import cost_lines, figures, study_of_results, trials_table, write_csv
 from mrisr.tuning.study import StudySearch, open_storage, open_study
 from mrisr.tuning.trial import TrialSetting, trial_experiment
@@ -191,8 +192,9 @@ def test_trials_start_from_the_shared_generator_and_do_not_pay_for_l1(tmp_path: 
     assert trial.generator.init_from == str(tmp_path / "pretrained")
     assert trial.run_folder == plan.folder / "trials" / "trial-0007"
     assert trial.training.checkpoint_every == trial.validation.every, "what Tune sees can be resumed and registered"
-    assert (trial.validation.protocol, trial.validation.further_protocols) == ("chen2018", ("hz2538",))
-    assert (trial.training.gp_weight, trial.critic.kind, trial.validation.metric) == (3.0, "full", "psnr")
+    v = trial.validation
+    assert (v.metric, v.mean_over, v.start_counts) == ("nrmse", ("chen2018", "hz2538"), False), "best is by the score"
+    assert (trial.training.gp_weight, trial.critic.kind) == (3.0, "full")
     alone = small_plan(tmp_path)
     unshared = trial_experiment(TrialSetting(alone, 1, "parent", None), "trial-0000", {"training.gp_weight": 3.0})
     assert unshared.schedule == alone.base.schedule

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from mrisr.config.degradation import DegradationSection
 from mrisr.config.fields import AbsolutePath, NonNegative, Positive, Rate, Section
-from mrisr.config.tuning_keys import Protocol, Tuning
+from mrisr.config.tuning_keys import Tuning
+from mrisr.config.validation_keys import Validation
 from mrisr.degradation import PROTOCOLS
 from mrisr.training.schedule import Schedule
 
@@ -94,22 +95,6 @@ class Training(Section):
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
     keep_checkpoints: Positive = Field(2, description="newest checkpoints that are kept")
     max_failures: int = Field(3, ge=-1, description="restarts after a lost worker; -1: without limit")
-
-
-class Validation(Section):
-    protocol: Protocol = Field(
-        "chen2018", description="the fixed degradation that figures are measured under; training never changes it"
-    )
-    further_protocols: tuple[Protocol, ...] = Field(
-        (), description="measured beside it; they decide nothing in training"
-    )
-    split: str = Field("validation", description="split that chooses the best weights and the champion")
-    every: Positive = Field(2000, description="steps between validations")
-    patch_size: Positive = Field(64, description="edge of the cubes validated during training, voxels")
-    patches_per_subject: Positive = Field(4, description="cubes per subject; the same ones for ever")
-    max_subjects: Positive | None = Field(None, description="first N subjects of the split only; null: all")
-    overlap: float = Field(0.25, ge=0, lt=1, description="share of a patch's edge that overlaps on whole volumes")
-    metric: Literal["psnr", "ssim"] = Field("psnr", description="figure that decides, psnr in dB; higher is better")
 
 
 class Resources(Section):

@@ -13,8 +13,8 @@ from mrisr.config.paths import home
 from mrisr.models import MDCSRN
 from mrisr.registry import load_generator_weights
 from mrisr.training.assembly import generator_config
+from mrisr.training.best import BEST_WEIGHTS
 from mrisr.training.claim import INITIAL
-from mrisr.training.worker import BEST_WEIGHTS
 
 
 def prepare_initial_weights(experiment: Experiment, uri: str) -> Path | None:

@@ -82,7 +82,21 @@ def stop_on_sigterm(run_folder: Path) -> Iterator[None]:
 
     before = signal.signal(signal.SIGTERM, handle)
     try:
-        yield
+        with keeping_ctrl_c():
+            yield
     finally:
         signal.signal(signal.SIGTERM, before)
         file.unlink(missing_ok=True)
+
+
+@contextmanager
+def keeping_ctrl_c() -> Iterator[None]:
+    """Around Ray's fit(): it replaces the handler of Ctrl-C and leaves its own behind, which ends nothing any more."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

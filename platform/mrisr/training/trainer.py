@@ -15,13 +15,14 @@ from mrisr.config.paths import home
 from mrisr.degradation import check
 from mrisr.outbox import Outbox
 from mrisr.split_rule import settle_splits
+from mrisr.training.best import BEST_WEIGHTS
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.claim import OUTBOX, RUN_ID, alone, claim, mend_ray_snapshot, refuse_another, write_whole
 from mrisr.training.initial import prepare_initial_weights
 from mrisr.training.outcome import Terminated, TrainingStopped
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.stopping import stop_on_sigterm
-from mrisr.training.worker import BEST_WEIGHTS, LAST_DELIVERY_S, train_worker
+from mrisr.training.worker import LAST_DELIVERY_S, train_worker
 from voxelstore import VolumeStore
 
 
@@ -156,8 +157,11 @@ def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun
     try:
         with stop_on_sigterm(experiment.run_folder):
             result = trainer.fit()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
         tracking.finish_if_reachable(uri, run_id, "KILLED")
+        if isinstance(end, SystemExit) and end.code == 0:
+            # How Ray leaves the run upon Ctrl-C, as if it had come to its end.
+            raise KeyboardInterrupt from None
         raise
     except Exception:
         tracking.finish_if_reachable(uri, run_id, "FAILED")
@@ -172,14 +176,17 @@ def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun
 def _finished(experiment: Experiment) -> TrainedRun | None:
     """The run, if an earlier start has come to the schedule's end; what MLflow has missed of it is delivered now."""
     checkpoints = whole_checkpoints(experiment.run_folder)
-    if not checkpoints:
+    # One before the first validation that counts has no best weights to look for.
+    if not checkpoints or _step(checkpoints[-1]) < experiment.schedule.total_steps:
         return None
     uri, run_id = tracking.resolve_uri(experiment.tracking.uri, home()), (experiment.run_folder / RUN_ID).read_text()
     run = outcome(experiment, run_id, uri, checkpoints[-1])
-    if run.step < experiment.schedule.total_steps:
-        return None
     Outbox(uri, run_id, experiment.run_folder / OUTBOX).close(LAST_DELIVERY_S)
     return run
+
+
+def _step(checkpoint: Path) -> int:
+    return int(json.loads((checkpoint / PROGRESS).read_text())["step"])
 
 
 def outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> TrainedRun:

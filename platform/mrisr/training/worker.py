@@ -11,7 +11,6 @@ import ray.train
 import torch
 from ray.train import CheckpointUploadMode
 from ray.util import get_current_placement_group
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mrisr import cluster
@@ -23,6 +22,7 @@ from mrisr.pictures import critic_figure
 from mrisr.stream import Batch, StreamLimits, rank_batches
 from mrisr.training import checkpoint, replay
 from mrisr.training.assembly import generator_config, initial_networks, patch_maker, schedule_of, step_config
+from mrisr.training.best import BEST_WEIGHTS, Best
 from mrisr.training.claim import OUTBOX
 from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint, checkpoint_name, write_folder
 from mrisr.training.schedule import phase
@@ -33,34 +33,9 @@ from mrisr.training.validation import Validator
 from mrisr.training.window import Window
 from voxelstore import VolumeStore
 
-BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
 # How long the end of a run waits for an MLflow that is away; what is left is delivered by the next start.
 LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S = 60.0, 3.0
-
-
-class Best:
-    """The best weights so far by the validation figure, kept on every rank's CPU and inside every checkpoint."""
-
-    def __init__(self, metric: str) -> None:
-        self.metric = metric
-        self.step: int | None = None
-        self.figures: dict[str, float] = {}
-        self.state: dict[str, Tensor] = {}
-
-    def offer(self, step: int, figures: dict[str, float], state: dict[str, Tensor]) -> bool:
-        better = self.step is None or figures[self.metric] > self.figures[self.metric]
-        if better:
-            self.step, self.figures, self.state = step, dict(figures), state
-        return better
-
-    def progress(self) -> dict[str, Any]:
-        return {"step": self.step, "figures": self.figures}
-
-    def restore(self, progress: dict[str, Any], folder: Path) -> None:
-        self.step, self.figures = progress["step"], progress["figures"]
-        if self.step is not None:
-            self.state = load_file(folder / BEST_WEIGHTS)
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +61,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     evaluated = MDCSRN(**generator_config(experiment)).to(device).eval()
 
     # The position in the stream is the step, so a checkpoint that knows its step knows its row.
-    step, best, window = 0, Best(experiment.validation.metric), Window()
+    step, best, window = 0, Best(experiment.validation), Window()
     placement = get_current_placement_group()
     group = None if placement is None else placement.id.hex()
     # Since the last picture of the critic; the same on every rank.
@@ -118,7 +93,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     subjects = store.subjects(v.split)[: v.max_subjects]
     validators = {
         protocol: Validator(store, subjects, protocol, v.patch_size, v.patches_per_subject, rank, world)
-        for protocol in dict.fromkeys((v.protocol, *v.further_protocols))
+        for protocol in dict.fromkeys((v.protocol, *v.further_protocols, *v.mean_over))
     }
     outbox = Outbox(settings["tracking_uri"], settings["mlflow_run_id"], run_folder / OUTBOX) if rank == 0 else None
     requests = Requests(run_folder, device)
@@ -137,7 +112,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         for protocol in list(validators)[1:]:
             others, _ = validators[protocol].run(evaluated, device)
             figures |= {f"{protocol}/{key}": value for key, value in others.items()}
-        if not all(math.isfinite(figures[metric]) for metric in METRICS):
+        if not all(math.isfinite(value) for key, value in figures.items() if key.rpartition("/")[2] in METRICS):
             raise ArithmeticError(
                 f"step {step}: the validation figures are not finite: {figures}; lower the learning rate"
             )

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from mrisr.config import ConfigError
 from mrisr.config.spaces import flat
+from mrisr.run_parameters import MASK, mask_secrets
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.study import begun, storage_in
 
@@ -22,7 +23,10 @@ _LEARNT = "learnt_from"
 
 
 def description(plan: SearchPlan, fingerprint: str) -> dict[str, Any]:
-    """What makes two starts the same search: the experiment, its space, its data; fingerprint: of the store."""
+    """What makes two starts the same search: the experiment, its space, its data; fingerprint: of the store.
+
+    Credentials are masked: they may change, and the description is a file.
+    """
     found = plan.base.model_dump(mode="json")
     for key in _MAY_CHANGE:
         found["tuning"].pop(key)
@@ -30,7 +34,7 @@ def description(plan: SearchPlan, fingerprint: str) -> dict[str, Any]:
         found.pop(section)
     found["space"] = {key: repr(space) for key, space in plan.spaces.items()}
     found["dataset"] = fingerprint
-    return found
+    return dict(mask_secrets(found))
 
 
 def learn(plan: SearchPlan, fingerprint: str, study: optuna.Study) -> int:
@@ -86,5 +90,18 @@ def _study_of(plan: SearchPlan, folder: Path, fingerprint: str) -> optuna.Study:
     if changed:
         raise ConfigError(f"{key}: is a search of another experiment (differs in {', '.join(changed)}): its figures do "
                           "not compare")  # fmt: skip
-    storage = yaml.safe_load((folder / DESCRIPTION).read_text())["tuning"]["storage"]
-    return optuna.load_study(study_name=folder.name, storage=storage_in(folder, storage))
+    return optuna.load_study(study_name=folder.name, storage=storage_in(folder, _address(plan, key, folder)))
+
+
+def _address(plan: SearchPlan, key: str, folder: Path) -> str:
+    """Where an earlier search keeps its study. Its password is not in its folder: it must be this search's too."""
+    kept: str = yaml.safe_load((folder / DESCRIPTION).read_text())["tuning"]["storage"]
+    if MASK not in kept:
+        return kept
+    own = plan.base.tuning.storage
+    if mask_secrets(own) != kept:
+        raise ConfigError(
+            f"{key}: its study is at {kept}, whose credentials are not kept in its folder; give this search the same "
+            "tuning.storage, with credentials"
+        )
+    return own

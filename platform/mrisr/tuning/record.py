@@ -69,9 +69,3 @@ class Record:
                 | {m: best["figures"][m] for m in metrics}
             )
         return told
-
-
-def score(figures: dict[str, Any], metric: str, main: str, protocols: tuple[str, ...]) -> float:
-    """A metric's mean over protocols, of a validation's figures; `main` is the protocol without a prefix."""
-    keys = [metric if protocol == main else f"{protocol}/{metric}" for protocol in protocols or (main,)]
-    return sum(float(figures[key]) for key in keys) / len(keys)

@@ -15,9 +15,11 @@ from rich.table import Table
 
 from mrisr.config.loading import dump_experiment
 from mrisr.config.tuning_keys import Tuning
+from mrisr.run_parameters import mask_secrets
 from mrisr.tuning.outcome import Outcome, TrialOutcome
 from mrisr.tuning.plan import SearchPlan, short
 from mrisr.tuning.study import MODES, name_metrics
+from mrisr.tuning.trial import yardstick
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -80,14 +82,24 @@ def cost_lines(plan: SearchPlan, outcome: Outcome) -> list[str]:
 
 
 def winner_yaml(plan: SearchPlan, trial: TrialOutcome) -> str:
-    """The winner as an experiment file that `mrisr train` takes as it is."""
-    experiment = plan.experiment(trial.values).model_copy(
-        update={"name": f"{plan.base.name}-winner", "tuning": Tuning()}
+    """The winner as an experiment file that `mrisr train` takes as it is; without the address of an MLflow that holds
+    credentials, since the file is printed and kept among the search's artifacts."""
+    experiment = plan.experiment(trial.values)
+    experiment = experiment.model_copy(
+        update={
+            "name": f"{plan.base.name}-winner",
+            "tuning": Tuning(),
+            "validation": experiment.validation.model_copy(update=yardstick(plan)),
+        }
     )
     figures = ", ".join(f"{metric} {value:.4f}" for metric, value in trial.figures.items())
     head = f"# Winner of {plan.folder.name}: trial {trial.number}, {figures} on validation under {scale(plan)}.\n"
     nested = yaml.safe_load(dump_experiment(experiment))
     nested.pop("tuning")
+    uri = nested["tracking"]["uri"]
+    if mask_secrets(uri) != uri:
+        nested["tracking"]["uri"] = None
+        head += "# tracking.uri holds credentials, which are not kept here: set MLFLOW_TRACKING_URI instead.\n"
     return head + yaml.safe_dump(nested, sort_keys=False)
 
 

@@ -18,25 +18,21 @@ from mrisr import cluster, tracking
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.paths import home
 from mrisr.config.tuning_keys import Tuning
-from mrisr.outbox import Outbox
 from mrisr.split_rule import settle_splits
-from mrisr.tracking import Status, Tracking
-from mrisr.training.claim import OUTBOX, write_whole
-from mrisr.training.outcome import Terminated
+from mrisr.tracking import Tracking
+from mrisr.training.claim import write_whole
 from mrisr.training.trainer import Host, open_store, train
-from mrisr.training.worker import LAST_DELIVERY_S
+from mrisr.training.worker import LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S
 from mrisr.tuning.concurrency import trials_at_once
 from mrisr.tuning.earlier import DESCRIPTION, description, learn
-from mrisr.tuning.outcome import Outcome, TrialOutcome, collect, wanted_trials
+from mrisr.tuning.ending import end_trials, ending_in_tracking, sigterm_interrupts, tune_interruptible
+from mrisr.tuning.outcome import Outcome, collect, wanted_trials
 from mrisr.tuning.plan import SearchPlan, extremes
 from mrisr.tuning.progress import Progress
 from mrisr.tuning.scheduler import build_scheduler, judged
 from mrisr.tuning.study import StudySearch, begun, open_storage, open_study
-from mrisr.tuning.trial import DRIVER_CPUS, TrialSetting, run_trial
+from mrisr.tuning.trial import DRIVER_CPUS, TrialSetting, run_trial, yardstick
 from voxelstore import VolumeStore
-
-# How MLflow shows a trial, where not as finished; one that is still running here was interrupted.
-_ENDS: dict[str, Status] = {"failed": "FAILED", "running": "KILLED"}
 
 
 class Search(NamedTuple):
@@ -48,13 +44,17 @@ class Search(NamedTuple):
     outcome: Outcome
 
 
-def search(plan: SearchPlan, console: Console) -> Search:
-    """Run the search, or go on with it. Raises ConfigError for what cannot start, KeyboardInterrupt if interrupted."""
+@contextmanager
+def search(plan: SearchPlan, console: Console) -> Iterator[Search]:
+    """Run the search, or go on with it; the block publishes what it has found, and nobody else is at it until then.
+
+    Raises ConfigError for what cannot start, KeyboardInterrupt if interrupted, Terminated after SIGTERM.
+    """
     store = store_of(plan)
     cluster.connect()
     runs = trials_at_once(plan.base, *cluster.available(), cluster.nodes())
-    _claim(plan, store.fingerprint())
-    with _alone(plan):
+    with _alone(plan), sigterm_interrupts():
+        _claim(plan, store.fingerprint())
         uri = tracking.resolve_uri(plan.base.tracking.uri, home())
         place = tracking.prepare(uri, home() / "mlartifacts", plan.base.tracking.experiment)
         parent = _parent_run(plan, place, store)
@@ -62,19 +62,24 @@ def search(plan: SearchPlan, console: Console) -> Search:
             initial = _pretrain_once(plan, parent, console)
             environment = {"MRISR_HOME": str(home()), "MLFLOW_TRACKING_URI": uri}
             setting = TrialSetting(plan, runs, parent, initial, environment)
-            _run_trials(plan, setting, store.fingerprint(), console)
+            try:
+                _run_trials(plan, setting, store.fingerprint(), console)
+            except BaseException:
+                end_trials(uri, collect(plan), parent, LAST_DELIVERY_WHEN_TERMINATED_S)
+                raise
             outcome = collect(plan)
-            for trial in outcome.trials:
-                if trial.mlflow_run_id is not None:
-                    _end_in_tracking(uri, trial, trial.mlflow_run_id, parent)
+            seconds = LAST_DELIVERY_WHEN_TERMINATED_S if outcome.missing else LAST_DELIVERY_S
+            end_trials(uri, outcome, parent, seconds)
             if outcome.missing:
                 raise KeyboardInterrupt
-    return Search(plan, place, parent, outcome)
+            yield Search(plan, place, parent, outcome)
+        tracking.finish(uri, parent)
 
 
 @contextmanager
 def _alone(plan: SearchPlan) -> Iterator[None]:
     """One process at a time: two that go on with a search would both run its unfinished trials."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(plan.folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -104,30 +109,6 @@ def store_of(plan: SearchPlan) -> VolumeStore:
             "volumes, or convert with other --splits"
         )
     return store
-
-
-@contextmanager
-def ending_in_tracking(uri: str, run_id: str) -> Iterator[None]:
-    """MLflow shows a search that ends here by an error as failed, or as killed, and not as running for ever."""
-    try:
-        yield
-    except (KeyboardInterrupt, Terminated):
-        tracking.finish_if_reachable(uri, run_id, "KILLED")
-        raise
-    except Exception:
-        tracking.finish_if_reachable(uri, run_id, "FAILED")
-        raise
-
-
-def _end_in_tracking(uri: str, trial: TrialOutcome, run_id: str, parent: str) -> None:
-    """A trial that was stopped from outside has neither delivered its last figures nor ended its run."""
-    if tracking.client(uri).get_run(run_id).data.tags.get("tuning.state") == trial.state:
-        return
-    outbox = trial.folder / OUTBOX
-    if any(outbox.glob("[0-9]*.json")):
-        Outbox(uri, run_id, outbox).close(LAST_DELIVERY_S)
-    tracking.RunLogger(uri, run_id).tags({"tuning.state": trial.state, "tuning.search": parent})
-    tracking.finish(uri, run_id, _ENDS.get(trial.state, "FINISHED"))
 
 
 def _run_trials(plan: SearchPlan, setting: TrialSetting, fingerprint: str, console: Console) -> None:
@@ -167,7 +148,8 @@ def _run_trials(plan: SearchPlan, setting: TrialSetting, fingerprint: str, conso
             verbose=0,
         ),
     )
-    tuner.fit()
+    with tune_interruptible():
+        tuner.fit()
 
 
 def _claim(plan: SearchPlan, fingerprint: str) -> None:
@@ -183,7 +165,6 @@ def _claim(plan: SearchPlan, fingerprint: str) -> None:
                 f"{', '.join(sections)}); use the same to go on with it, or another name=... for a new search"
             )
         return
-    plan.folder.mkdir(parents=True, exist_ok=True)
     write_whole(file, text)
 
 
@@ -208,7 +189,13 @@ def _pretrain_once(plan: SearchPlan, parent: str, console: Console) -> str | Non
         return None
     schedule = base.schedule.model_copy(update={"total_steps": base.schedule.pretrain_steps})
     experiment = base.model_copy(
-        update={"name": "pretrained", "output": plan.folder, "schedule": schedule, "tuning": Tuning()}
+        update={
+            "name": "pretrained",
+            "output": plan.folder,
+            "schedule": schedule,
+            "validation": base.validation.model_copy(update=yardstick(plan)),
+            "tuning": Tuning(),
+        }
     )
     marker = experiment.run_folder / "done.txt"
     if not marker.exists():

@@ -13,12 +13,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from mrisr import cluster
 from mrisr.config import Experiment
 from mrisr.config.tuning_keys import Tuning
+from mrisr.training.best import score
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.outcome import TrainingStopped
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.trainer import Host, train
 from mrisr.tuning.plan import SearchPlan
-from mrisr.tuning.record import Record, score
+from mrisr.tuning.record import Record
 from mrisr.tuning.study import MODES, RUN
 
 GROUP = "placement_group"
@@ -44,27 +45,44 @@ def trials_folder(plan: SearchPlan) -> Path:
     return plan.folder / "trials"
 
 
-def trial_experiment(setting: TrialSetting, run: str, values: dict[str, Any]) -> Experiment:
-    """The experiment of a trial: the base with its values, a checkpoint with every validation, a folder of its own."""
-    plan, t = setting.plan, setting.plan.base.tuning
+def yardstick(plan: SearchPlan) -> dict[str, Any]:
+    """Keys of `validation` that make the best weights of a run those that the search scores highest."""
+    t = plan.base.tuning
+    return {"metric": t.metrics[0], "mean_over": t.protocols}
+
+
+def configured(setting: TrialSetting, values: dict[str, Any]) -> Experiment:
+    """The experiment that a trial of these values trains: the base's, from the shared weights where there are any.
+
+    Weights before the first step are nobody's score, so they are never its best either.
+    """
+    plan = setting.plan
     experiment = plan.experiment(values)
-    v, s = experiment.validation, experiment.schedule
-    further = tuple(p for p in t.protocols if p != v.protocol)
-    metric = "psnr" if t.metrics[0] == "nrmse" else t.metrics[0]
-    changes: dict[str, Any] = {
-        "name": run,
-        "output": trials_folder(plan),
-        "validation": v.model_copy(update={"further_protocols": further, "metric": metric}),
-        "training": experiment.training.model_copy(
-            update={"checkpoint_every": v.every, "keep_checkpoints": 1, "max_failures": t.max_failures}
-        ),
-        "tuning": Tuning(),
-    }
+    scale = yardstick(plan) | {"further_protocols": (), "start_counts": False}
+    changes: dict[str, Any] = {"validation": experiment.validation.model_copy(update=scale), "tuning": Tuning()}
     if setting.initial is not None:
+        s = experiment.schedule
         changes["generator"] = experiment.generator.model_copy(update={"init_from": setting.initial})
         changes["schedule"] = s.model_copy(
             update={"pretrain_steps": 0, "total_steps": s.total_steps - s.pretrain_steps}
         )  # fmt: skip
+    return experiment.model_copy(update=changes)
+
+
+def trial_experiment(setting: TrialSetting, run: str, values: dict[str, Any]) -> Experiment:
+    """The experiment of a trial: as configured, with a checkpoint at every validation, in a folder of its own."""
+    experiment = configured(setting, values)
+    changes: dict[str, Any] = {
+        "name": run,
+        "output": trials_folder(setting.plan),
+        "training": experiment.training.model_copy(
+            update={
+                "checkpoint_every": experiment.validation.every,
+                "keep_checkpoints": 1,
+                "max_failures": setting.plan.base.tuning.max_failures,
+            }
+        ),
+    }
     return Experiment.model_validate(experiment.model_copy(update=changes).model_dump())
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rich.console import Console
 
 from mrisr import tracking
 from mrisr.config import Experiment
-from mrisr.config.tuning_keys import Tuning
 from mrisr.evaluation_tasks import evaluate_on_cluster
 from mrisr.publishing import publish
+from mrisr.run_parameters import mask_secrets
 from mrisr.training.assembly import generator_config
+from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.trainer import Host, TrainedRun, open_store, outcome, train
 from mrisr.tuning.outcome import TrialOutcome
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.report import cost_lines, figures, trials_table, winner_yaml, write_csv
-from mrisr.tuning.search import Search, ending_in_tracking, search
-from mrisr.tuning.trial import TrialSetting, trial_experiment
+from mrisr.tuning.search import Search, search
+from mrisr.tuning.trial import TrialSetting, configured, trial_experiment
 from mrisr.weights import build_generator
 
 
@@ -26,14 +28,11 @@ def tune(config: Path | None, overrides: list[str]) -> None:
     """Search, or go on with a search; then print the table, the winner, the cost, and register the winner."""
     plan = plan_search(config, overrides)
     console = Console(highlight=False)
-    found = search(plan, console)
-    with ending_in_tracking(found.place.uri, found.parent_run_id):
+    with search(plan, console) as found:
         best = _show(found, console)
         _publish(found, best, console)
-    tracking.finish(found.place.uri, found.parent_run_id)
-    console.print(
-        f"search run {found.parent_run_id} at {found.place.uri}; study {plan.folder}", markup=False, soft_wrap=True
-    )
+    uri = mask_secrets(found.place.uri)
+    console.print(f"search run {found.parent_run_id} at {uri}; study {plan.folder}", markup=False, soft_wrap=True)
 
 
 def _show(found: Search, console: Console) -> TrialOutcome:
@@ -64,7 +63,7 @@ def _show(found: Search, console: Console) -> TrialOutcome:
     measured = {"search/steps": float(outcome.steps)} | {f"search/best_{k}": v for k, v in best.figures.items()}
     # By the number of trials: a search that is extended tells more.
     logger.metrics(len(outcome.trials), measured)
-    logger.tags({f"best.{key}": str(value) for key, value in best.values.items()} | {"best.trial": best.run})
+    logger.replace_tags("best.", {key: str(value) for key, value in best.values.items()} | {"trial": best.run})
     return best
 
 
@@ -79,6 +78,8 @@ def _publish(found: Search, best: TrialOutcome, console: Console) -> None:
         run, {"search_run_id": found.parent_run_id, "search": plan.folder.name, "search_trial": best.run}
     )
     console.print("\n".join(published.lines()), markup=False, soft_wrap=True)
+    parent = tracking.RunLogger(found.place.uri, found.parent_run_id)
+    parent.tags({"winner.model": published.model_uri})
     csv = plan.folder / f"test-{published.name}-{published.version}.csv"
     if csv.exists():
         console.print(f"evaluated on the test split before: {csv}", markup=False, soft_wrap=True)
@@ -91,25 +92,44 @@ def _publish(found: Search, best: TrialOutcome, console: Console) -> None:
     )  # fmt: skip
     console.print(result.table())
     result.write_csv(csv)
-    for run_id in (found.parent_run_id, run.run_id):
-        logger = tracking.RunLogger(found.place.uri, run_id)
-        logger.metrics(run.step, {f"test/{key}": value for key, value in result.as_metrics().items()})
+    # For the search by the model's version: a later winner's figures follow, whatever its number of steps.
+    own = tracking.RunLogger(found.place.uri, run.run_id)
+    for logger, step in ((parent, int(published.version)), (own, run.step)):
+        logger.metrics(step, {f"test/{key}": value for key, value in result.as_metrics().items()})
         logger.artifact(csv)
-    tracking.RunLogger(found.place.uri, found.parent_run_id).tags({"winner.model": published.model_uri})
+
+
+def _setting(found: Search) -> TrialSetting:
+    initial = found.plan.folder / "pretrained" if found.plan.base.tuning.shared_pretraining else None
+    return TrialSetting(found.plan, 1, found.parent_run_id, None if initial is None else str(initial))
 
 
 def _as_is(found: Search, best: TrialOutcome) -> TrainedRun:
-    initial = found.plan.folder / "pretrained" if found.plan.base.tuning.shared_pretraining else None
-    setting = TrialSetting(found.plan, 1, found.parent_run_id, None if initial is None else str(initial))
-    experiment = trial_experiment(setting, best.run, best.values)
+    experiment = trial_experiment(_setting(found), best.run, best.values)
     assert best.mlflow_run_id is not None
-    return outcome(experiment, best.mlflow_run_id, found.place.uri, whole_checkpoints(best.folder)[-1])
+    return outcome(experiment, best.mlflow_run_id, found.place.uri, _scored_checkpoint(best))
+
+
+def _scored_checkpoint(best: TrialOutcome) -> Path:
+    """The newest checkpoint that holds the weights of the trial's score.
+
+    A trial that was stopped may have written one more before it died, with weights that nobody has scored.
+    """
+    folders = whole_checkpoints(best.folder)
+    scored = best.results[-1]["best_step"]
+    for folder in reversed(folders):
+        if json.loads((folder / PROGRESS).read_text())["best"]["step"] == scored:
+            return folder
+    return folders[-1]
 
 
 def _retrained(found: Search, best: TrialOutcome) -> TrainedRun:
-    """A new run of the winner's configuration, with another seed: what it shows is not the luck of one trial."""
+    """A new run of the winner's configuration, with another seed: what it shows is not the luck of one trial.
+
+    It starts where the trials started, so that its best weights are of the stage that was searched.
+    """
     plan = found.plan
-    experiment: Experiment = plan.experiment(best.values).model_copy(
-        update={"name": f"winner-{best.run}", "output": plan.folder, "seed": plan.base.seed + 1, "tuning": Tuning()}
+    experiment = configured(_setting(found), best.values).model_copy(
+        update={"name": f"winner-{best.run}", "output": plan.folder, "seed": plan.base.seed + 1}
     )
     return train(Experiment.model_validate(experiment.model_dump()), Host(parent_run_id=found.parent_run_id))

@@ -1,0 +1,66 @@
+"""Passwords in addresses stay out of what a search writes into its folder, prints or uploads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+
+from mrisr.config import ConfigError, load_experiment
+from mrisr.tuning.earlier import DESCRIPTION, description, learn
+from mrisr.tuning.outcome import collect
+from mrisr.tuning.plan import SearchPlan, plan_search
+from mrisr.tuning.record import Record
+from mrisr.tuning.report import winner_yaml
+from mrisr.tuning.study import StudySearch, open_storage, open_study
+
+
+def plan_of(folder: Path, *overrides: str) -> SearchPlan:
+    space = "training.gp_weight={log_uniform: [0.1, 100], fixed: 10}"
+    plan = plan_search(None, [space, f"output={folder}", "tuning.protocols=[chen2018, hz2538]", *overrides])
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    return plan
+
+
+def test_the_winner_keeps_no_password_and_is_trained_by_the_figure_that_chose_it(tmp_path: Path) -> None:
+    address = "tracking.uri=https://user:hunter2@mlflow.example"
+    plan = plan_of(tmp_path, address, "tuning.metrics=[nrmse]", "schedule.total_steps=4", "schedule.pretrain_steps=0")
+    storage = open_storage(plan)
+    search = StudySearch(plan, storage, open_study(plan, storage))
+    config = search.suggest("a")
+    Record(plan.folder / "trials" / config["run"]).add(4, {"nrmse": 0.1})
+    search.on_trial_complete("a", {"step": 4, "nrmse": 0.1})
+    text = winner_yaml(plan, collect(plan).best[0])
+    assert "hunter2" not in text
+    assert "set MLFLOW_TRACKING_URI" in text
+    (tmp_path / "winner.yaml").write_text(text)
+    winner = load_experiment(tmp_path / "winner.yaml")
+    assert winner.tracking.uri is None
+    assert (winner.validation.metric, winner.validation.mean_over) == ("nrmse", ("chen2018", "hz2538"))
+    assert winner.validation.start_counts, "an honest champion may be the network as it was initialised"
+
+
+def test_the_folder_of_a_search_keeps_no_password_of_its_study(tmp_path: Path) -> None:
+    def at(name: str, database: str, *overrides: str) -> SearchPlan:
+        # sqlite takes a file's address with a query, where other databases take user:password@.
+        storage = f"tuning.storage=sqlite:///file:{tmp_path}/{database}.db?uri=true&password=hunter2"
+        return plan_of(tmp_path, f"name={name}", storage, *overrides)
+
+    earlier = at("earlier", "all")
+    text = yaml.safe_dump(description(earlier, "data"))
+    assert "hunter2" not in text
+    before, now = (plan_of(tmp_path, f"tuning.storage=mysql://u:{password}@db/s") for password in ("old", "new"))
+    assert description(before, "data") == description(now, "data"), "a password may change"
+
+    (earlier.folder / DESCRIPTION).write_text(text)
+    storage = open_storage(earlier)
+    search = StudySearch(earlier, storage, open_study(earlier, storage))
+    search.suggest("a")
+    search.on_trial_complete("a", {"step": earlier.trial_steps, "psnr": 30.0})
+    later = at("later", "all", f"tuning.learn_from=[{earlier.folder}]")
+    assert learn(later, "data", open_study(later, open_storage(later))) == 1
+    elsewhere = at("elsewhere", "other", f"tuning.learn_from=[{earlier.folder}]")
+    with pytest.raises(ConfigError, match=r"whose credentials are not kept.*give this search the same tuning\.storage"):
+        learn(elsewhere, "data", optuna.create_study())
