@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import statistics
 import sys
-from itertools import accumulate
 from pathlib import Path
 
 import yaml
@@ -28,14 +27,28 @@ def row(folder: Path) -> list[str]:
     steps = sum(int(trial["steps"]) for trial in trials)
     name = f"{folder.name.removesuffix('-search')} ({settings['tuning']['sampler']}, {settings['tuning']['scheduler']})"
     counts = " + ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(ends))
-    figures = [float(t[metric]) if t[metric] and t["state"] != "failed" else float("-inf") for t in trials]
+    figures = [float(t[metric]) if t[metric] and t["state"] != "failed" else None for t in trials]
     if list(settings["space"]) == ["seed"]:
-        spread = f"{statistics.mean(figures):.3f} ± {statistics.stdev(figures):.3f}"
-        found = [f"{spread} over {len(figures)} seeds ({', '.join(f'{figure:.3f}' for figure in figures)})", "", ""]
+        found = [noise([figure for figure in figures if figure is not None]), "", ""]
     else:
-        best = list(accumulate(figures, max))
-        found = [f"{best[count - 1]:.3f}" if count <= len(best) else "" for count in AFTER]
+        found = [best_of(figures[:count], metric) if count <= len(figures) else "" for count in AFTER]
     return [name, counts, f"{steps:,}", *found, test_figures(folder)]
+
+
+def best_of(figures: list[float | None], metric: str) -> str:
+    """The best figure of these trials; a failed one has None."""
+    known = [figure for figure in figures if figure is not None]
+    return f"{(min if metric == 'nrmse' else max)(known):.3f}" if known else "none"
+
+
+def noise(figures: list[float]) -> str:
+    """Mean and standard deviation of one configuration's figures over seeds; one seed alone has no deviation."""
+    if not figures:
+        return "all failed"
+    spread = f" ± {statistics.stdev(figures):.3f}" if len(figures) > 1 else ""
+    plural = "s" if len(figures) > 1 else ""
+    each = ", ".join(f"{figure:.3f}" for figure in figures)
+    return f"{statistics.mean(figures):.3f}{spread} over {len(figures)} seed{plural} ({each})"
 
 
 def test_figures(folder: Path) -> str:

@@ -114,9 +114,13 @@ def test_a_search_is_killed_goes_on_stops_bad_trials_survives_failing_ones_and_r
     assert [entry["step"] for entry in good.entries] == [8, 16, 24, 32, 40, 48, 56], "none is lost or repeated"
     assert [entry["step"] for entry in nothing.entries] == [8, 16], "stopped by what was seen before the kill"
     assert bench.states() == ["FAIL", "COMPLETE", "PRUNED"]
+    assert nothing.failure is None, "it was stopped before its workers' room was taken, not after"
     steps = failed.step + 56 + 16
     ends = "3 trials: 1 failed, 1 finished, 1 stopped early"
-    for word in ("stopped early at step 16", ends, f"cost: {steps} steps run; 3 trials"):
+    cost = (
+        f"cost: {steps} steps run, {failed.step} of them by failed trials; the other 2 trials to their end would be 112"
+    )
+    for word in ("stopped early at step 16", ends, cost):
         assert word in output
 
     winner = load_experiment(bench.folder / "winner.yaml")

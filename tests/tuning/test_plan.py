@@ -38,6 +38,12 @@ def test_concurrency_comes_from_the_cluster_and_impossible_requests_say_what_wou
     assert at_once(2, "stream.cpus_per_task=0.5", "resources.cpus_per_worker=0.4") == 2
     assert at_once(9) == 4
     assert at_once(64, gpus=4) == 4, "a trial that would lose its GPU is one too many"
+    with pytest.raises(cluster.ResourceError, match=r"concurrent = 5 .*concurrent=4 at most.*gpus=false"):
+        at_once(64, "tuning.concurrent=5", gpus=4)
+    with pytest.raises(cluster.ResourceError, match=r"concurrent = 64 .*concurrent=4 at most"):
+        at_once(64, "tuning.concurrent=64", gpus=4)
+    assert at_once(64, "tuning.concurrent=5", "resources.gpus=false", gpus=4) == 5
+    assert at_once(64, "tuning.concurrent=4", gpus=4) == 4
     assert at_once(64, "tuning.trials=3") == 3
     assert trials_at_once(load_experiment(None, []), 6, 0, [(3, 0), (3, 0)]) == 3
     with pytest.raises(cluster.ResourceError, match="on 6 machines"):

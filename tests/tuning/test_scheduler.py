@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ray.tune.experiment import Trial
+
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.scheduler import Histories, build_scheduler, grace_steps, judged, rungs
 from mrisr.tuning.study import RUN
@@ -66,3 +68,13 @@ def test_asha_decides_before_the_last_step_only(tmp_path: Path) -> None:
     assert rungs(plan) == [4, 16]
     assert [step for step, _ in build_scheduler(plan, {})._brackets[0]._rungs] == [16, 4]  # type: ignore[attr-defined]
     assert rungs(small_plan(tmp_path, "tuning.scheduler=none")) == []
+
+
+def test_the_median_rule_stops_trials_and_never_pauses_one_for_another(tmp_path: Path) -> None:
+    scheduler: Any = build_scheduler(small_plan(tmp_path, "tuning.scheduler=median"), {})
+    trials = {name: Trial("search", stub=True) for name in "abcd"}
+    waiting = SimpleNamespace(get_live_trials=lambda: [Trial("search", stub=True)])
+    for name, psnr in (("a", 30.0), ("b", 31.0), ("c", 32.0)):
+        for result in results(psnr, 8):
+            assert scheduler.on_trial_result(waiting, trials[name], result) == "CONTINUE"
+    assert scheduler.on_trial_result(waiting, trials["d"], results(1.0, 4)[0]) == "STOP"

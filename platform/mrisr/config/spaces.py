@@ -98,18 +98,26 @@ class Space:
             f"{self.key} = {value!r} lies outside of its space, {self.kind} {list(self.options)}; widen it"
         )
 
-    def grid(self, points: int) -> dict[str, list[Any]]:
-        """At most `points` values per numeric parameter, ends included; every choice."""
+    def grid(self, points: int) -> list[dict[str, Any]]:
+        """Sampler parameters of every different grid value: `points` per numeric range, ends included; every choice."""
         if self.kind == "choice":
-            return {self.key: list(self.options)}
+            return [{self.key: option} for option in self.options]
         low, high = self.options
         share = [i / (points - 1) for i in range(points)]
         if self.kind == "interval":
-            return {self.names[0]: [low + s * (high - low) for s in share], self.names[1]: share}
+            lower = [low + s * (high - low) for s in share[:-1]]
+            # From the upper end there is nothing left to reach.
+            return [{self.names[0]: bottom, self.names[1]: reach} for bottom in lower for reach in share] + [
+                {self.names[0]: high, self.names[1]: 0.0}
+            ]
         log = self.kind.startswith("log")
         values = [low * (high / low) ** s if log else low + s * (high - low) for s in share]
         values[-1] = high
-        return {self.key: sorted({round(v) for v in values}) if "int" in self.kind else values}
+        return [{self.key: v} for v in (sorted({round(v) for v in values}) if "int" in self.kind else values)]
+
+    def grid_count(self, points: int) -> int:
+        """How many `grid` has."""
+        return points * (points - 1) + 1 if self.kind == "interval" else len(self.grid(points))
 
 
 def active(space: Space, value_of: Mapping[str, Any]) -> bool:

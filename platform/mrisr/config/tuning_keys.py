@@ -26,7 +26,7 @@ class Tuning(BaseModel):
         "tpe", description="Optuna sampler; multivariate: TPE that models keys together"
     )
     startup_trials: Positive = Field(10, description="random trials before TPE or CMA-ES models the results")
-    grid_points: Annotated[int, Field(ge=2)] = Field(3, description="grid: points per numeric range")
+    grid_points: Annotated[int, Field(ge=2, le=1000)] = Field(3, description="grid: points per numeric range")
     scheduler: Literal["asha", "median", "none"] = Field("asha", description="how bad trials are stopped early")
     grace_steps: Positive | None = Field(
         None, description="no trial is stopped before this step; null: total_steps / reduction^2, at a validation"

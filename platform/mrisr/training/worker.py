@@ -10,7 +10,6 @@ from typing import Any
 import ray.train
 import torch
 from ray.train import CheckpointUploadMode
-from ray.util import get_current_placement_group
 from torch import Tensor
 
 from mrisr import cluster
@@ -62,8 +61,6 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     # The position in the stream is the step, so a checkpoint that knows its step knows its row.
     step, best, window = 0, Best(experiment.validation), Window()
-    placement = get_current_placement_group()
-    group = None if placement is None else placement.id.hex()
     # Since the last picture of the critic; the same on every rank.
     critic_norms: list[float] = []
     # The figures of the last validation, and after which step: `validated`.
@@ -80,7 +77,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         critic_norms, latest = progress["critic_norms"], progress["latest"]
         if known is None or Path(known.path).name != found.name:
             # Whole on the disk, but the process died before Ray heard of it.
-            _report(found, {"step": step, **latest, "placement_group": group})
+            _report(found, {"step": step, **latest})
 
     if rank == 0 and experiment.resources.min_workers is not None:
         print(
@@ -150,7 +147,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         folder = run_folder / checkpoint_name(step)
         _report(
             write_folder(folder, networks, progress, weights, generator_config(experiment)),
-            {"step": step, **latest, "placement_group": group},
+            {"step": step, **latest},
         )
 
     def loop() -> list[str] | None:

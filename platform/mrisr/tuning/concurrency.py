@@ -14,7 +14,7 @@ def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequ
 
     nodes: (logical CPUs, GPUs) of each machine; by default one machine has them all. Each trial has its workers, a data
     task and its own driver. Raises cluster.ResourceError, which says what would fit, for a trial or a
-    `tuning.concurrent` that can never be placed.
+    `tuning.concurrent` that can never be placed, or that would move the trials from their GPUs to CPUs unasked.
     """
     t = experiment.tuning
     alone = cluster.divide(experiment, cpus - DRIVER_CPUS, gpus, nodes)
@@ -28,15 +28,24 @@ def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequ
         except cluster.ResourceError:
             return None
 
+    def fits_unmoved(count: int) -> bool:
+        share = fits(count)
+        return share is not None and (experiment.resources.gpus is not None or share.gpu == alone.gpu)
+
     if t.concurrent is not None:
-        if fits(t.concurrent) is None:
-            most = max(count for count in range(1, t.concurrent) if fits(count) is not None)
+        if fits_unmoved(t.concurrent):
+            return t.concurrent
+        most = max(count for count in range(1, t.concurrent) if fits_unmoved(count))
+        what = f"tuning.concurrent = {t.concurrent} trials of {experiment.resources.workers} workers"
+        if fits(t.concurrent) is not None:
             raise cluster.ResourceError(
-                f"tuning.concurrent = {t.concurrent} trials of {experiment.resources.workers} workers do not fit into "
-                f"{cpus:g} logical CPUs and {gpus:g} GPUs; what fits: tuning.concurrent={most} at most, or a smaller "
-                "stream.cpus_per_task (0.5, say)"
+                f"{what} would leave the {gpus:g} GPUs of the cluster idle and train on CPUs; use tuning.concurrent="
+                f"{most} at most, or say resources.gpus=false"
             )
-        return t.concurrent
+        raise cluster.ResourceError(
+            f"{what} do not fit into {cpus:g} logical CPUs and {gpus:g} GPUs; what fits: tuning.concurrent={most} at "
+            "most, or a smaller stream.cpus_per_task (0.5, say)"
+        )
     best = 1
     for count in range(2, t.trials + 1):
         share = fits(count)

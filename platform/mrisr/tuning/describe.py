@@ -33,6 +33,7 @@ def describe_search(config: Path | None, overrides: list[str]) -> str:
     at = rungs(plan)
     stops = f"{t.scheduler}, decides at steps {', '.join(f'{step:,}' for step in at)}" if at else t.scheduler
     shared = f"; {base.schedule.pretrain_steps:,} L1 steps once before" if t.shared_pretraining else ""
+    anew = f" and {base.schedule.total_steps:,} to train the winner anew" if t.winner == "retrain" else ""
     lines = [
         *(f"{'space' if number == 0 else '':<12}{line}" for number, line in enumerate(_space_lines(plan))),
         f"first       {'; '.join(_point_text(plan, point) for point in plan.points) or 'nothing known'}",
@@ -40,7 +41,7 @@ def describe_search(config: Path | None, overrides: list[str]) -> str:
         f"score       {' and '.join(m.upper() for m in t.metrics)} on split {base.validation.split!r}, {scale(plan)}, "
         f"every {base.validation.every:,} steps",
         f"trials      {trials} of at most {steps:,} steps{shared}; sampler {t.sampler}; scheduler {stops}",
-        f"cost        at most {trials * steps:,} steps; a grid of {t.grid_points} values per range would be "
+        f"cost        at most {trials * steps:,} steps{anew}; a grid of {t.grid_points} values per range would be "
         f"{plan.grid_size * steps:,}",
         f"at a time   {_at_a_time(plan)}",
         f"memory      {_memory(plan)} per worker ({base.training.precision}; live tensors, before sharding)",

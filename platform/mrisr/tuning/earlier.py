@@ -13,13 +13,12 @@ from mrisr.config import ConfigError
 from mrisr.config.spaces import flat
 from mrisr.run_parameters import MASK, mask_secrets
 from mrisr.tuning.plan import SearchPlan
-from mrisr.tuning.study import begun, storage_in
+from mrisr.tuning.study import LEARNT, begun, storage_in
 
 DESCRIPTION = "search.yaml"
 # Keys of a search that may differ when it goes on: how far and how fast, not what is compared.
 _MAY_CHANGE = ("trials", "concurrent", "winner", "max_failures")
 _SECTIONS_THAT_MAY_CHANGE = ("tracking", "resources")
-_LEARNT = "learnt_from"
 
 
 def description(plan: SearchPlan, fingerprint: str) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def learn(plan: SearchPlan, fingerprint: str, study: optuna.Study) -> int:
     """
     if begun(study):
         return _learnt(study)
-    known = {trial.user_attrs.get(_LEARNT) for trial in study.get_trials(deepcopy=False)}
+    known = {trial.user_attrs.get(LEARNT) for trial in study.get_trials(deepcopy=False)}
     for entry in plan.base.tuning.learn_from:
         folder = Path(entry).expanduser().absolute()
         for trial in begun(_study_of(plan, folder, fingerprint)):
@@ -63,14 +62,14 @@ def learn(plan: SearchPlan, fingerprint: str, study: optuna.Study) -> int:
                     optuna.trial.create_trial(
                         state=trial.state, values=trial.values, params=trial.params,
                         distributions=fixed.distributions, intermediate_values=trial.intermediate_values,
-                        user_attrs={_LEARNT: source},
+                        user_attrs={LEARNT: source},
                     )
                 )  # fmt: skip
     return _learnt(study)
 
 
 def _learnt(study: optuna.Study) -> int:
-    return sum(_LEARNT in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+    return sum(LEARNT in trial.user_attrs for trial in study.get_trials(deepcopy=False))
 
 
 def _study_of(plan: SearchPlan, folder: Path, fingerprint: str) -> optuna.Study:

@@ -15,6 +15,8 @@ from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import load_search, validate_experiment
 from mrisr.config.spaces import Space, SpaceError, Suggester, active, flat
 from mrisr.training.assembly import schedule_of
+from mrisr.tuning.conditions import check_conditions, without_closed
+from mrisr.tuning.grid import MOST_POINTS, grid_points, grid_size
 
 # Draws that are tried before the first trial: enough that a combination which fails once in 50 draws is found.
 _DRAWS = 256
@@ -40,18 +42,22 @@ class SearchPlan:
         return schedule.total_steps - (schedule.pretrain_steps if self.base.tuning.shared_pretraining else 0)
 
     @property
-    def grid(self) -> dict[str, list[Any]]:
-        """Values per sampler parameter of the full grid that `tuning.grid_points` describes."""
-        points = self.base.tuning.grid_points
-        return {name: values for space in self.spaces.values() for name, values in space.grid(points).items()}
+    def values(self) -> dict[str, Any]:
+        """Of every dotted key, where it is not searched."""
+        return flat(self.base.model_dump(mode="json"))
 
     @property
     def grid_size(self) -> int:
-        return math.prod(len(values) for values in self.grid.values())
+        """Different experiments of the full grid that `tuning.grid_points` describes."""
+        return grid_size(list(self.spaces.values()), self.values, self.base.tuning.grid_points)
+
+    def grid(self) -> Iterator[dict[str, Any]]:
+        """These experiments, as sampler parameters."""
+        return grid_points(list(self.spaces.values()), self.values, self.base.tuning.grid_points)
 
     def draw(self, trial: Suggester) -> dict[str, Any]:
         """Values of the keys that are searched where the keys drawn before them stand: dotted key -> value."""
-        values, drawn = flat(self.base.model_dump(mode="json")), {}
+        values, drawn = self.values, {}
         for key, space in self.spaces.items():
             if active(space, values):
                 values[key] = drawn[key] = space.suggest(trial)
@@ -69,17 +75,25 @@ def plan_search(path: Path | None, overrides: Sequence[str] = ()) -> SearchPlan:
     condition on what cannot be, a known-good point outside of the space.
     """
     raw, spaces = load_search(path, overrides)
+    base = validate_experiment(raw)
+    overridden = {override.partition("=")[0].lstrip("-") for override in overrides}
+    spaces = without_closed(spaces, flat(base.model_dump(mode="json")), overridden)
     if not spaces:
         raise ConfigError(
             f"{path or 'the configuration'}: holds no search space; write one beside a key's value, e.g. "
             "training: {gp_weight: {log_uniform: [0.1, 100], fixed: 10}}"
         )
-    plan = SearchPlan(raw, validate_experiment(raw), spaces, ())
+    plan = SearchPlan(raw, base, spaces, ())
     t = plan.base.tuning
     if t.sampler == "cmaes" and len(t.metrics) > 1:
         raise ConfigError(f"tuning.sampler = 'cmaes' searches for one figure, not {list(t.metrics)}; use tpe or random")
-    _check_conditions(plan)
+    check_conditions(spaces, plan.values)
     _check_shared_pretraining(plan)
+    if t.sampler == "grid" and plan.grid_size > MOST_POINTS:
+        raise ConfigError(
+            f"tuning.sampler = 'grid': its grid has {plan.grid_size:,} points, and {MOST_POINTS:,} are the most; use "
+            f"fewer than tuning.grid_points = {t.grid_points} per range, fewer searched keys, or another sampler"
+        )
     _check_values(plan)
     _check_together(plan)
     return SearchPlan(raw, plan.base, spaces, tuple(_points(plan)))
@@ -122,24 +136,6 @@ class _Random:
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
         return choices[int(self._rng.integers(len(choices)))]
-
-
-def _check_conditions(plan: SearchPlan) -> None:
-    known = flat(plan.base.model_dump(mode="json"))
-    for space in plan.spaces.values():
-        for other, values in space.when:
-            if other not in known and other not in plan.spaces:
-                raise ConfigError(f"{space.key}: when asks about {other!r}, which is no key of an experiment")
-            asked = plan.spaces.get(other)
-            possible = asked.options if asked is not None and asked.kind == "choice" else None
-            if possible is not None and not set(values) <= set(possible):
-                raise ConfigError(
-                    f"{space.key}: when {other} is one of {list(values)}, but its space holds {list(possible)} only"
-                )
-            if asked is None and known[other] not in values:
-                raise ConfigError(
-                    f"{space.key}: is searched when {other} is one of {list(values)}, but that is {known[other]!r}"
-                )
 
 
 def _check_shared_pretraining(plan: SearchPlan) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
-from ray import PlacementGroupID, tune
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray import tune
 
+from mrisr.tuning.groups import release
 from mrisr.tuning.plan import SearchPlan, short
-from mrisr.tuning.trial import GROUP
+from mrisr.tuning.trial import trials_folder
+
+# How long the end of the search waits for the last trials' processes.
+_LAST_RELEASE_S = 20.0
 
 
 class Progress(tune.Callback):
-    """A line for every validation and for every trial's end."""
+    """A line for every validation and for every trial's end, whose workers' room is given back."""
 
     def __init__(self, plan: SearchPlan, done: int, wanted: int) -> None:
         self.plan, self.done, self.wanted = plan, done, wanted
+        self.ended: list[Path] = []
 
     def _say(self, text: str) -> None:
         print(text, flush=True)  # Tune pickles its callbacks, which a console would not survive.
@@ -32,23 +38,27 @@ class Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.done += 1
-        release_workers((trial.last_result or {}).get(GROUP))
+        self.ended.append(self._folder(trial))
         step = (trial.last_result or {}).get("step", 0)
         how = "finished" if step >= self.plan.trial_steps else f"stopped early at step {step:,}"
         self._say(f"{trial.config['run']} {how}; {self.done} of {self.wanted} trials done")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.done += 1
-        release_workers((trial.last_result or {}).get(GROUP))
+        self.ended.append(self._folder(trial))
         self._say(f"{trial.config['run']} failed; {self.done} of {self.wanted} trials done")
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        # Tune tells of a trial's end before it stops the trial's process.
+        self.ended = [folder for folder in self.ended if not release(folder)]
 
-def release_workers(group: str | None) -> None:
-    """Take back the room of a trial's workers, by the id of their placement group, if they still hold it.
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        # Also of trials that an interruption stopped, of whose end Tune does not tell.
+        held, deadline = [self._folder(trial) for trial in trials], time.monotonic() + _LAST_RELEASE_S
+        while (held := [folder for folder in held if not release(folder)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for folder in held:
+            release(folder, now=True)
 
-    A trial that Tune stops dies with the controller of its training run. Ray Train has a watcher that gives the room
-    back then, but it asks the dashboard who is alive: in a cluster without one the room is lost until the search ends.
-    """
-    if group is None or placement_group_table().get(group, {}).get("state") in (None, "REMOVED"):
-        return
-    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+    def _folder(self, trial: Any) -> Path:
+        return trials_folder(self.plan) / str(trial.config["run"])

@@ -65,19 +65,26 @@ def ordered(plan: SearchPlan, outcome: Outcome) -> list[TrialOutcome]:
 
 
 def cost_lines(plan: SearchPlan, outcome: Outcome) -> list[str]:
-    """How the trials ended; steps run, beside those of the same trials without early stopping and of the full grid."""
-    steps, whole = outcome.steps, len(outcome.trials) * plan.trial_steps
-    grid = plan.grid_size * plan.trial_steps
+    """How the trials ended; steps run, beside those of the same trials without early stopping and of the full grid.
+
+    A failed trial's steps are part of the cost, and not of what early stopping saved.
+    """
+    steps, unit = outcome.steps, plan.trial_steps
+    ended = [trial for trial in outcome.trials if trial.state != "failed"]
+    theirs, whole, grid = sum(trial.step for trial in ended), len(ended) * unit, plan.grid_size * unit
     points = plan.base.tuning.grid_points
     shared = plan.base.schedule.pretrain_steps if plan.base.tuning.shared_pretraining else 0
     ends = Counter(trial.state for trial in outcome.trials)
+    failed = f", {steps - theirs:,} of them by failed trials; the other" if len(ended) < len(outcome.trials) else ";"
     lines = [
         f"{len(outcome.trials)} trials: {', '.join(f'{count} {state}' for state, count in ends.items())}",
-        f"cost: {steps:,} steps run; {len(outcome.trials)} trials to their end would be {whole:,} "
-        f"({whole / max(1, steps):.1f}x), a grid of {points} values per range {grid:,} ({grid / max(1, steps):,.0f}x)",
+        f"cost: {steps:,} steps run{failed} {len(ended)} trials to their end would be {whole:,} "
+        f"({whole / max(1, theirs):.1f}x), a grid of {points} values per range {grid:,} ({grid / max(1, steps):,.0f}x)",
     ]
     if shared:
         lines.append(f"      and {shared:,} L1 steps once for all trials, instead of {shared * len(outcome.trials):,}")
+    if plan.base.tuning.winner == "retrain":
+        lines.append(f"      and {plan.base.schedule.total_steps:,} steps to train the winner anew")
     return lines
 
 

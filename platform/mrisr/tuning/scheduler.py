@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,7 +78,11 @@ def build_scheduler(plan: SearchPlan, histories: Histories) -> TrialScheduler:
     if t.scheduler == "none":
         return FIFOScheduler()
     if t.scheduler == "median":
-        return MedianStoppingRule(time_attr="step", metric=metric, mode=MODES[metric], grace_period=grace)
+        # With fewer trials than it compares with, it would pause this one for a trial that waits, after every
+        # validation: each time the workers start anew.
+        return MedianStoppingRule(
+            time_attr="step", metric=metric, mode=MODES[metric], grace_period=grace, min_time_slice=math.inf
+        )  # fmt: skip
     return RefilledASHA(
         histories, time_attr="step", metric=metric, mode=MODES[metric], max_t=plan.trial_steps, grace_period=grace,
         reduction_factor=t.reduction, stop_last_trials=False,

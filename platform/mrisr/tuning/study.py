@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,14 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from mrisr.config import ConfigError
+from mrisr.tuning.grid import DistinctGrid
 from mrisr.tuning.plan import SearchPlan
 
 if TYPE_CHECKING:
     from mrisr.config.tuning_keys import Tuning
 
-RUN, FOLDER = "run", "folder"
+# User attributes: a trial's run; the search's folder; of a trial of another search, where it comes from.
+RUN, FOLDER, LEARNT = "run", "folder", "learnt_from"
 MODES = {"psnr": "max", "ssim": "max", "nrmse": "min"}
 
 
@@ -42,7 +43,7 @@ def build_sampler(plan: SearchPlan, trials_before: int) -> optuna.samplers.BaseS
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match t.sampler:
             case "grid":
-                return optuna.samplers.GridSampler(plan.grid, seed=plan.base.seed)
+                return DistinctGrid(list(plan.grid()), plan.base.seed, LEARNT)
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
             case "cmaes":
@@ -138,17 +139,15 @@ class StudySearch(OptunaSearch):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._ot_trials[trial_id]
         values = None if error or not result else [result.get(metric) for metric in self._metrics]
-        # The grid sampler asks a study to stop after its last point, which a study that is only told results refuses.
-        with contextlib.suppress(RuntimeError):
-            if values is None or None in values:
-                self._ot_study.tell(trial, state=TrialState.FAIL)
-            elif result is not None and result["step"] < self._total and len(self._metrics) == 1:
-                # Tune tells a searcher every result but the one that stops a trial; a pruned trial without a figure
-                # counts as the worst there is, and all that are stopped at the first rung would count alike.
-                self.on_trial_result(trial_id, result)
-                self._ot_study.tell(trial, state=TrialState.PRUNED)
-            else:
-                self._ot_study.tell(trial, values)
+        if values is None or None in values:
+            self._ot_study.tell(trial, state=TrialState.FAIL)
+        elif result is not None and result["step"] < self._total and len(self._metrics) == 1:
+            # Tune tells a searcher every result but the one that stops a trial; a pruned trial without a figure
+            # counts as the worst there is, and all that are stopped at the first rung would count alike.
+            self.on_trial_result(trial_id, result)
+            self._ot_study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._ot_study.tell(trial, values)
         self._completed_trials.add(trial_id)
 
 

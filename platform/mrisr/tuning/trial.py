@@ -18,11 +18,11 @@ from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.outcome import TrainingStopped
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.trainer import Host, train
+from mrisr.tuning.groups import GroupRecord
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.record import Record
 from mrisr.tuning.study import MODES, RUN
 
-GROUP = "placement_group"
 # A trial's driver only waits for its workers; Tune's default of one CPU would take the room of what it waits for.
 DRIVER_CPUS = 0.01
 
@@ -104,7 +104,7 @@ class ReportToTune(TuneReportCallback):
         record = Record(self.folder)
         if record.add(int(reported["step"]), self.figures(reported)):
             told = record.results(self.metrics, tuple(MODES[m] for m in self.metrics))[-1]
-            super().after_report(run_context, [told | {GROUP: reported.get(GROUP)}], checkpoint)
+            super().after_report(run_context, [told], checkpoint)
 
 
 def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
@@ -125,7 +125,8 @@ def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
     if record.step >= experiment.schedule.total_steps:
         return
     try:
-        train(experiment, Host(setting.runs, DRIVER_CPUS, (report,), setting.parent_run_id))
+        callbacks = (report, GroupRecord(experiment.run_folder))
+        train(experiment, Host(setting.runs, DRIVER_CPUS, callbacks, setting.parent_run_id))
     except Exception as error:
         record.fail(_reason(error))
         raise
