@@ -39,8 +39,8 @@ def restore(start: Experiment, weights: Path | None) -> Callable[..., Any] | Non
 
     generator = MDCSRN(**generator_config(start))
     generator.load_state_dict(load_file(weights))
-    options = InferenceOptions(precision="bf16", within_foreground=True)
-    return lambda lr, box: options.run(generator, lr, box)
+    options = InferenceOptions(precision="bf16")
+    return lambda lr: options.run(generator, lr)
 
 
 def held_out(experiment: Experiment, weights: Path | None) -> dict[str, float]:
@@ -57,7 +57,7 @@ def held_out(experiment: Experiment, weights: Path | None) -> dict[str, float]:
     for subject in [*store.subjects("validation"), *store.subjects("test")]:
         hr = store.read_normalised(subject)
         lr = degrade(hr, protocol)
-        estimate = lr if restored is None else restored(lr, store.record(subject).foreground_box)
+        estimate = lr if restored is None else restored(lr)
         figures = region_metrics(hr, estimate, {"foreground": foreground_mask(store, subject)})["foreground"]
         rows.append({**figures, **zeroed_band(hr, estimate, protocol)._asdict()})
         print(f"  {subject}: " + ", ".join(f"{key} {rows[-1][key]:.4f}" for key in COLUMNS), flush=True)

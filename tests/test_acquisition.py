@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from mrisr.degradation import Degradation, DegradationRange, degrade, kept_band, noise_weight, spectral_weight
 from mrisr.degradation.applying import received_noise
+from voxelstore.intensity import IntensityMap
 
 some = settings(max_examples=40, deadline=None)
 even = st.integers(3, 7).map(lambda n: 2 * n)
@@ -154,6 +157,33 @@ def test_noise_follows_rice() -> None:
     kept = spectral_weight(scene.shape, Degradation("truncate", (1, 2), 0.5))[0]
     share = (kept[:, 0].sum() / 64) * ((2 * kept[0].sum() - 1) / 64)
     assert np.square(quarter).mean() == pytest.approx(2 * 0.1**2 * share, rel=0.03)
+
+
+@pytest.mark.parametrize(("low", "high"), [(120.0, 900.0), (-300.0, 900.0), (0.0, 900.0)])
+def test_the_magnitude_is_that_of_the_physical_signal(low: float, high: float) -> None:
+    """A normalised volume gives what the complex signal in physical units gives, whatever its background is."""
+    physical = low - 50 + (high - low + 100) * volume((10, 12, 14)).astype(np.float64)
+    intensity = IntensityMap(low, high)
+    d = Degradation("truncate", (1, 2), 0.4, noise=0.15, noise_seed=3)
+    kept = spectral_weight(physical.shape, d)
+    kept = np.concatenate([kept, kept[..., (physical.shape[2] - 1) // 2 : 0 : -1]], axis=2)
+    signal = np.fft.ifftn(np.fft.fftn(physical, axes=(1, 2)) * kept, axes=(1, 2))
+    received = np.abs(signal + (high - low) * received_noise(physical.shape, d))
+    out = degrade(intensity.normalise(physical), d, no_signal=intensity.no_signal)
+    np.testing.assert_allclose(out, (received - low) / (high - low), atol=3e-6)
+    if low != 0:
+        assert np.abs(out - degrade(intensity.normalise(physical), d)).max() > 0.01
+
+
+def test_noise_takes_no_more_memory_than_its_complex_volume() -> None:
+    """Beside the volume itself: the result, the noise's real and imaginary part, and little else."""
+    hr = volume((48, 96, 96))
+    d = Degradation("truncate", fraction=0.5, noise=0.1, noise_seed=5)
+    tracemalloc.start()
+    degrade(hr, d)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3.5 * hr.nbytes
 
 
 def test_sampling_draws_the_noise_and_leaves_the_other_draws_where_they_were() -> None:

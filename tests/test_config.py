@@ -47,6 +47,7 @@ def test_overrides_are_yaml_values_at_dotted_keys() -> None:
         ("degradation.fraction=[0.8,0.2]", ["degradation.fraction", "[0.2, 0.8]"]),
         ("degradation.fraction=[0.2,1.0]", ["degradation.fraction", "1.0", "passband"]),
         ("degradation.fraction=0", ["degradation.fraction", "zeroes nothing"]),
+        ("degradation.kind=gaussian", ["degradation.sigma", "[0.0, 0.0]", "above 0", "degradation.kind=box"]),
         ("degradation.voxels=[-5,10]", ["degradation.voxels", "-5", "greater than or equal to 0"]),
         ("schedule.boost_every=5", ["schedule.boost_every", "5", "8 or more"]),
         ("stream.patch_size=8", ["stream.patch_size = 8", "separable", "16 or more"]),
@@ -71,6 +72,11 @@ def test_errors_name_the_key_the_value_and_the_remedy(override: str, words: list
         load_experiment(None, [override])
     missing = [word for word in words if word not in str(error.value)]
     assert not missing, f"{missing} not in: {error.value}"
+
+
+def test_a_blur_alone_is_a_degradation() -> None:
+    blur = load_experiment(None, ["degradation.kind=gaussian", "degradation.fraction=0", "degradation.sigma=1"])
+    assert blur.degradation.range().end(1).sigma == 1.0
 
 
 def test_every_problem_is_told_at_once() -> None:

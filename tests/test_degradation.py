@@ -24,21 +24,24 @@ from mrisr.degradation import (
 
 shapes = st.tuples(*[st.integers(5, 14)] * 3)
 axis_choices = st.sampled_from([c for n in (1, 2, 3) for c in itertools.combinations(range(3), n)])
-degradations = st.builds(
-    Degradation,
-    kind=st.sampled_from(SPECTRAL_KINDS),
-    axes=axis_choices,
-    fraction=st.floats(0.0, 0.95),
-    voxels=st.none(),
-    mix=st.floats(0.0, 1.0),
-    sigma=st.floats(0.0, 2.0),
-    base=st.sampled_from(["box", "truncate"]),
-    apodisation=st.sampled_from(["none", "tukey", "hamming"]),
-    taper=st.floats(0.0, 1.0),
-    slice_axis=st.integers(0, 2),
-    slice_thickness=st.one_of(st.just(0.0), st.floats(0.0, 4.0)),
-    noise=st.just(0.0),
-    noise_seed=st.none(),
+shares = st.floats(0.0, 0.95)
+degradations = axis_choices.flatmap(
+    lambda axes: st.builds(
+        Degradation,
+        kind=st.sampled_from(SPECTRAL_KINDS),
+        axes=st.just(axes),
+        fraction=st.one_of(shares, st.tuples(*[shares] * len(axes))),
+        voxels=st.one_of(st.none(), st.integers(0, 4)),  # less than the shortest axis
+        mix=st.floats(0.0, 1.0),
+        sigma=st.floats(0.0, 2.0),
+        base=st.sampled_from(["box", "truncate"]),
+        apodisation=st.sampled_from(["none", "tukey", "hamming"]),
+        taper=st.floats(0.0, 1.0),
+        slice_axis=st.integers(0, 2),
+        slice_thickness=st.one_of(st.just(0.0), st.floats(0.0, 4.0)),
+        noise=st.just(0.0),
+        noise_seed=st.none(),
+    )
 )
 some = settings(max_examples=60, deadline=None)
 
@@ -50,15 +53,16 @@ def volume(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 def reference(hr: np.ndarray, d: Degradation) -> np.ndarray:
     """Sample by sample, from the definitions, through the full complex FFT in double precision."""
     spectrum = np.fft.fftn(hr.astype(np.float64))
+    given = d.fraction if isinstance(d.fraction, tuple) else (d.fraction,) * len(d.axes)
+    zeroed = given if d.voxels is None else [d.voxels / hr.shape[axis] for axis in d.axes]
     for index in np.ndindex(*hr.shape):
         bands = {"truncate": [], "box": [], "shift": []}
         blur = taper = 1.0
-        for axis in d.axes:
+        for axis, f in zip(d.axes, zeroed, strict=True):
             n = hr.shape[axis]
             k = index[axis] if index[axis] <= n // 2 else index[axis] - n
-            f = d.fraction
-            bands["truncate"].append(f > 0 and abs(k) >= (1 - f) * n / 2 - 1e-9)
-            bands["shift"].append(f > 0 and abs(k) <= f * n / 2 + 1e-9)
+            bands["truncate"].append(max(zeroed) > 0 and abs(k) >= (1 - f) * n / 2 - 1e-9)
+            bands["shift"].append(max(zeroed) > 0 and abs(k) <= f * n / 2 + 1e-9)
             blur *= np.exp(-2 * np.pi**2 * d.sigma**2 * (k / n) ** 2)
             cut_off = d.kind == "truncate" or (d.kind == "gaussian" and d.base == "truncate")
             taper *= window(min(abs(k) / ((1 - f if cut_off else 1) * n / 2), 1.0), d)
@@ -87,10 +91,12 @@ def window(x: float, d: Degradation) -> float:
 
 
 @some
-@given(shape=shapes, d=degradations)
-def test_equals_the_definition_through_a_complex_fft(shape: tuple[int, int, int], d: Degradation) -> None:
+@given(shape=shapes, d=degradations, slab=st.sampled_from([1, 100, 2**16]))
+def test_equals_the_definition_through_a_complex_fft(shape: tuple[int, int, int], d: Degradation, slab: int) -> None:
     hr = volume(shape)
-    out = degrade(hr, d)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mrisr.degradation.applying.SLAB_VOXELS", slab)  # slice by slice, a few at a time, all at once
+        out = degrade(hr, d)
     assert out.dtype == np.float32
     assert out.shape == shape
     np.testing.assert_allclose(out, reference(hr, d), atol=2e-6)
@@ -204,10 +210,15 @@ def test_sampling_is_seeded_stays_inside_and_touches_no_global_state() -> None:
         (Degradation("truncate", (1, 2), (0.1, 0.2, 0.3)), ["degradation.fraction", "3 values for 2 axes"]),
         (Degradation("truncate", voxels=40), ["degradation.voxels", "40", "axis 1"]),
         (Degradation("mixed", mix=1.5), ["degradation.mix", "1.5"]),
+        (Degradation("mixed", mix=float("nan")), ["degradation.mix", "nan"]),
         (Degradation("gaussian", sigma=-1.0), ["degradation.sigma", "-1.0"]),
+        (Degradation("gaussian", sigma=float("inf")), ["degradation.sigma", "inf", "finite"]),
+        (Degradation("gaussian", sigma=float("nan")), ["degradation.sigma", "nan", "finite"]),
         (Degradation("gaussian", base="ball"), ["degradation.base", "ball"]),
         (Degradation("box", apodisation="hann"), ["degradation.apodisation", "hann", "hamming"]),
         (Degradation("box", apodisation="tukey", taper=1.2), ["degradation.taper", "1.2", "[0, 1]"]),
+        (Degradation("box", apodisation="tukey", taper=float("nan")), ["degradation.taper", "nan"]),
+        (Degradation("box", slice_axis=1, slice_thickness=float("inf")), ["degradation.slice_thickness", "finite"]),
         (Degradation("box", slice_thickness=3.0), ["degradation.slice_thickness", "3.0", "degradation.slice_axis"]),
         (Degradation("box", slice_axis=1, slice_thickness=-1.0), ["degradation.slice_thickness", "-1.0"]),
         (Degradation("box", slice_axis=4), ["degradation.slice_axis", "4", "0..2"]),

@@ -84,14 +84,18 @@ def test_resuming_after_k_steps_yields_exactly_the_rest_and_reads_nothing_consum
     # Row r of a lane is done when all of its patches came before the start.
     read: list[int] = []
     original = PatchMaker.row_patches
-    monkeypatch.setattr(PatchMaker, "row_patches", lambda self, row: read.append(row.index) or original(self, row))
-    order = maker.plan.order(0, 0)
-    skip = 1 + max(np.flatnonzero(order // maker.plan.patches_per_row == order[0] // maker.plan.patches_per_row))
-    if skip < maker.plan.group_size:
-        maker.group_patches(0, 0, int(skip))
-        assert maker.plan.group(0, 0)[order[0] // maker.plan.patches_per_row].index not in read
+    monkeypatch.setattr(
+        PatchMaker, "row_patches", lambda self, row, mark: read.append(row.index) or original(self, row)
+    )
+    rows = maker.plan.order(0, 0) // maker.plan.patches_per_row
+    done = next(row for row in rows if row != rows[-1])
+    skip = 1 + int(max(np.flatnonzero(rows == done)))
+    assert 0 < skip < maker.plan.group_size, "inside the group"
+    maker.group_patches(0, 0, skip)
+    assert read == [row.index for i, row in enumerate(maker.plan.group(0, 0)) if i != done]
+    read.clear()
     maker.group_patches(0, 0, maker.plan.group_size)
-    assert len(read) <= 1
+    assert not read
 
 
 def test_every_subject_comes_once_an_epoch_with_other_randomness(small_store: Path) -> None:

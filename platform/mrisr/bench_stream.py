@@ -28,33 +28,37 @@ __all__ = ["STAGES", "Measured", "Speed", "Stopwatch", "bare_loop", "measure_str
 WORKER_CPUS = 0.01
 WARM_UP = 6  # groups of every lane before the clock starts: Ray takes seconds to start a process for each core
 SIZED = 100  # subjects whose sizes are averaged
+REPORTED_S = 60.0  # how long the actor may take to hear of groups that have already arrived
 
 
 @dataclass(frozen=True)
 class TimedPatchMaker(PatchMaker):
-    """A PatchMaker that tells an actor how long each stage of each row took."""
+    """A PatchMaker that tells an actor how long each stage of each group took."""
 
     sink: Any = None
 
-    def row_patches(self, row: Row, mark: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    def group_patches(self, turn: int, lane: int, skip: int = 0, mark: Any = None) -> dict[str, np.ndarray]:
         watch = Stopwatch()
-        patches = super().row_patches(row, watch)
+        group = super().group_patches(turn, lane, skip, watch)
         self.sink.add.remote(watch.seconds)
-        return patches
+        return group
 
 
 class Sums:
     """The actor that gathers what the data tasks measured."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
+        self.groups: list[dict[str, float]] = []
 
     def add(self, seconds: dict[str, float]) -> None:
-        self.rows.append(seconds)
+        self.groups.append(seconds)
 
-    def take(self) -> list[dict[str, float]]:
-        rows, self.rows = self.rows, []
-        return rows
+    def take(self, count: int) -> list[dict[str, float]]:
+        """`count` groups' seconds, or nothing while fewer have reported: reports may come after their patches."""
+        if len(self.groups) < count:
+            return []
+        taken, self.groups = self.groups[:count], self.groups[count:]
+        return taken
 
 
 def plain_patches(maker: PatchMaker, row: Row, mark: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +75,7 @@ def plain_patches(maker: PatchMaker, row: Row, mark: Callable[[str], None]) -> t
     hr = store.read_normalised(row.subject)
     mark("read")
     if degradation.kind == "report_literal" or degradation.noise > 0:
-        lr = degrade(hr, degradation)
+        lr = degrade(hr, degradation, no_signal=record.intensity.no_signal)
     else:
         axes = degradation.transform_axes
         spectrum = fft.rfftn(hr, axes=axes)
@@ -119,29 +123,43 @@ def bare_loop(make: Callable[..., Any], maker: PatchMaker, rows: Sequence[Row], 
     return Speed(len(rows) * maker.plan.patches_per_row, wall, processes, stages)
 
 
+def _reported(sink: Any, groups: int) -> list[dict[str, float]]:
+    """What the data tasks measured, once all of `groups` groups have reported."""
+    import ray
+
+    deadline = time.monotonic() + REPORTED_S
+    while not (taken := ray.get(sink.take.remote(groups))):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"fewer than {groups} groups reported their seconds within {REPORTED_S:g} s; run again")
+        time.sleep(0.05)
+    return list(taken)
+
+
 def _consume(settings: dict[str, Any]) -> dict[str, Any]:
     """The Ray Train worker: takes every batch as float32 tensors, as training does, and throws it away."""
-    import ray
-    import ray.train
     import torch
 
     from mrisr import cluster
 
     cluster.quiet()
     torch.set_num_threads(1)
-    maker, limits = settings["maker"], settings["limits"]
-    step = WARM_UP * maker.plan.group_size
+    maker, limits, turns = settings["maker"], settings["limits"], settings["turns"]
+    size, lanes = maker.plan.group_size, maker.plan.lanes
+    step = WARM_UP * size
     for _ in rank_batches(maker, 0, 1, 0, step, limits):  # until Ray has started a process for every core
         pass
-    ray.get(maker.sink.take.remote())
-    seen = 0
-    start = time.perf_counter()
-    for batch in rank_batches(maker, 0, 1, step, step + settings["steps"], limits):
+    _reported(maker.sink, WARM_UP * lanes)
+    seen, mixed = 0, 0.0
+    start = last = time.perf_counter()
+    for i, batch in enumerate(rank_batches(maker, 0, 1, step, step + turns * size, limits)):
         lr, hr = torch.from_numpy(batch.lr).float(), torch.from_numpy(batch.hr).float()
         assert lr.shape == hr.shape
         seen += len(lr)
-    wall = time.perf_counter() - start
-    return {"patches": seen, "wall": wall, "rows": ray.get(maker.sink.take.remote())}
+        now = time.perf_counter()
+        # The first batch of a round may have had to wait for its patches.
+        mixed += now - last if i % (size * limits.rounds) else 0.0
+        last = now
+    return {"patches": seen, "wall": last - start, "mixed": mixed, "groups": _reported(maker.sink, turns * lanes)}
 
 
 def ray_stream(maker: PatchMaker, turns: int, limits: StreamLimits, cores: int, folder: Path) -> Speed:
@@ -154,7 +172,7 @@ def ray_stream(maker: PatchMaker, turns: int, limits: StreamLimits, cores: int, 
     timed = TimedPatchMaker(
         maker.store, maker.plan, maker.degradation, maker.patch_size, maker.min_foreground, sink=sink
     )
-    settings = {"maker": timed, "limits": limits, "steps": turns * maker.plan.group_size}
+    settings = {"maker": timed, "limits": limits, "turns": turns}
     trainer = TorchTrainer(
         _consume,
         train_loop_config=settings,
@@ -162,7 +180,8 @@ def ray_stream(maker: PatchMaker, turns: int, limits: StreamLimits, cores: int, 
         run_config=ray.train.RunConfig(name=f"bench-{os.getpid()}", storage_path=str(folder)),
     )
     found: Any = trainer.fit().return_value
-    stages = {name: sum(row[name] for row in found["rows"]) for name in STAGES}
+    stages = {name: sum(group[name] for group in found["groups"]) for name in STAGES}
+    stages["mix"] += found["mixed"]
     return Speed(found["patches"], found["wall"], cores, stages)
 
 

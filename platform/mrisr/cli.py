@@ -200,10 +200,10 @@ def preview(
     experiment = load_experiment(config, overrides or [])
     from mrisr.preview import GALLERY, contact_sheet, load_volume, planned, write_sheet
 
-    name, hr = load_volume(experiment, None if volume is None else _absolute(volume, "--volume"))
+    name, hr, no_signal = load_volume(experiment, None if volume is None else _absolute(volume, "--volume"))
     entries = list(GALLERY) if gallery else planned(experiment, samples)
     target = _output(output, "preview.png", "--output")
-    write_sheet(contact_sheet(hr, entries, title=name, blocks=2 if len(entries) > 6 else 1), target, dpi=90)
+    write_sheet(contact_sheet(hr, entries, name, 2 if len(entries) > 6 else 1, no_signal), target, dpi=90)
     typer.echo("\n".join([*(f"{title:<24} {degradation.describe()}" for title, degradation in entries), str(target)]))
 
 

@@ -67,21 +67,27 @@ def sample_corners(
     A candidate on the coarse grid is drawn uniformly among those whose foreground share is at least `min_foreground`,
     then moved by less than one block in every direction, so that patches do not sit on a lattice. What was moved too
     far into the air is drawn again: every cube holds at least `min_foreground`, measured by the mask's blocks. If no
-    candidate reaches that (a volume with little foreground), the best tenth of the candidates is used, and the bound is
-    the least share among these.
+    candidate reaches that (a volume with little foreground), the best tenth of the candidates that touch foreground at
+    all is used, and the bound is the least share among these; if none touches any, they are all alike.
     """
     share = foreground_share(mask, block, shape, patch)
-    bound = min_foreground - 1e-9
+    # The slack for rounding is relative, so that a bound above 0 stays above 0: air has a share of exactly 0.
+    slack = 1.0 - 1e-9
+    bound = min_foreground * slack
     if share.max() < bound:
-        keep = max(1, share.size // 10)
-        bound = float(np.partition(share.ravel(), -keep)[-keep]) - 1e-9
+        keep = max(1, int(np.count_nonzero(share)) // 10)
+        bound = float(np.partition(share.ravel(), -keep)[-keep]) * slack
     good = np.flatnonzero(share >= bound)
+    last = np.subtract(shape, patch)[:, None]
 
     def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
         chosen = np.unravel_index(rng.choice(good, size=n), share.shape)
         on_grid = np.stack([candidate_offsets(m, patch, block)[i] for m, i in zip(shape, chosen, strict=True)])
         moved = on_grid + rng.integers(-(block // 2), block - block // 2, size=(3, n))
-        return on_grid.T, np.clip(moved, 0, np.subtract(shape, patch)[:, None]).T
+        # What leaves the volume is mirrored at its face: clipped, it would all lie on the face itself.
+        moved = np.where(moved < 0, -1 - moved, moved)
+        moved = np.where(moved > last, 2 * last + 1 - moved, moved)
+        return on_grid.T, np.clip(moved, 0, last).T
 
     on_grid, corners = draw(count)
     for _ in range(REDRAWS):

@@ -6,7 +6,8 @@ from mrisr.config import Experiment
 from mrisr.config.loading import dump_experiment
 from mrisr.models import MDCSRN, build_critic
 from mrisr.split_rule import settle_splits
-from mrisr.training.assembly import generator_config, schedule_of, step_config
+from mrisr.stream import AHEAD, group_bytes, object_store_bytes
+from mrisr.training.assembly import generator_config, patch_maker, schedule_of, step_config
 from mrisr.training.fitting import USABLE, largest_batch, parse_bytes
 from mrisr.training.memory import peak_bytes
 from mrisr.training.schedule import updates_before
@@ -77,6 +78,7 @@ def describe_plan(experiment: Experiment) -> str:
         f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items()
     )
     degradation = experiment.degradation.range()
+    maker = patch_maker(experiment, splits["train"])
     fewer = " or ".join(map(str, experiment.worker_counts[1:]))
     elastic = f", {fewer} while nodes are away" if fewer else ""
     lines = [
@@ -90,6 +92,9 @@ def describe_plan(experiment: Experiment) -> str:
         f"parameters  {parameters}",
         f"memory      {', '.join(f'{name} {peak / 2**30:.2f} GiB' for name, peak in peaks.items())} per worker "
         f"({steps.precision}; live tensors, without kernel workspace), before sharding",
+        f"stream      {object_store_bytes(maker, stream.rounds) / 2**30:.2f} GiB of Ray's object store at most: "
+        f"{(1 + AHEAD) * stream.rounds} groups for each of {maker.plan.lanes} lanes, "
+        f"{group_bytes(maker) / 2**20:.1f} MiB a group",
         f"validation  {experiment.validation.protocol} every {experiment.validation.every:,} steps on split "
         f"{experiment.validation.split!r}",
         f"run         {experiment.run_folder}",

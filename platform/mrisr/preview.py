@@ -47,16 +47,20 @@ def planned(experiment: Experiment, samples: int) -> list[Entry]:
     return [*entries, (f"validation: {experiment.validation.protocol}", PROTOCOLS[experiment.validation.protocol])]
 
 
-def load_volume(experiment: Experiment, volume: Path | None) -> tuple[str, np.ndarray]:
-    """(name, (D, H, W) float32, normalised) of a file, or of the first training subject of the store."""
+def load_volume(experiment: Experiment, volume: Path | None) -> tuple[str, np.ndarray, float]:
+    """Name, (D, H, W) float32, normalised, and its intensity of no signal: of a file, or the store's first subject.
+
+    First of the training subjects, if there are any. Raises ConfigError for a store without subjects.
+    """
     if volume is not None:
         physical = read_volume(volume).physical()
-        return volume.name, intensity_map(physical).normalise(physical)
+        intensity = intensity_map(physical)
+        return volume.name, intensity.normalise(physical), intensity.no_signal
     store = VolumeStore.open(experiment.data.store)
     subjects = store.subjects("train") or store.subjects()
     if not subjects:
         raise ConfigError(f"data.store: {store.path} holds no subjects; convert some, or give --volume FILE")
-    return subjects[0], store.read_normalised(subjects[0])
+    return subjects[0], store.read_normalised(subjects[0]), store.record(subjects[0]).intensity.no_signal
 
 
 def shown_axis(degradation: Degradation) -> int:
@@ -82,11 +86,14 @@ def log_spectrum(volume: np.ndarray, axis: int) -> np.ndarray:
     return np.log10(np.maximum(np.fft.fftshift(magnitude), 1e-6)).T[::-1]
 
 
-def contact_sheet(hr: np.ndarray, entries: Sequence[Entry], title: str = "", blocks: int = 1) -> Figure:
+def contact_sheet(
+    hr: np.ndarray, entries: Sequence[Entry], title: str = "", blocks: int = 1, no_signal: float = 0.0
+) -> Figure:
     """One row per degradation: low resolution | difference to the original | log-spectrum; the original comes first.
 
-    hr: (D, H, W) float32, normalised. blocks: rows set side by side. Grey scale and colours of the spectra are those of
-    the original everywhere; a difference has its own symmetric scale, written beside it, and the PSNR is the slice's.
+    hr: (D, H, W) float32, normalised; no_signal: as of `degrade`. blocks: rows set side by side. Grey scale and colours
+    of the spectra are those of the original everywhere; a difference has its own symmetric scale, written beside it,
+    and the PSNR is the slice's.
     """
     cells: list[Entry | None] = [None, *entries]
     rows = -(-len(cells) // blocks)
@@ -107,7 +114,7 @@ def contact_sheet(hr: np.ndarray, entries: Sequence[Entry], title: str = "", blo
         axes.set_axis_off()
     for i, entry in enumerate(cells):
         block, row = divmod(i, rows)
-        _row(grid[row, 3 * block : 3 * block + 3], hr, entry)
+        _row(grid[row, 3 * block : 3 * block + 3], hr, entry, no_signal)
     if title:
         figure.suptitle(title, fontsize=10, y=1 - 0.05 / height, va="top")
     return figure
@@ -126,9 +133,9 @@ def write_sheet(figure: Figure, path: Path, dpi: int) -> None:
     image.quantize(128, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
 
 
-def _row(panels: np.ndarray, hr: np.ndarray, entry: Entry | None) -> None:
+def _row(panels: np.ndarray, hr: np.ndarray, entry: Entry | None, no_signal: float) -> None:
     axis = 0 if entry is None else shown_axis(entry[1])
-    lr = hr if entry is None else degrade(hr, entry[1])
+    lr = hr if entry is None else degrade(hr, entry[1], no_signal=no_signal)
     high, low = central_plane(hr, axis), central_plane(lr, axis)
     image, difference, spectrum = panels
     bottom, top = (float(q) for q in np.percentile(high, [0.5, 99.8]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,9 +14,11 @@ import numpy as np
 from mrisr.degradation import DegradationRange, degrader
 from mrisr.patches import copy_overlaps, sample_corners, spanned
 from voxelstore import VolumeStore
+from voxelstore.manifest import MANIFEST
 
 # Patches travel from the data tasks to the workers as float16. On normalised intensities in [0, 2) the rounding error
-# is at most 2^-11 of the value (4.9e-4 at 1, below 1/1000 of the intensity range), about 75 dB below a unit range.
+# is at most 2^-11 of the value (4.9e-4 at 1, below 1/1000 of the intensity range), about 75 dB below a unit range. What
+# is beyond its range, 65504 times the subject's own, is an error and never an infinity.
 WIRE_DTYPE = np.float16
 # Voxels that go from the store to the patches at a time, where slices are independent: 1.3 MB of float32.
 PART_VOXELS = 5 * 2**16
@@ -96,6 +99,7 @@ class PatchMaker:
         Along an axis on which the degradation treats every slice by itself only the slices that patches need are read,
         and a few at a time go all the way from the store to the patches: what is in work then stays in a core's cache.
         mark: called after each stage, "draw", "read", "transform" and "cut", by who measures.
+        Raises ValueError for a patch that float16 cannot hold.
         """
         store = open_store(str(self.store))
         rng = self.plan.row_rng(row)
@@ -107,7 +111,7 @@ class PatchMaker:
         )  # fmt: skip
         free = degradation.independent_axes
         region, corners = spanned(corners, self.patch_size, record.shape, free)
-        apply = degrader(record.shape, degradation)
+        apply = degrader(record.shape, degradation, no_signal=record.intensity.no_signal)
         axis = free[0] if free else 0
         patches = np.empty((2, len(corners), *(self.patch_size,) * 3), WIRE_DTYPE)
         mark("draw")
@@ -116,27 +120,36 @@ class PatchMaker:
             mark("read")
             lr = apply(hr)
             mark("transform")
-            for volumes, part in zip(patches, (lr, hr), strict=True):
-                copy_overlaps(volumes, corners, part, axis, first - region[axis].start)
+            with np.errstate(over="ignore"):  # told below, with the subject's name
+                for volumes, part in zip(patches, (lr, hr), strict=True):
+                    copy_overlaps(volumes, corners, part, axis, first - region[axis].start)
             mark("cut")
+        if np.isinf(patches).any():
+            raise ValueError(_beyond_range(store, row.subject))
+        mark("cut")
         return patches[0], patches[1]
 
-    def group_patches(self, turn: int, lane: int, skip: int = 0) -> dict[str, np.ndarray]:
+    def group_patches(
+        self, turn: int, lane: int, skip: int = 0, mark: Callable[[str], None] = lambda stage: None
+    ) -> dict[str, np.ndarray]:
         """One group in its interleaved order: lr, hr (R*K, 1, P, P, P) float16; row, patch (R*K,) int64 for replay.
 
         skip: patches of the group that were consumed before; rows needed by none of the others are not read.
+        mark: called after each stage, those of `row_patches` and "mix", which puts a row's patches in their places.
         """
         plan, k = self.plan, self.plan.patches_per_row
         order = plan.order(turn, lane)
         rows = plan.group(turn, lane)
         shape = (plan.group_size, self.patch_size, self.patch_size, self.patch_size)
         lr, hr = np.zeros(shape, WIRE_DTYPE), np.zeros(shape, WIRE_DTYPE)
+        mark("mix")
         for i, row in enumerate(rows):
             places = np.flatnonzero(order // k == i)
             if (places >= skip).any():
-                row_lr, row_hr = self.row_patches(row)
+                row_lr, row_hr = self.row_patches(row, mark)
                 for place in places:
                     lr[place], hr[place] = row_lr[order[place] % k], row_hr[order[place] % k]
+                mark("mix")
         index = np.array([row.index for row in rows], dtype=np.int64)[order // k]
         return {"lr": lr[:, None], "hr": hr[:, None], "row": index, "patch": order % k}
 
@@ -145,7 +158,31 @@ class PatchMaker:
         return self.group_patches(int(turn), int(lane), int(skip))
 
 
-@lru_cache(maxsize=4)
 def open_store(path: str) -> VolumeStore:
-    """The store at `path`, opened once in each process."""
+    """The store at `path`, opened once in each process for as long as its manifest is the same file.
+
+    A data task's process outlives runs: a store that has been converted further since must not be seen as it was.
+    """
+    try:
+        found = os.stat(os.path.join(path, MANIFEST))
+    except OSError:
+        return VolumeStore.open(path)  # which says what is missing
+    return _opened(path, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+
+
+@lru_cache(maxsize=4)
+def _opened(path: str, version: tuple[int, ...]) -> VolumeStore:
     return VolumeStore.open(path)
+
+
+def _beyond_range(store: VolumeStore, subject: str) -> str:
+    """What is wrong with a subject whose patches overflow float16."""
+    record, limit = store.record(subject), float(np.finfo(WIRE_DTYPE).max)
+    volume = store.read_normalised(subject)
+    value = float(volume.flat[int(np.argmax(np.abs(volume)))])
+    low, high = record.intensity.low, record.intensity.high
+    return (
+        f"{store.path}: {subject} reaches {value:.4g} in normalised intensity, and patches are float16, which holds "
+        f"{limit:g} at most; its robust range is {low:g} to {high:g}, from {record.source}. Mend that file (a hot "
+        "voxel, or a range of next to nothing) and convert it again, or take it out of the store"
+    )

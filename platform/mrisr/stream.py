@@ -67,6 +67,16 @@ class StreamLimits(NamedTuple):
     rounds: int
 
 
+def group_bytes(maker: PatchMaker) -> int:
+    """Bytes of one group of one lane in the object store: both sides of its pairs."""
+    return 2 * np.dtype(WIRE_DTYPE).itemsize * maker.patch_size**3 * maker.plan.group_size
+
+
+def object_store_bytes(maker: PatchMaker, rounds: int) -> int:
+    """The most bytes that the stream of all ranks together keeps in the cluster's object stores."""
+    return (1 + AHEAD) * rounds * maker.plan.lanes * group_bytes(maker)
+
+
 def group_dataset(maker: PatchMaker, lanes: Sequence[int], turns: range, skip: int, limits: StreamLimits) -> Dataset:
     """A Ray dataset with one block per group, ordered by (turn, lane). Rows are three integers until the map.
 
@@ -86,8 +96,7 @@ def group_dataset(maker: PatchMaker, lanes: Sequence[int], turns: range, skip: i
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # A group stays one block, so that consuming it in order copies nothing.
-    group_bytes = 2 * np.dtype(WIRE_DTYPE).itemsize * maker.patch_size**3 * maker.plan.group_size
-    context.target_max_block_size = max(context.target_max_block_size or 0, 2 * group_bytes)
+    context.target_max_block_size = max(context.target_max_block_size or 0, 2 * group_bytes(maker))
     return dataset
 
 

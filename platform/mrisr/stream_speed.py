@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-STAGES = ("draw", "read", "transform", "cut")
+STAGES = ("draw", "read", "transform", "cut", "mix")
 
 
 class Stopwatch:
@@ -39,7 +39,7 @@ class Speed:
         return self.patches / self.wall
 
     def shares(self) -> dict[str, float]:
-        """Share of the cores' time by stage; `rest` is what no stage has: the framework, copies, waiting."""
+        """Share of the cores' time by stage; `rest` is what no stage has: the framework, and cores that idle."""
         total = self.wall * self.cores
         shares = {name: seconds / total for name, seconds in self.stages.items()}
         return {**shares, "rest": 1.0 - sum(shares.values())}
@@ -73,7 +73,7 @@ class Measured:
         for name, speed in speeds.items():
             shares = "".join(f"{share:>11.1%}" for share in speed.shares().values())
             out.append(f"{name:<26}{speed.per_second:>10.1f}{shares}")
-        out += [f"shares of {self.stream.cores:g} cores' time; rest: Ray, copies, start-up and waiting", ""]
+        out += [f"shares of {self.stream.cores:g} cores' time; mix: patches put in their order, batches", ""]
         out.append(f"{'seconds of a core a volume':<26}{'in all':>10}{head}")
         for name, speed in speeds.items():
             total = self.per_row * speed.cores / speed.per_second

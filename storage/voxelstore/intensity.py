@@ -28,6 +28,11 @@ class IntensityMap:
         if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
             raise ValueError(f"intensity map low={self.low}, high={self.high}: both finite, low below high, please")
 
+    @property
+    def no_signal(self) -> float:
+        """Where physical intensity 0 lies among the normalised ones: 0 only where the background is 0."""
+        return -self.low / (self.high - self.low)
+
     def normalise(self, physical: np.ndarray) -> np.ndarray:
         """Physical intensities, any shape, to float32 in about [0, 1]."""
         out = np.empty(physical.shape, np.float32)

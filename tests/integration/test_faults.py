@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 
 from mrisr.config import load_experiment
 from mrisr.training.saving import whole_checkpoints
+from voxelstore import VolumeStore
+from voxelstore.subject import write_array
 
 from .conftest import Bench, assert_same_run
 
@@ -131,22 +133,19 @@ def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(
 
 
 def damage(store: Path, subject: str) -> None:
-    """Give a subject an intensity range so narrow that its normalised patches overflow the stream's float16."""
-    manifest = store / "manifest.json"
-    described = json.loads(manifest.read_text())
-    intensity = described["subjects"][subject]["intensity"]
-    intensity["high"] = intensity["low"] + 1e-6
-    manifest.write_text(json.dumps(described))
+    """Put NaN, which no conversion lets in, into a subject's voxels: every patch of it is NaN."""
+    folder = store / "subjects" / subject / "voxels"
+    shape = VolumeStore.open(store).record(subject).shape
+    shutil.rmtree(folder)
+    write_array(folder, np.full(shape, np.nan, np.float32))
 
 
 def test_a_batch_that_is_not_finite_stops_the_run_and_is_replayed(
     local_ray: None, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mrisr.cli import app
-    from mrisr.rows import open_store
     from mrisr.training.outcome import TrainingStopped
     from mrisr.training.trainer import train
-    from voxelstore import VolumeStore
 
     store = shutil.copytree(small_store, tmp_path / "store.zarr")
     subject = VolumeStore.open(store).subjects("train")[-1]
@@ -172,7 +171,6 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_replayed(
     # Without the damage the same step is finite, and replay says so.
     shutil.rmtree(store)
     shutil.copytree(small_store, store)
-    open_store.cache_clear()
     done = CliRunner().invoke(app, ["replay", str(folder)])
     assert done.exit_code == 1
     assert "not reproduced: every value is finite here" in done.output

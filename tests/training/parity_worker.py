@@ -18,7 +18,7 @@ from mrisr.models import MDCSRN, build_critic
 from mrisr.models.seeding import initialise, uninitialised_conv3d
 from mrisr.training.checkpoint import load, save
 from mrisr.training.schedule import Schedule, phase
-from mrisr.training.sharding import average_statistics, evaluated_state, full_state, rank, world_size
+from mrisr.training.sharding import average_statistics, evaluated_state, full_state, largest, rank, world_size
 from mrisr.training.step import Networks, NonFiniteError, StepConfig, build_networks, train_step
 
 SCHEDULE = Schedule(
@@ -148,6 +148,7 @@ def main(folder: Path, own_rank: int, world: int, cases: list[Case]) -> None:
     torch.set_num_threads(1)
     meeting = f"file://{folder}/rendezvous-{world}"
     dist.init_process_group("gloo", init_method=meeting, rank=own_rank, world_size=world)
+    assert largest(float(own_rank), torch.device("cpu")) == world - 1
     for case in cases:
         result = run(case, folder)
         if own_rank == 0:

@@ -48,6 +48,7 @@ def test_a_start_without_a_checkpoint_gives_the_name_back(small_store: Path, tmp
     ("change", "words"),
     [
         ("training.gp_weight=3", r"training\.gp_weight: was 10\.0, now 3\.0"),
+        ("stream.patches_per_row=8", r"stream\.patches_per_row: was 16, now 8"),
         # Two workers would halve the patches that BatchNorm normalises over.
         ("resources.workers=2", r"training\.micro_batch: was 2, now 1"),
         ("schedule.total_steps=250000", r"has an adversarial stage.*generator\.init_from"),
@@ -62,6 +63,7 @@ def test_checkpoints_of_another_configuration_are_refused(
     leave_checkpoint(first.run_folder)
     refuse_another(first, store)
     refuse_another(experiment(tmp_path, "schedule.total_steps=800000", "training.keep_checkpoints=5"), store)
+    refuse_another(experiment(tmp_path, "stream.cpus_per_task=0.5", "stream.rounds=3"), store)
     with pytest.raises(ConfigError, match=words):
         refuse_another(experiment(tmp_path, change), store)
 

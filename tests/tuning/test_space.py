@@ -79,6 +79,23 @@ def test_a_conditional_key_is_drawn_only_where_it_exists(sampler: str) -> None:
         assert ("degradation.mix" in values) == (values["degradation.kind"] == "mixed")
 
 
+def test_cmaes_learns_from_trials_that_were_stopped_early() -> None:
+    plan = plan_search(None, [
+        "training.gp_weight={log_uniform: [0.1, 100]}", "training.critic_lr={log_uniform: [1.0e-5, 1.0e-3]}",
+        "tuning.sampler=cmaes", "tuning.startup_trials=2",
+    ])  # fmt: skip
+    study = optuna.create_study(sampler=build_sampler(plan, 0))
+    for figure in (1.0, 2.0, 3.0):
+        trial = study.ask()
+        plan.draw(trial)
+        trial.report(figure, 4)
+        if trial.number == 0:
+            study.tell(trial, figure)
+        else:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    assert [any("cma" in key for key in trial.system_attrs) for trial in study.trials] == [False, False, True]
+
+
 @given(st.floats(0.05, 0.9), st.floats(0.05, 0.9))
 def test_a_known_interval_comes_back_from_its_parameters(a: float, b: float) -> None:
     space = Space("f", "interval", (0.05, 0.9))

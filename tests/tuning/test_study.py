@@ -19,7 +19,6 @@ from mrisr.tuning.outcome import collect
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.record import Record
 from mrisr.tuning.report import cost_lines, figures, study_of_results, trials_table, write_csv
-from mrisr.tuning.scheduler import build_scheduler, grace_steps, rungs
 from mrisr.tuning.study import StudySearch, open_storage, open_study
 from mrisr.tuning.trial import TrialSetting, trial_experiment
 
@@ -55,7 +54,6 @@ def test_a_killed_search_goes_on_from_its_study(tmp_path: Path, storage: str) ->
     a, b, c = (first.suggest(name) for name in "abc")
     assert a["values"]["training.gp_weight"] == 10.0, "the known-good point comes first"
     told = validate(plan, a["run"], *range(20, 36))
-    first.on_trial_result("a", told)
     first.on_trial_complete("a", told)
     first.on_trial_complete("b", error=True)
 
@@ -72,22 +70,30 @@ def test_a_killed_search_goes_on_from_its_study(tmp_path: Path, storage: str) ->
     assert outcome.best[0].run == a["run"]
 
 
+def tell(search: StudySearch, plan: SearchPlan, name: str, *psnrs: float) -> None:
+    """Let a trial report these validations to the searcher in Tune's order: not the one that stops a trial."""
+    run = search.suggest(name)["run"]
+    for count in range(1, len(psnrs) + 1):
+        told = validate(plan, run, *psnrs[:count])
+        if count < len(psnrs) or told["step"] == plan.trial_steps:
+            search.on_trial_result(name, told)
+    search.on_trial_complete(name, told)
+
+
 def test_a_stopped_trial_is_pruned_in_the_study_and_its_steps_are_the_cost(tmp_path: Path) -> None:
     plan = small_plan(tmp_path)
     search = searcher(plan)
-    for name, psnrs in (("a", range(20, 36)), ("b", (19.0, 18.0)), ("c", (23.0, 22.0, 21.0))):
-        config = search.suggest(name)
-        told = validate(plan, config["run"], *psnrs)
-        search.on_trial_result(name, told)
-        search.on_trial_complete(name, told)
+    for name, psnrs in (("a", range(20, 36)), ("b", (19.0,)), ("c", (23.0, 22.0, 21.0))):
+        tell(search, plan, name, *psnrs)
     study = open_study(plan, open_storage(plan))
     assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
-    assert study.trials[1].intermediate_values == {8: 19.0}, "the best so far, under the training step"
+    assert study.trials[1].intermediate_values == {4: 19.0}, "also the figure that stopped it, at the first rung"
+    assert study.trials[2].intermediate_values == {4: 23.0, 8: 23.0, 12: 23.0}, "the best so far, by training step"
     outcome = collect(plan, study)
-    assert outcome.steps == 64 + 8 + 12
+    assert outcome.steps == 64 + 4 + 12
     ends, cost = cost_lines(plan, outcome)
     assert ends == "3 trials: 1 finished, 2 stopped early"
-    assert cost.startswith("cost: 84 steps run; 3 trials to their end would be 192 (2.3x)")
+    assert cost.startswith("cost: 80 steps run; 3 trials to their end would be 192 (2.4x)")
     shown = io.StringIO()
     Console(file=shown, width=200).print(trials_table(plan, outcome))
     for word in ("0 *", "35.0000", "stopped early", "GP_WEIGHT".lower()):
@@ -143,38 +149,12 @@ def test_a_record_survives_a_cut_off_line_and_repeats_nothing(tmp_path: Path) ->
     ]  # fmt: skip
 
 
-def test_asha_stops_a_bad_trial_by_what_was_seen_before_a_kill(tmp_path: Path) -> None:
-    plan = small_plan(tmp_path)
-    assert grace_steps(plan) == 4
-
-    def verdict(histories: dict[str, list[dict[str, Any]]], psnr: float) -> str:
-        from types import SimpleNamespace
-
-        scheduler, trial = build_scheduler(plan, histories), SimpleNamespace(trial_id="new")
-        scheduler.on_trial_add(None, trial)
-        return str(scheduler.on_trial_result(None, trial, {"step": 4, "psnr": psnr}))
-
-    before = {f"trial-{i}": [{"step": 4, "psnr": 20.0 + i}] for i in range(4)}
-    assert verdict({}, 1.0) == "CONTINUE"
-    assert verdict(before, 1.0) == "STOP"
-    assert verdict(before, 30.0) == "CONTINUE"
-
-
-def test_asha_decides_before_the_last_step_only(tmp_path: Path) -> None:
-    plan = small_plan(tmp_path)
-    assert rungs(plan) == [4, 16]
-    assert [step for step, _ in build_scheduler(plan, {})._brackets[0]._rungs] == [16, 4]
-    assert rungs(small_plan(tmp_path, "tuning.scheduler=none")) == []
-
-
 def test_a_later_search_learns_from_an_earlier_one(tmp_path: Path) -> None:
     earlier = small_plan(tmp_path, "name=earlier")
     (earlier.folder / DESCRIPTION).write_text(yaml.safe_dump(description(earlier, "data")))
     search = searcher(earlier)
     for name, psnr in (("a", 30.0), ("b", 20.0)):
-        told = validate(earlier, search.suggest(name)["run"], *[psnr] * (16 if name == "a" else 1))
-        search.on_trial_result(name, told)
-        search.on_trial_complete(name, told)
+        tell(search, earlier, name, *[psnr] * (16 if name == "a" else 1))
     search.suggest("unfinished")
 
     plan = small_plan(tmp_path, "name=later", f"tuning.learn_from=[{earlier.folder}]", "tuning.storage=journal")

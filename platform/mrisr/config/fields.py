@@ -1,11 +1,11 @@
-"""What single values of an experiment file may be: numbers, intervals, paths."""
+"""What single values of an experiment file may be: numbers, intervals, paths; and what every section is."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from mrisr.config.paths import absolute_path
 
@@ -29,3 +29,7 @@ def ordered(value: tuple[float, float]) -> tuple[float, float]:
 AbsolutePath = Annotated[Path, AfterValidator(absolute_path)]
 Interval = Annotated[tuple[float, float], BeforeValidator(as_pair), AfterValidator(ordered)]
 CountInterval = Annotated[tuple[NonNegative, NonNegative], BeforeValidator(as_pair), AfterValidator(ordered)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

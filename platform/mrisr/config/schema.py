@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from mrisr.config.fields import AbsolutePath, CountInterval, Interval, NonNegative, Positive, Rate
+from mrisr.config.degradation import DegradationSection
+from mrisr.config.fields import AbsolutePath, NonNegative, Positive, Rate, Section
 from mrisr.config.tuning_keys import Tuning
 from mrisr.config.validation_keys import Validation
-from mrisr.degradation import KINDS, PROTOCOLS, DegradationRange, check
+from mrisr.degradation import PROTOCOLS
 from mrisr.training.schedule import Schedule
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class Data(Section):
@@ -32,48 +29,6 @@ class Data(Section):
     pattern: str = Field(
         "*", min_length=1, description="which files to convert: a glob on the name ('*T1w*') or, with a /, on the path"
     )
-
-
-class DegradationSection(Section):
-    kind: Literal["truncate", "box", "shift", "shift_fft_shift", "mixed", "gaussian", "report_literal"] = Field(
-        "truncate", description="what is zeroed in k-space; `mrisr preview --gallery` draws every kind"
-    )
-    axes: tuple[NonNegative, ...] = Field((1, 2), description="zeroed axes: 0 left-right, 1 post-ant, 2 inf-sup")
-    fraction: Interval = Field((0.5, 0.5), description="zeroed share f of each axis, 0 to 1, drawn from [low, high]")
-    voxels: CountInterval | None = Field(
-        None, description="zeroed width in k-space samples, both sides together; replaces fraction"
-    )
-    mix: Interval = Field((0.0, 1.0), description="mixed: share of the weight zeroed about DC, drawn from [low, high]")
-    sigma: Interval = Field((0.0, 0.0), description="gaussian: blur, standard deviation in voxels, from [low, high]")
-    base: Literal["box", "truncate"] = Field("box", description="gaussian: the hard weight under the blur")
-    apodisation: Literal["none", "tukey", "hamming"] = Field("none", description="taper of the acquired band")
-    taper: Interval = Field((0.0, 0.0), description="tukey: tapered share of the band, drawn from [low, high]")
-    slice_axis: NonNegative | None = Field(None, description="axis of thick slices; null: none are thick")
-    slice_thickness: Interval = Field(
-        (0.0, 0.0), description="Gaussian slice profile, full width at half maximum in voxels, drawn from [low, high]"
-    )
-    noise: Interval = Field(
-        (0.0, 0.0),
-        description="Rician noise: standard deviation of either channel, in normalised intensity, from [low, high]",
-    )
-
-    def range(self) -> DegradationRange:
-        return DegradationRange(**{name: getattr(self, name) for name in DegradationRange._fields})
-
-    @model_validator(mode="after")
-    def _means_something(self) -> Self:
-        assert self.kind in KINDS
-        r = self.range()
-        for end in (0, 1):
-            check(r.end(end)._replace(voxels=None))
-        widest = self.fraction[1] if self.voxels is None else self.voxels[1]
-        acquired = self.apodisation != "none" or self.slice_thickness[1] > 0 or self.noise[1] > 0
-        if widest <= 0 and not acquired:
-            key = "fraction" if self.voxels is None else "voxels"
-            raise ValueError(f"degradation.{key} zeroes nothing at its widest ({widest}); give it a band above 0")
-        if self.apodisation == "tukey" and self.taper[1] <= 0:
-            raise ValueError(f"degradation.taper = {list(self.taper)} tapers nothing; give tukey a share above 0")
-        return self
 
 
 class Stream(Section):

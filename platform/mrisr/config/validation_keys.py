@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from mrisr.config.fields import Positive
+from mrisr.config.fields import Positive, Section
 from mrisr.config.tuning_keys import Protocol
 
 
-class Validation(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
+class Validation(Section):
     protocol: Protocol = Field(
         "chen2018", description="the fixed degradation that figures are measured under; training never changes it"
     )

@@ -57,20 +57,30 @@ def _apply(volume: np.ndarray, weight: np.ndarray, axes: tuple[int, ...]) -> np.
     return fft.irfft(spectrum, n=volume.shape[last], axis=last, overwrite_x=True)
 
 
-def degrade(volume: np.ndarray, degradation: Degradation, dtype: type[np.floating] = np.float32) -> np.ndarray:
+def degrade(
+    volume: np.ndarray,
+    degradation: Degradation,
+    dtype: type[np.floating] = np.float32,
+    no_signal: float = 0.0,
+) -> np.ndarray:
     """The low-resolution version of a whole volume on the same grid, zero-filled in k-space.
 
     volume: (D, H, W), any real dtype and intensity scale. Returns (D, H, W) `dtype` on the same intensity scale:
     float32, or float64 where the last bits matter; `report_literal` is float32 at any rate.
     A patch must be cut after this, not before: the k-space of a patch is not the patch of the k-space.
-    With noise the result is a magnitude, so that intensity 0 has to mean no signal. A pure function all the same: the
-    noise is that of `noise_seed`. Raises ValueError for parameters that mean nothing.
+    With noise the result is a magnitude, counted from `no_signal`: the intensity that stands for a signal of 0, which
+    is not 0 where a background has been subtracted (`IntensityMap.no_signal` of a normalised volume). Nothing but noise
+    asks for it. A pure function all the same: the noise is that of `noise_seed`. Raises ValueError for parameters that
+    mean nothing.
     """
-    return degrader(volume.shape, degradation, dtype)(volume)
+    return degrader(volume.shape, degradation, dtype, no_signal)(volume)
 
 
 def degrader(
-    shape: tuple[int, ...], degradation: Degradation, dtype: type[np.floating] = np.float32
+    shape: tuple[int, ...],
+    degradation: Degradation,
+    dtype: type[np.floating] = np.float32,
+    no_signal: float = 0.0,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """`degrade` for the parts of one volume, with the weight made once.
 
@@ -84,7 +94,14 @@ def degrader(
 
     def apply(part: np.ndarray) -> np.ndarray:
         out = apply_weight(part, weight, d.transform_axes, dtype)
-        return np.abs(out + received_noise(part.shape, d)) if d.noise > 0 else out
+        if d.noise > 0:
+            noise = received_noise(part.shape, d)
+            # In place: the magnitude of a complex sum would take three volumes more.
+            out -= dtype(no_signal)
+            out += noise.real
+            np.hypot(out, noise.imag, out=out)
+            out += dtype(no_signal)
+        return out
 
     return apply
 
@@ -96,14 +113,18 @@ def received_noise(shape: tuple[int, ...], degradation: Degradation) -> np.ndarr
     that are not acquired carry none. Drawn from `noise_seed` alone.
     """
     d, axes = degradation, degradation.transform_axes
-    rng = np.random.default_rng(d.noise_seed)
-    spectrum = np.float32(d.noise) * rng.standard_normal((*shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
-    half = noise_weight(shape, d)
-    if half.shape[axes[-1]] > 1:
+    parts = np.random.default_rng(d.noise_seed).standard_normal((*shape, 2), dtype=np.float32)
+    parts *= np.float32(d.noise)
+    # Two volumes of float32, and everything from here on is done in their place.
+    spectrum = parts.view(np.complex64)[..., 0]
+    half, last = noise_weight(shape, d), axes[-1]
+    if half.shape[last] > 1:
         # W is even along every single axis, so the other half of the last one is a mirror image.
-        n = shape[axes[-1]]
-        half = half.take(np.minimum(np.arange(n), n - np.arange(n)), axis=axes[-1])
-    spectrum *= half
+        before, n = (slice(None),) * last, shape[last]
+        spectrum[(*before, slice(n // 2 + 1))] *= half
+        spectrum[(*before, slice(n // 2 + 1, None))] *= half[(*before, slice((n - 1) // 2, 0, -1))]
+    else:
+        spectrum *= half
     return fft.ifftn(spectrum, axes=axes, norm="ortho", overwrite_x=True)
 
 

@@ -28,7 +28,8 @@ class Degradation(NamedTuple):
     slice_axis: axis of thick slices, one of the chosen or another; None: no slice profile.
     slice_thickness: full width at half maximum of the Gaussian slice profile in voxels, >= 0; 0 is the identity.
     noise: standard deviation of the real and of the imaginary part of the receiver's noise, in units of the volume's
-        intensity, for a voxel whose k-space is sampled in full; 0 means none, and no magnitude is taken.
+        intensity, for a voxel whose k-space is sampled in full; 0 means none, and no magnitude is taken. Where the
+        signal is 0 is told to `degrade`, since it is the volume's.
     noise_seed: what the noise is drawn from; required with noise.
     """
 

@@ -23,7 +23,8 @@ OUTBOX, INITIAL, RUN_ID = "outbox", "initial.safetensors", "mlflow_run_id.txt"
 # Keys that may differ between a run and its resumption: they change how and how far, not what is computed so far.
 _MAY_CHANGE = (
     "resources", "schedule.total_steps", "training.max_failures", "training.keep_checkpoints", "tracking",
-    "tuning", "generator.recompute", "critic.samples_at_once", "training.compile",
+    "tuning", "generator.recompute", "critic.samples_at_once", "training.compile", "stream.cpus_per_task",
+    "stream.rounds",
 )  # fmt: skip
 
 

@@ -127,6 +127,11 @@ def gather_rows(values: list[float], device: torch.device) -> list[list[float]]:
     return torch.stack(rows).tolist()
 
 
+def largest(value: float, device: torch.device) -> float:
+    """The largest of all ranks' values, on every rank; every rank must call it."""
+    return max(row[0] for row in gather_rows([value], device))
+
+
 def average_batchnorm(generator: nn.Module) -> None:
     """Average BatchNorm's running statistics over the ranks, in place; every rank must call it.
 

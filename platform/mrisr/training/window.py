@@ -31,7 +31,8 @@ class Window:
     def close(self, config: StepConfig, batch_size: int) -> dict[str, float]:
         """The record: means per phase, learning rates of the networks that moved, throughput; then starts anew.
 
-        Throughput is this rank's clock times the global batch; data_wait_share is the share of time without a batch.
+        Throughput is this rank's clock times the global batch; data_wait_share is this rank's share of time without a
+        batch (the worker reports the largest of all ranks').
         """
         record = {key: total / self._counts[key] for key, total in self._sums.items()}
         rates = {

@@ -26,7 +26,7 @@ from mrisr.training.best import BEST_WEIGHTS, Best
 from mrisr.training.claim import OUTBOX
 from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint, checkpoint_name, write_folder
 from mrisr.training.schedule import phase
-from mrisr.training.sharding import average_statistics, device_for_worker, evaluated_state, full_state
+from mrisr.training.sharding import average_statistics, device_for_worker, evaluated_state, full_state, largest
 from mrisr.training.step import NonFiniteError, train_step
 from mrisr.training.stopping import Request, Requests
 from mrisr.training.validation import Validator
@@ -174,6 +174,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             last = step == schedule.total_steps
             if step % t.log_every == 0 or last:
                 record = window.close(config, batch_size=t.batch_size)
+                # One rank that waits holds up all: the others' time for it passes in the step's collectives.
+                share = "throughput/data_wait_share"
+                record[share] = largest(record.get(share, 0.0), device)
                 if outbox is not None:
                     outbox.metrics(step, record)
                     print(window.line(step, schedule.total_steps, now, record), flush=True)

@@ -8,13 +8,17 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from mrisr.tuning.plan import SearchPlan
-from mrisr.tuning.study import MODES
+from mrisr.tuning.study import MODES, RUN
 
 Histories = dict[str, list[dict[str, Any]]]  # run -> what Tune was told of it, in order
 
 
 class RefilledASHA(ASHAScheduler):
-    """ASHA whose rungs hold the figures of earlier trials: Tuner.restore would start it with empty ones."""
+    """ASHA whose rungs hold the figures of earlier trials: Tuner.restore would start it with empty ones.
+
+    Rungs know a trial by its run, which a trial that resumes keeps, and not by Tune's id, which is a new one: at a rung
+    that it passed before the kill it is not judged again, against trials that came later.
+    """
 
     def __init__(self, histories: Histories, **settings: Any) -> None:
         super().__init__(**settings)
@@ -26,6 +30,27 @@ class RefilledASHA(ASHAScheduler):
                 self._brackets[0].on_result(
                     SimpleNamespace(trial_id=run), result[self._time_attr], self._metric_op * result[self._metric]
                 )
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, _by_run(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return str(super().on_trial_result(tune_controller, _by_run(trial), result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, _by_run(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_remove(tune_controller, _by_run(trial))
+
+
+def _by_run(trial: Any) -> Any:
+    return SimpleNamespace(trial_id=trial.config[RUN])
+
+
+def judged(ended: bool, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results of a trial that were acted upon. A running one wrote its last down before it was judged, perhaps."""
+    return results if ended else results[:-1]
 
 
 def grace_steps(plan: SearchPlan) -> int:
@@ -46,7 +71,7 @@ def rungs(plan: SearchPlan) -> list[int]:
 
 
 def build_scheduler(plan: SearchPlan, histories: Histories) -> TrialScheduler:
-    """The scheduler of `tuning.scheduler`, by the first metric. histories: of trials that an earlier start finished."""
+    """The scheduler of `tuning.scheduler`, by the first metric. histories: of trials that an earlier start ran."""
     t = plan.base.tuning
     metric, grace = t.metrics[0], grace_steps(plan)
     if t.scheduler == "none":

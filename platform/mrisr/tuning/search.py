@@ -29,7 +29,7 @@ from mrisr.tuning.ending import end_trials, ending_in_tracking, sigterm_interrup
 from mrisr.tuning.outcome import Outcome, collect, wanted_trials
 from mrisr.tuning.plan import SearchPlan, extremes
 from mrisr.tuning.progress import Progress
-from mrisr.tuning.scheduler import build_scheduler
+from mrisr.tuning.scheduler import build_scheduler, judged
 from mrisr.tuning.study import StudySearch, begun, open_storage, open_study
 from mrisr.tuning.trial import DRIVER_CPUS, TrialSetting, run_trial, yardstick
 from voxelstore import VolumeStore
@@ -130,7 +130,7 @@ def _run_trials(plan: SearchPlan, setting: TrialSetting, fingerprint: str, conso
     )  # fmt: skip
     if left <= 0:
         return
-    histories = {trial.run: trial.results for trial in finished}
+    histories = {trial.run: judged(trial.state != "running", trial.results) for trial in before.trials}
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, setting=setting), {"CPU": DRIVER_CPUS}),
         tune_config=tune.TuneConfig(

@@ -46,9 +46,11 @@ def build_sampler(plan: SearchPlan, trials_before: int) -> optuna.samplers.BaseS
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
             case "cmaes":
+                # Of the trials that ASHA stops it would otherwise learn nothing, and those are most of them.
                 return optuna.samplers.CmaEsSampler(
-                    seed=seed, n_startup_trials=t.startup_trials, warn_independent_sampling=False
-                )
+                    seed=seed, n_startup_trials=t.startup_trials, consider_pruned_trials=True,
+                    warn_independent_sampling=False,
+                )  # fmt: skip
             case _:
                 together = t.sampler == "multivariate"
                 # group: conditional spaces are modelled together where they exist, instead of falling back to random.
@@ -141,6 +143,9 @@ class StudySearch(OptunaSearch):
             if values is None or None in values:
                 self._ot_study.tell(trial, state=TrialState.FAIL)
             elif result is not None and result["step"] < self._total and len(self._metrics) == 1:
+                # Tune tells a searcher every result but the one that stops a trial; a pruned trial without a figure
+                # counts as the worst there is, and all that are stopped at the first rung would count alike.
+                self.on_trial_result(trial_id, result)
                 self._ot_study.tell(trial, state=TrialState.PRUNED)
             else:
                 self._ot_study.tell(trial, values)
