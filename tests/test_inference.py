@@ -76,6 +76,18 @@ def test_modes_parameters_and_random_state_are_left_alone() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_whole_volumes_are_never_in_tf32() -> None:
+    """Which torch allows a GPU's convolutions unless told otherwise; the setting can be read without a GPU."""
+    seen: list[str] = []
+    network = _network()
+    network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    before = torch.backends.cudnn.allow_tf32
+    superresolve_array(network, _volume((8, 8, 8)), patch_size=8)
+    assert seen
+    assert "tf32" not in seen
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
 def test_modes_are_restored_after_an_error() -> None:
     network = nn.Sequential(nn.Conv3d(1, 1, 3)).train()
     with pytest.raises(ValueError, match="must keep the shape"):

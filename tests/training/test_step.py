@@ -10,7 +10,7 @@ from torch import Tensor
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.batchnorm import batchnorms
 from mrisr.training.schedule import Phase
-from mrisr.training.sharding import device_for_worker, evaluated_state
+from mrisr.training.sharding import device_for_worker, evaluated_state, float32_convolutions
 from mrisr.training.step import (
     Networks,
     NonFiniteError,
@@ -220,3 +220,16 @@ def test_a_worker_without_a_reserved_gpu_stays_on_the_cpu(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match=r"resources\.gpus=false"):
         device_for_worker(gpu=True)
+
+
+def test_a_workers_float32_convolutions_are_what_the_configuration_says() -> None:
+    """torch's own default for a GPU's convolutions is TF32. The setting can be read without a GPU."""
+    try:
+        for tf32, name in ((True, "tf32"), (False, "ieee")):
+            device_for_worker(gpu=False, tf32=tf32)
+            assert torch.backends.cudnn.conv.fp32_precision == name
+            with torch.backends.cudnn.flags(allow_tf32=False):  # what inference does: raises where the switches differ
+                assert torch.backends.cudnn.conv.fp32_precision != "tf32"
+            assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == tf32
+    finally:
+        float32_convolutions(tf32=False)

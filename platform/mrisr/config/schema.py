@@ -130,6 +130,7 @@ class Training(Section):
     adversarial_weight: float = Field(1e-3, ge=0, description="weight of the adversarial term beside L1")
     gp_weight: float = Field(10.0, ge=0, description="gradient-penalty weight")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="autocast of the generator; the critic is fp32")
+    tf32: bool = Field(False, description="GPU: float32 convolutions (all of the critic's) in TF32: faster, 10 bits")
     channels_last: bool = Field(True, description="channels_last_3d memory format")
     compile: bool = Field(
         False, description="torch.compile the generator's units, if that gives eager's gradients; never the critic"

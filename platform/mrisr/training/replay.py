@@ -71,7 +71,8 @@ def replay(folder: Path) -> Replayed:
     experiment = _alone(load_experiment(folder.parent / "experiment.yaml"), told["micro_batch"])
     store = open_store(experiment)
     maker = patch_maker(experiment, store.subjects("train"))
-    networks = initial_networks(experiment, None, device_for_worker(torch.cuda.is_available()))
+    device = device_for_worker(torch.cuda.is_available(), experiment.training.tf32)
+    networks = initial_networks(experiment, None, device)
     checkpoint.load(folder, networks)
     phase = Phase(told["phase"])
     where = f"step {told['step']:,} ({phase}) of {experiment.name!r}"

@@ -34,12 +34,26 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def device_for_worker(gpu: bool) -> torch.device:
+def float32_convolutions(tf32: bool) -> None:
+    """Say for this process what a GPU makes of float32 convolutions: TF32 (10 bits of mantissa) or all 23 bits.
+
+    torch's own default is TF32 for convolutions (not for matrix products), which would leave the critic and its
+    penalty, float32 by design, with three digits. Without a GPU it changes nothing.
+    """
+    # The old switch too: torch.backends.cudnn.flags, which others use, raises where the two kinds disagree.
+    torch.backends.cudnn.allow_tf32 = tf32
+    for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+        kind.fp32_precision = "tf32" if tf32 else "ieee"
+
+
+def device_for_worker(gpu: bool, tf32: bool = False) -> torch.device:
     """This worker's GPU by LOCAL_RANK (Ray Train and torchrun set it), made current; the CPU if it was given none.
 
     gpu: whether a GPU was reserved for this worker. Ray hides no GPU from a process that reserved none, so that what
-    torch sees does not tell. Raises RuntimeError for a reserved GPU that torch cannot use.
+    torch sees does not tell. tf32: see float32_convolutions, which this calls. Raises RuntimeError for a reserved GPU
+    that torch cannot use.
     """
+    float32_convolutions(tf32)
     if not gpu:
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -74,7 +74,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     experiment = Experiment.model_validate(settings["experiment"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = device_for_worker(settings["gpu"])
+    device = device_for_worker(settings["gpu"], experiment.training.tf32)
     if device.type == "cpu":
         threads = experiment.resources.threads_per_worker
         torch.set_num_threads(threads or max(1, settings["node_cpus"] // context.get_local_world_size()))
