@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -211,6 +212,18 @@ def test_weight_clipping_bounds_the_critic_and_nothing_else() -> None:
     assert metrics["loss"] == pytest.approx(-metrics["wasserstein"])
     assert metrics["interpolate_gradient_norm"] > 0, "shown without a penalty too, for comparison"
     assert all(torch.equal(before[name], value) for name, value in weights(networks, "generator").items())
+
+
+def test_batchnorm_is_over_the_whole_batch_where_it_is_synchronised_else_over_a_micro_batch() -> None:
+    synced = StepConfig(batch_size=6, micro_batch=3, sync_batchnorm=True)
+    assert synced.batchnorm_over(workers=2, cuda=True) == 6
+    assert synced.batchnorm_over(workers=2, cuda=False) == 3
+    assert replace(synced, sync_batchnorm=False).batchnorm_over(workers=2, cuda=True) == 3
+    assert StepConfig(batch_size=6, micro_batch=6, sync_batchnorm=True).batchnorm_over(workers=1, cuda=True) == 6
+    with pytest.raises(ValueError, match=r"training\.micro_batch is 1: .* 2 workers .* use 3"):
+        replace(synced, micro_batch=1).batchnorm_over(workers=2, cuda=True)
+    networks, _ = build(batch_size=4, micro_batch=2, sync_batchnorm=True)
+    assert networks.batchnorm_over == 2
 
 
 def test_a_worker_without_a_reserved_gpu_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

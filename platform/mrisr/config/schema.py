@@ -122,7 +122,7 @@ class ScheduleSection(Section):
 class Training(Section):
     batch_size: Positive = Field(2, description="patches per step over all workers")
     micro_batch: Positive | None = Field(
-        None, description="patches per forward pass and worker, gradients accumulate; null: all of a worker's"
+        None, description="patches per forward pass and worker, also BatchNorm's; null: all of a worker's, see docs"
     )
     pretrain_lr: Rate = Field(1e-4, description="Adam learning rate of the L1 stage")
     generator_lr: Rate = Field(5e-6, description="Adam learning rate of the generator in the adversarial stage")
@@ -203,7 +203,7 @@ class Experiment(Section):
 
     @property
     def micro_batch(self) -> int:
-        """Patches per forward pass, which BatchNorm normalises over: the same for every number of workers."""
+        """Patches per forward pass, the same for every number of workers; BatchNorm: StepConfig.batchnorm_over."""
         return self.training.micro_batch or self.training.batch_size // self.resources.workers
 
     @property

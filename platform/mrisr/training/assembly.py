@@ -43,7 +43,8 @@ def step_config(experiment: Experiment) -> StepConfig:
         critic_samples=experiment.critic.samples_at_once,
         weight_clip=experiment.critic.weight_clip,
         ema_decay=experiment.generator.ema_decay,
-        # Over the ranks' micro-batches together only where their number is a part of the experiment.
+        # One rule: a given micro_batch is what BatchNorm normalises over; without one it is the whole batch where torch
+        # can synchronise (CUDA), unless the group may change its size, which would change the numbers.
         sync_batchnorm=t.micro_batch is None and experiment.resources.min_workers is None,
     )
 

@@ -97,17 +97,6 @@ def shard(module: nn.Module, strategy: str, device: torch.device | None = None) 
     return DistributedDataParallel(module, **options)
 
 
-def synchronise_batchnorm(generator: nn.Module, device: torch.device) -> nn.Module:
-    """SyncBatchNorm over all ranks where it exists (CUDA, several ranks), else `generator` as it is; call
-    before `shard`.
-
-    The numbers then depend on the world size: each normalisation spans one micro-batch of every rank.
-    """
-    if device.type != "cuda" or world_size() == 1:
-        return generator
-    return nn.SyncBatchNorm.convert_sync_batchnorm(generator)
-
-
 def plain(module: nn.Module) -> nn.Module:
     """The module without DistributedDataParallel's wrapper: its names are the same under every strategy."""
     return module.module if isinstance(module, DistributedDataParallel) else module

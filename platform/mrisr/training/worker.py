@@ -169,7 +169,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         average_statistics(networks)
         progress = {
             "step": step, "best": best.progress(), "window": window.progress(), "critic_norms": critic_norms,
-            "latest": latest,
+            "latest": latest, "batchnorm_over": networks.batchnorm_over,
         }  # fmt: skip
         weights = {LAST_WEIGHTS: evaluated_state(networks)} | ({BEST_WEIGHTS: best.state} if best.state else {})
         folder = run_folder / checkpoint_name(step)
