@@ -19,7 +19,7 @@ from mrisr.training.networks import Networks, StepConfig
 from mrisr.training.saving import write_folder
 from mrisr.training.schedule import Phase
 from mrisr.training.sharding import device_for_worker, world_size
-from mrisr.training.step import NonFiniteError, train_step
+from mrisr.training.step import NonFiniteError, on_ranks, train_step
 
 
 class Replayed(NamedTuple):
@@ -80,7 +80,7 @@ def replay(folder: Path) -> Replayed:
     checkpoint.load(folder, networks)
     phase = Phase(told["phase"])
     where = f"step {told['step']:,} ({phase}) of {experiment.name!r}"
-    lines = [f"{where}: {told['value']} not finite on rank {told['ranks']}"]
+    lines = [f"{where}: {told['value']} not finite {on_ranks(told['ranks'])}"]
     for place, patch in enumerate(told["batch"]):
         source = f"row {patch['index']}, {patch['subject']}, epoch {patch['epoch']}, cut {patch['patch']}"
         lines.append(f"  patch {place}: {source}")
