@@ -19,7 +19,15 @@ from mrisr.models import MDCSRN, build_critic
 from mrisr.models.seeding import initialise, uninitialised_conv3d
 from mrisr.training.checkpoint import load, save
 from mrisr.training.schedule import Schedule, phase
-from mrisr.training.sharding import average_statistics, evaluated_state, full_state, plain, rank, world_size
+from mrisr.training.sharding import (
+    average_statistics,
+    evaluated_state,
+    full_state,
+    on_every_rank,
+    plain,
+    rank,
+    world_size,
+)
 from mrisr.training.step import Networks, NonFiniteError, StepConfig, build_networks, train_step
 
 SCHEDULE = Schedule(
@@ -159,7 +167,9 @@ def main(folder: Path, own_rank: int, world: int, cases: list[Case]) -> None:
         if own_rank == 0:
             torch.save(result, folder / f"{world}-{case}.pt")
     for strategy in ("fsdp", "ddp"):
-        said = {value: poisoned(strategy, value) for value in POISONED}
+        said: dict[str, Any] = {value: poisoned(strategy, value) for value in POISONED}
+        # What torch.compile's ranks agree by: the last one says no.
+        said["agreed"] = [on_every_rank(own, torch.device("cpu")) for own in (True, own_rank < world - 1)]
         torch.save(said, folder / f"poisoned-{world}-{strategy}-{own_rank}.pt")
     dist.destroy_process_group()
 

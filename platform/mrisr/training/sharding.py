@@ -130,6 +130,11 @@ def gather_rows(values: list[float], device: torch.device) -> list[list[float]]:
     return torch.stack(rows).tolist()
 
 
+def on_every_rank(own: bool, device: torch.device) -> bool:
+    """Whether `own` is true on every rank; every rank must call it."""
+    return all(value for (value,) in gather_rows([float(own)], device))
+
+
 def average_batchnorm(generator: nn.Module) -> None:
     """Average BatchNorm's running statistics over the ranks, in place; every rank must call it.
 
