@@ -16,7 +16,8 @@ FEW = 4
 
 
 def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
-    """Peak bytes per kind of step of this experiment with that many patches per forward pass; see `peak_bytes`.
+    """Peak bytes per kind of step of this experiment with that many patches per forward pass, and of a validation; see
+    `peak_bytes`.
 
     Beyond FEW patches by a straight line: activations grow with the patches, and counting hundreds would take minutes.
     """
@@ -30,6 +31,8 @@ def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
             experiment.training.precision,
             experiment.generator.recompute,
             experiment.critic.samples_at_once,
+            validation_patch=experiment.validation.patch_size,
+            ema=experiment.generator.ema_decay is not None,
         )
 
     if micro_batch <= FEW:

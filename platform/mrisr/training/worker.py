@@ -83,7 +83,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     schedule, config = schedule_of(experiment), step_config(experiment)
     initial = Path(settings["initial"]) if settings["initial"] else None
     networks = initial_networks(experiment, initial, device)
-    evaluated = MDCSRN(**generator_config(experiment)).to(device).eval()
+    evaluated = MDCSRN(**generator_config(experiment), channels_last=config.channels_last).to(device).eval()
 
     # The position in the stream is the step, so a checkpoint that knows its step knows its row.
     step, best, window = 0, Best(experiment.validation.metric), Window()
@@ -133,9 +133,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         average_statistics(networks)
         state = evaluated_state(networks)
         evaluated.load_state_dict(state)
-        figures, picture = validators[v.protocol].run(evaluated, device)
+        figures, picture = validators[v.protocol].run(evaluated, device, config.precision)
         for protocol in list(validators)[1:]:
-            others, _ = validators[protocol].run(evaluated, device)
+            others, _ = validators[protocol].run(evaluated, device, config.precision)
             figures |= {f"{protocol}/{key}": value for key, value in others.items()}
         if not all(math.isfinite(figures[metric]) for metric in METRICS):
             raise ArithmeticError(
