@@ -80,6 +80,8 @@ def describe_plan(experiment: Experiment) -> str:
         f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items()
     )
     degradation = experiment.degradation.range()
+    on_cpus, on_gpus = (steps.batchnorm_over(workers, cuda) for cuda in (False, True))
+    batchnorm = f"{on_cpus}" if on_cpus == on_gpus else f"{on_cpus}, on GPUs over all {on_gpus}"
     fewer = " or ".join(map(str, experiment.worker_counts[1:]))
     elastic = f", {fewer} while nodes are away" if fewer else ""
     lines = [
@@ -88,8 +90,8 @@ def describe_plan(experiment: Experiment) -> str:
         f"{stream.patches_per_row} patches of {stream.patch_size}^3 each; "
         f"{rows / subjects:,.1f} epochs",
         f"steps       {schedule.total_steps:,} of {steps.batch_size} patches on {workers} workers{elastic} "
-        f"({steps.micro_batch} per forward pass): {updates.pretrain:,} L1, {updates.critic:,} critic, "
-        f"{updates.generator:,} adversarial",
+        f"({steps.micro_batch} per forward pass, BatchNorm over {batchnorm}): {updates.pretrain:,} L1, "
+        f"{updates.critic:,} critic, {updates.generator:,} adversarial",
         f"parameters  {parameters}",
         f"memory      {', '.join(f'{name} {peak / 2**30:.2f} GiB' for name, peak in peaks.items())} per worker "
         f"({steps.precision}; live tensors, without kernel workspace), before sharding",

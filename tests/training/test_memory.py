@@ -112,5 +112,7 @@ def test_fit_memory_chooses_the_batch_of_the_plan(small_store: Path) -> None:
     counted = max(peak_bytes(config, None, 16, each, "bf16", recompute=True).values())
     assert counted == pytest.approx(0.85 * 5 * 2**20, rel=0.12), "the straight line meets what is counted"
     assert f"of {2 * each} patches on 2 workers" in done.output
+    assert f"BatchNorm over {each}, on GPUs over all {2 * each})" in done.output
+    assert re.search(r"memory .* validation \d\.\d\d GiB", done.output)
     with pytest.raises(ValueError, match="a single patch needs"):
         CliRunner().invoke(app, [*command[:-1], "100KiB"], catch_exceptions=False)

@@ -122,7 +122,7 @@ class ScheduleSection(Section):
 class Training(Section):
     batch_size: Positive = Field(2, description="patches per step over all workers")
     micro_batch: Positive | None = Field(
-        None, description="patches per forward pass and worker, also BatchNorm's; null: all of a worker's, see docs"
+        None, description="patches per forward pass and BatchNorm; null: a worker's, BatchNorm on GPUs over the batch"
     )
     pretrain_lr: Rate = Field(1e-4, description="Adam learning rate of the L1 stage")
     generator_lr: Rate = Field(5e-6, description="Adam learning rate of the generator in the adversarial stage")
