@@ -1,10 +1,13 @@
 """Peak memory of every kind of step at batch 2 x 64^3: a plain implementation against ours, as a table.
 
 Live tensor bytes under FakeTensorMode (no GPU needed); on a machine with a CUDA device also what its allocator measured
-in real steps (torch.cuda.max_memory_allocated). Needs torch only.
+in real steps (torch.cuda.max_memory_allocated). Needs torch only. Validation is one cube of the patches' size.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +16,11 @@ from torch import Tensor, nn
 from mrisr.models import MDCSRN, build_critic
 from mrisr.training.memory import live_peak, peak_bytes
 from mrisr.training.schedule import Phase
+from mrisr.training.sharding import float32_convolutions
 from mrisr.training.step import StepConfig, build_networks, train_step
 
 PATCH, BATCH = 64, 2
+COLUMNS = ("pretrain", "critic", "generator", "inference", "validation")
 NETWORK = {"growth_rate": 16, "blocks": 4, "units": 4, "residual": False}
 
 
@@ -56,37 +61,49 @@ def plain_peaks(critic_kind: str) -> dict[str, int]:
 
 
 def cuda_peaks(critic_kind: str, precision: str, recompute: bool) -> dict[str, int]:
-    """What the CUDA allocator reports for real steps, warm."""
+    """What the CUDA allocator reports for real steps, warm, and for what they leave allocated beside them."""
     device = torch.device("cuda")
     config = StepConfig(batch_size=BATCH, micro_batch=BATCH, precision=precision, recompute=recompute)
     networks = build_networks(MDCSRN(**NETWORK), build_critic(critic_kind, PATCH), config, device, "single")
     hr = torch.rand(BATCH, 1, *[PATCH] * 3, generator=torch.Generator().manual_seed(0))
+    evaluated = MDCSRN(**NETWORK, channels_last=config.channels_last).to(device).eval()
+
+    @torch.no_grad()
+    def infer(count: int) -> None:
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+            evaluated(hr[:count].to(device)).float()
+
+    steps: dict[str, Callable[[], object]] = {
+        phase: partial(train_step, networks, config, phase, 0, hr, hr) for phase in Phase
+    }
+    steps |= {"inference": partial(infer, BATCH), "validation": partial(infer, 1)}
     peaks = {}
-    for phase in Phase:
-        train_step(networks, config, phase, 0, hr, hr)
+    for name, step in steps.items():
+        step()
         torch.cuda.reset_peak_memory_stats()
-        train_step(networks, config, phase, 1, hr, hr)
-        peaks[str(phase)] = torch.cuda.max_memory_allocated()
+        step()
+        peaks[str(name)] = torch.cuda.max_memory_allocated()
     return peaks
 
 
 def row(name: str, peaks: dict[str, int]) -> None:
-    columns = [peaks.get(step) for step in ("pretrain", "critic", "generator", "inference")]
+    columns = [peaks.get(step) for step in COLUMNS]
     cells = " | ".join("      " if value is None else f"{value / 2**30:6.2f}" for value in columns)
     print(f"| {name:<44} | {cells} |", flush=True)
 
 
 def main() -> None:
+    float32_convolutions(tf32=False)
     print(
         f"Peak GiB at {BATCH} x {PATCH}^3, parameters, gradients and optimizers included (torch {torch.__version__})\n"
     )
-    print(f"| {'':<44} | {'pretrain':>6} | critic | generator | inference |\n|---|---|---|---|---|")
+    print(f"| {'':<44} | {' | '.join(COLUMNS)} |\n|{'---|' * (1 + len(COLUMNS))}")
     row("plain, fp32, separable critic", plain_peaks("separable"))
     for critic in ("separable", "pointwise", "full"):
         for precision in ("fp32", "bf16"):
             for recompute in (False, True):
                 name = f"ours, {precision}, {critic} critic{', recompute' if recompute else ''}"
-                row(name, peak_bytes(NETWORK, critic, PATCH, BATCH, precision, recompute))
+                row(name, peak_bytes(NETWORK, critic, PATCH, BATCH, precision, recompute, validation_patch=PATCH))
                 if torch.cuda.is_available():
                     row(f"  on {torch.cuda.get_device_name()[:38]}", cuda_peaks(critic, precision, recompute))
 

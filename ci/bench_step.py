@@ -22,12 +22,14 @@ from step_loops import (
     plain_loop,
     plain_processes,
     under_ray,
+    with_tf32,
 )
 from torch.utils.flop_counter import FlopCounterMode
 
 from mrisr.models import MDCSRN, build_critic
 from mrisr.objectives import CriticObjective
 from mrisr.training.compiling import compile_generator, distance, gradients
+from mrisr.training.sharding import float32_convolutions
 
 PATCHES = 2
 PLAIN, PLAIN_BF16, OURS = (
@@ -37,6 +39,7 @@ PLAIN, PLAIN_BF16, OURS = (
 )
 PARTS = ("layouts", "compile", "overhead", "scaling")
 RECOMPUTING = "ours, bf16, channels_last_3d, recompute"
+ROUNDED = "ours, bf16, channels_last_3d, TF32"
 
 
 def median(seconds: Sequence[float]) -> float:
@@ -63,6 +66,11 @@ def layouts(size: int, repeats: int, device: torch.device) -> list[str]:
         OURS: our_loop(lr, hr),
         RECOMPUTING: our_loop(lr, hr, recompute=True),
     }
+    others: tuple[str, ...] = (OURS, RECOMPUTING)
+    if device.type == "cuda":  # the critic and its penalty, which are float32
+        loops[ROUNDED] = our_loop(lr, hr)
+        others = (*others, ROUNDED)
+    loops = {key: with_tf32(steps, key == ROUNDED) for key, steps in loops.items()}
     print("| step | seconds | steps/s | patches/s | model FLOP/s |\n|---|---|---|---|---|", flush=True)
     ratios = []
     for phase in PHASES:
@@ -74,7 +82,7 @@ def layouts(size: int, repeats: int, device: torch.device) -> list[str]:
         for key, each in seconds.items():
             share = flops.get_total_flops() / each / rate
             print(f"| {phase}: {key} | {each:.4f} | {1 / each:.2f} | {PATCHES / each:.2f} | {share:.1%} |", flush=True)
-        for key in (OURS, RECOMPUTING):
+        for key in others:
             ratios.append(f"| {phase}: {PLAIN} / {key} | {seconds[PLAIN] / seconds[key]:.2f} | - |")
     ratios[0] = ratios[0].replace("| - |", "| at least 2 |")
     return ratios
@@ -165,6 +173,7 @@ def main() -> None:
     pair = [[cores[0]], [cores[-1]]]
     parallel = (len(cores) if on_cpu else torch.cuda.device_count()) > 1
     ratios = []
+    float32_convolutions(tf32=False)
     if "layouts" in parts:
         ratios += layouts(size, repeats, device) + rounding(size, device)
     if "compile" in parts:

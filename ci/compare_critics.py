@@ -80,8 +80,13 @@ def cost(experiment: Experiment) -> dict[str, float]:
     networks = initial_networks(experiment, None, torch.device("cpu"))
     step = interleaved({"": lambda index: train_step(networks, config, Phase.CRITIC, index, lr, hr)}, 5)[""]
     peaks = estimated_peaks(experiment, config.micro_batch)
+    peak = max(peaks[phase] for phase in Phase) / 2**30
     parameters = sum(parameter.numel() for parameter in build_critic(experiment.critic.kind, size).parameters())
-    return {"seconds": statistics.median(step), "peak": max(peaks.values()) / 2**30, "parameters": parameters}
+    return {
+        "seconds": statistics.median(step),
+        "peak": peak,
+        "parameters": parameters,
+    }
 
 
 def once(file: Path, compute: Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mrisr.models import MDCSRN, build_critic
 from mrisr.training.schedule import Phase
+from mrisr.training.sharding import float32_convolutions
 from mrisr.training.step import StepConfig, build_networks, train_step
 
 PUBLISHED: dict[str, Any] = {"growth_rate": 16, "blocks": 4, "units": 4, "residual": False}
@@ -131,7 +132,21 @@ def by_phase(steps: Steps, repeats: int) -> Seconds:
     return {phase: interleaved({"": step}, repeats)[""] for phase, step in steps.items()}
 
 
+def with_tf32(steps: Steps, tf32: bool) -> Steps:
+    """The same steps with a GPU's float32 convolutions in TF32, or not; the setting is the process's."""
+
+    def one(step: Callable[[int], object]) -> Callable[[int], object]:
+        def run(index: int) -> object:
+            float32_convolutions(tf32)
+            return step(index)
+
+        return run
+
+    return {phase: one(step) for phase, step in steps.items()}
+
+
 def _restrict(cores: list[int], device: torch.device) -> None:
+    float32_convolutions(tf32=False)  # of the plain loop too: as device_for_worker sets it for ours
     if device.type == "cpu":
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(len(cores))

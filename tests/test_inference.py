@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from mrisr.inference import superresolve_array, window_count
 from mrisr.models import MDCSRN
+from mrisr.training.validation import superresolve_cube
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +79,18 @@ def test_modes_parameters_and_random_state_are_left_alone() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_whole_volumes_are_never_in_tf32() -> None:
+    """Which torch allows a GPU's convolutions unless told otherwise; the setting can be read without a GPU."""
+    seen: list[str] = []
+    network = _network()
+    network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    before = torch.backends.cudnn.allow_tf32
+    superresolve_array(network, _volume((8, 8, 8)), patch_size=8)
+    assert seen
+    assert "tf32" not in seen
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
 def test_modes_are_restored_after_an_error() -> None:
     network = nn.Sequential(nn.Conv3d(1, 1, 3)).train()
     with pytest.raises(ValueError, match="must keep the shape"):
@@ -90,6 +105,16 @@ def test_bf16_stays_near_fp32(channels_last: bool) -> None:
     half = superresolve_array(network, volume, patch_size=16, channels_last=channels_last, precision="bf16")
     assert half.dtype == np.float32
     assert 0 < np.abs(full - half).max() < 0.05
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_validates_as_whole_volumes_are_evaluated(precision: Literal["fp32", "bf16"]) -> None:
+    """One cube in one piece is one window: a run's curve and its evaluation are figures of the same network."""
+    network, cube = _network().eval(), _volume((12, 12, 12))
+    network.channels_last = True
+    own = superresolve_cube(network, cube, torch.device("cpu"), precision)
+    assert own.dtype == np.float32
+    np.testing.assert_allclose(own, superresolve_array(network, cube, patch_size=12, precision=precision), atol=1e-5)
 
 
 def test_errors() -> None:

@@ -17,7 +17,8 @@ FEW = 4
 
 
 def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
-    """Peak bytes per kind of step of this experiment with that many patches per forward pass; see `peak_bytes`.
+    """Peak bytes per kind of step of this experiment with that many patches per forward pass, and of a validation; see
+    `peak_bytes`.
 
     Beyond FEW patches by a straight line: activations grow with the patches, and counting hundreds would take minutes.
     """
@@ -31,6 +32,8 @@ def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
             experiment.training.precision,
             experiment.generator.recompute,
             experiment.critic.samples_at_once,
+            validation_patch=experiment.validation.patch_size,
+            ema=experiment.generator.ema_decay is not None,
         )
 
     if micro_batch <= FEW:
@@ -79,6 +82,8 @@ def describe_plan(experiment: Experiment) -> str:
     )
     degradation = experiment.degradation.range()
     maker = patch_maker(experiment, splits["train"])
+    on_cpus, on_gpus = (steps.batchnorm_over(workers, cuda) for cuda in (False, True))
+    batchnorm = f"{on_cpus}" if on_cpus == on_gpus else f"{on_cpus}, on GPUs over all {on_gpus}"
     fewer = " or ".join(map(str, experiment.worker_counts[1:]))
     elastic = f", {fewer} while nodes are away" if fewer else ""
     lines = [
@@ -87,8 +92,8 @@ def describe_plan(experiment: Experiment) -> str:
         f"{stream.patches_per_row} patches of {stream.patch_size}^3 each; "
         f"{rows / subjects:,.1f} epochs",
         f"steps       {schedule.total_steps:,} of {steps.batch_size} patches on {workers} workers{elastic} "
-        f"({steps.micro_batch} per forward pass): {updates.pretrain:,} L1, {updates.critic:,} critic, "
-        f"{updates.generator:,} adversarial",
+        f"({steps.micro_batch} per forward pass, BatchNorm over {batchnorm}): {updates.pretrain:,} L1, "
+        f"{updates.critic:,} critic, {updates.generator:,} adversarial",
         f"parameters  {parameters}",
         f"memory      {', '.join(f'{name} {peak / 2**30:.2f} GiB' for name, peak in peaks.items())} per worker "
         f"({steps.precision}; live tensors, without kernel workspace), before sharding",

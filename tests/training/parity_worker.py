@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from mrisr.models import MDCSRN, build_critic
 from mrisr.models.seeding import initialise, uninitialised_conv3d
 from mrisr.training.checkpoint import load, save
 from mrisr.training.schedule import Schedule, phase
-from mrisr.training.sharding import average_statistics, evaluated_state, full_state, largest, rank, world_size
+from mrisr.training.sharding import (
+    average_statistics,
+    evaluated_state,
+    full_state,
+    largest,
+    on_every_rank,
+    plain,
+    rank,
+    world_size,
+)
 from mrisr.training.step import Networks, NonFiniteError, StepConfig, build_networks, train_step
 
 SCHEDULE = Schedule(
@@ -33,6 +43,7 @@ CONFIGS = {
     "float32": StepConfig(seed=3, batch_size=6, pretrain_lr=1e-4, generator_lr=5e-6, critic_lr=5e-6),
 }
 PROGRESS = {"rows": [1, 2]}
+POISONED = ("loss", "gradient norm")
 
 
 @dataclass(frozen=True)
@@ -128,13 +139,17 @@ def is_statistic(name: str) -> bool:
     return "running" in name or "tracked" in name
 
 
-def poisoned(strategy: str) -> dict[str, Any]:
-    """What a step says on this rank when the LAST rank's batch holds a NaN, and whether the weights stood still."""
+def poisoned(strategy: str, value: str) -> dict[str, Any]:
+    """What a step says on this rank if the LAST rank's loss or gradient is NaN, and whether the weights stood still."""
     networks = networks_for(strategy, "float64", seed=1)
     before = full_state(networks.generator)
     lr, hr = batch(0, "float64")
     if rank() == world_size() - 1:
-        hr[0, 0, 0, 0, 0] = float("nan")
+        if value == "loss":
+            hr[0, 0, 0, 0, 0] = float("nan")
+        else:
+            first = plain(networks.generator).get_submodule("conv0")
+            first.register_forward_hook(lambda _, args, out: out.register_hook(lambda slope: slope * nan) and None)
     try:
         train_step(networks, CONFIGS["float64"], phase(SCHEDULE, 0), 0, lr, hr)
     except NonFiniteError as error:
@@ -154,7 +169,10 @@ def main(folder: Path, own_rank: int, world: int, cases: list[Case]) -> None:
         if own_rank == 0:
             torch.save(result, folder / f"{world}-{case}.pt")
     for strategy in ("fsdp", "ddp"):
-        torch.save(poisoned(strategy), folder / f"poisoned-{world}-{strategy}-{own_rank}.pt")
+        said: dict[str, Any] = {value: poisoned(strategy, value) for value in POISONED}
+        # What torch.compile's ranks agree by: the last one says no.
+        said["agreed"] = [on_every_rank(own, torch.device("cpu")) for own in (True, own_rank < world - 1)]
+        torch.save(said, folder / f"poisoned-{world}-{strategy}-{own_rank}.pt")
     dist.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from mrisr.config import ConfigError, Experiment, load_experiment
 from mrisr.training.checkpoint import METADATA, PROGRESS
-from mrisr.training.claim import alone, claim, refuse_another
+from mrisr.training.claim import alone, claim, refuse_another, refuse_other_batchnorm
 from voxelstore import VolumeStore
 
 
@@ -18,12 +19,12 @@ def experiment(folder: Path, *overrides: str) -> Experiment:
     return load_experiment(None, ["name=r", f"output={folder}", *overrides])
 
 
-def leave_checkpoint(run_folder: Path) -> None:
+def leave_checkpoint(run_folder: Path, batchnorm_over: int = 2) -> None:
     """What `whole_checkpoints` takes for one."""
     checkpoint = run_folder / "checkpoint_00000010"
     checkpoint.mkdir()
     (checkpoint / METADATA).write_bytes(b"x")
-    (checkpoint / PROGRESS).write_text('{"step": 10}')
+    (checkpoint / PROGRESS).write_text(json.dumps({"step": 10, "batchnorm_over": batchnorm_over}))
 
 
 def test_a_start_without_a_checkpoint_gives_the_name_back(small_store: Path, tmp_path: Path) -> None:
@@ -49,8 +50,6 @@ def test_a_start_without_a_checkpoint_gives_the_name_back(small_store: Path, tmp
     [
         ("training.gp_weight=3", r"training\.gp_weight: was 10\.0, now 3\.0"),
         ("stream.patches_per_row=8", r"stream\.patches_per_row: was 16, now 8"),
-        # Two workers would halve the patches that BatchNorm normalises over.
-        ("resources.workers=2", r"training\.micro_batch: was 2, now 1"),
         ("schedule.total_steps=250000", r"has an adversarial stage.*generator\.init_from"),
     ],
 )
@@ -68,12 +67,58 @@ def test_checkpoints_of_another_configuration_are_refused(
         refuse_another(experiment(tmp_path, change), store)
 
 
-def test_more_workers_of_the_same_micro_batch_may_go_on(small_store: Path, tmp_path: Path) -> None:
-    store, first = VolumeStore.open(small_store), experiment(tmp_path, "training.micro_batch=1")
+BATCH = "training.batch_size=4"
+
+
+@pytest.mark.parametrize(
+    ("over", "gpu", "now"),
+    [
+        (4, False, []),
+        (4, False, ["training.micro_batch=4"]),
+        (1, False, ["training.micro_batch=1", "resources.workers=4"]),
+        (2, False, ["resources.workers=2"]),
+        (4, True, ["resources.workers=2"]),  # synchronised: of any number of GPUs, and of one CPU
+        (4, True, ["resources.workers=4"]),
+        (2, True, ["resources.workers=2", "training.micro_batch=2"]),  # what two CPU workers began
+        (2, True, ["resources.workers=2", "resources.min_workers=1"]),
+    ],
+)
+def test_other_workers_go_on_where_batchnorm_spans_as_many_patches(
+    over: int, gpu: bool, now: list[str], small_store: Path, tmp_path: Path
+) -> None:
+    store, first, resumed = (
+        VolumeStore.open(small_store),
+        experiment(tmp_path, BATCH),
+        experiment(tmp_path, BATCH, *now),
+    )
     first.run_folder.mkdir()
     claim(first, store)
-    leave_checkpoint(first.run_folder)
-    refuse_another(experiment(tmp_path, "training.micro_batch=1", "resources.workers=2"), store)
+    leave_checkpoint(first.run_folder, over)
+    refuse_another(resumed, store)
+    refuse_other_batchnorm(resumed, gpu)
+
+
+@pytest.mark.parametrize(
+    ("over", "gpu", "now", "remedy"),
+    [
+        # Two synchronised GPUs, then two CPUs; and the other way round.
+        (4, False, ["resources.workers=2"], ["training.micro_batch=4", "resources.workers=1"]),
+        (2, True, ["resources.workers=2"], ["training.micro_batch=2"]),
+        (2, False, ["resources.workers=4"], ["training.micro_batch=2", "resources.workers=2"]),
+        (4, False, ["training.micro_batch=2"], ["training.micro_batch=4"]),
+    ],
+)
+def test_batchnorm_over_other_patches_is_refused_and_the_remedy_works(
+    over: int, gpu: bool, now: list[str], remedy: list[str], tmp_path: Path
+) -> None:
+    resumed = experiment(tmp_path, BATCH, *now)
+    resumed.run_folder.mkdir()
+    refuse_other_batchnorm(resumed, gpu)  # nothing to resume
+    leave_checkpoint(resumed.run_folder, over)
+    words = rf"normalised over {over} patches in this run.* set {' '.join(remedy)} or"
+    with pytest.raises(ConfigError, match=words):
+        refuse_other_batchnorm(resumed, gpu)
+    refuse_other_batchnorm(experiment(tmp_path, BATCH, *now, *remedy), gpu)
 
 
 def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:

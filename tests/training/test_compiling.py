@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from mrisr.models import MDCSRN, build_critic
 from mrisr.objectives import CriticObjective
-from mrisr.training.compiling import compile_generator, distance, gradients
+from mrisr.training.compiling import compile_generator, distance, gradients, variants, why_eager
 from mrisr.training.schedule import Phase
 from mrisr.training.sharding import full_state
 from mrisr.training.step import StepConfig, build_networks, train_step
@@ -28,12 +29,13 @@ def is_compiled(module: torch.nn.Module) -> bool:
 def test_compiled_steps_are_eagers_steps() -> None:
     """Every phase, with recomputation and micro-batches, which move BatchNorm's momentum."""
     runs = []
+    backend = CompileCounterWithBackend("aot_eager")
     for compiled in (False, True):
         generator = MDCSRN(2, 1, 2, residual=True, seed=1)
         if compiled:
             generator.recompute = True
             before = {name: value.clone() for name, value in generator.state_dict().items()}
-            found = compile_generator(generator, 1, 16, "fp32", backend="aot_eager")
+            found = compile_generator(generator, 1, 16, "fp32", backend=backend)
             assert found is not None
             assert all(torch.equal(before[name], value) for name, value in generator.state_dict().items())
         config = StepConfig(batch_size=2, micro_batch=1, recompute=True, pretrain_lr=1e-3, generator_lr=1e-3)
@@ -42,10 +44,23 @@ def test_compiled_steps_are_eagers_steps() -> None:
         runs.append((metrics, full_state(networks.generator)))
         assert networks.critic is not None
         assert (is_compiled(generator), is_compiled(networks.critic)) == (compiled, False)
+    assert 2 < backend.frame_count <= variants(units=2, micro_batches=2), "beyond the limit torch goes eager unsaid"
     for eager, own in zip(runs[0][0], runs[1][0], strict=True):
         assert own == pytest.approx(eager, rel=1e-4, abs=1e-6)
     for name, value in runs[0][1].items():
         torch.testing.assert_close(runs[1][1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_it_is_said_why_nothing_is_compiled() -> None:
+    assert why_eager(units=4, micro_batches=2, synchronised=False) is None
+    assert why_eager(units=4, micro_batches=29, synchronised=False) is None
+    too_many = why_eager(units=4, micro_batches=30, synchronised=False)
+    assert too_many is not None
+    assert "132 variants" in too_many
+    assert "larger training.micro_batch" in too_many
+    synchronised = why_eager(units=4, micro_batches=1, synchronised=True)
+    assert synchronised is not None
+    assert "training.micro_batch a number" in synchronised
 
 
 def test_a_compiler_that_changes_the_gradients_is_not_used() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from mrisr.models import MDCSRN
 from mrisr.training.fitting import largest_batch, parse_bytes
 from mrisr.training.memory import peak_bytes
 
@@ -31,6 +32,22 @@ def test_scoring_one_sample_at_a_time_is_what_keeps_the_critic_small() -> None:
     one, all_ = (peak_bytes({"growth_rate": 2, "blocks": 1, "units": 1}, "separable", 32, 4, "fp32", critic_samples=n)
                  for n in (1, None))  # fmt: skip
     assert one["critic"] < 0.5 * all_["critic"]
+
+
+def test_the_validation_cube_and_the_moving_average_are_counted() -> None:
+    config = {"growth_rate": 4, "blocks": 2, "units": 2}
+    fp32, bf16 = (peak_bytes(config, None, 16, 1, p, recompute=True, validation_patch=48) for p in ("fp32", "bf16"))
+    # 27 times the voxels of a patch, far more than gradients cost.
+    assert max(fp32, key=lambda name: fp32[name]) == "validation"
+    assert fp32["validation"] > 10 * fp32["inference"]
+    assert bf16["validation"] < 0.9 * fp32["validation"]
+    averaged = peak_bytes(config, None, 16, 1, "fp32", recompute=True, validation_patch=48, ema=True)
+    generator = sum(parameter.numel() for parameter in MDCSRN(**config).parameters()) * 4
+    assert all(averaged[name] - fp32[name] == pytest.approx(generator, rel=0.1) for name in fp32)
+
+
+def test_a_batch_is_found_where_validation_needs_most() -> None:
+    assert largest_batch(lambda n: max(10**9, 30 * n), 2 * 10**9) == 2 * 10**9 // 30
 
 
 def test_the_largest_batch_is_found() -> None:
@@ -95,5 +112,7 @@ def test_fit_memory_chooses_the_batch_of_the_plan(small_store: Path) -> None:
     counted = max(peak_bytes(config, None, 16, each, "bf16", recompute=True).values())
     assert counted == pytest.approx(0.85 * 5 * 2**20, rel=0.12), "the straight line meets what is counted"
     assert f"of {2 * each} patches on 2 workers" in done.output
+    assert f"BatchNorm over {each}, on GPUs over all {2 * each})" in done.output
+    assert re.search(r"memory .* validation \d\.\d\d GiB", done.output)
     with pytest.raises(ValueError, match="a single patch needs"):
         CliRunner().invoke(app, [*command[:-1], "100KiB"], catch_exceptions=False)

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.batchnorm import batchnorms
 from mrisr.training.schedule import Phase
-from mrisr.training.sharding import device_for_worker, evaluated_state
+from mrisr.training.sharding import device_for_worker, evaluated_state, float32_convolutions
 from mrisr.training.step import (
     Networks,
     NonFiniteError,
@@ -213,6 +214,18 @@ def test_weight_clipping_bounds_the_critic_and_nothing_else() -> None:
     assert all(torch.equal(before[name], value) for name, value in weights(networks, "generator").items())
 
 
+def test_batchnorm_is_over_the_whole_batch_where_it_is_synchronised_else_over_a_micro_batch() -> None:
+    synced = StepConfig(batch_size=6, micro_batch=3, sync_batchnorm=True)
+    assert synced.batchnorm_over(workers=2, cuda=True) == 6
+    assert synced.batchnorm_over(workers=2, cuda=False) == 3
+    assert replace(synced, sync_batchnorm=False).batchnorm_over(workers=2, cuda=True) == 3
+    assert StepConfig(batch_size=6, micro_batch=6, sync_batchnorm=True).batchnorm_over(workers=1, cuda=True) == 6
+    with pytest.raises(ValueError, match=r"training\.micro_batch is 1: .* 2 workers .* use 3"):
+        replace(synced, micro_batch=1).batchnorm_over(workers=2, cuda=True)
+    networks, _ = build(batch_size=4, micro_batch=2, sync_batchnorm=True)
+    assert networks.batchnorm_over == 2
+
+
 def test_a_worker_without_a_reserved_gpu_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray shows every GPU to a process that reserved none; where there is none, a reserved one is an error."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -220,3 +233,16 @@ def test_a_worker_without_a_reserved_gpu_stays_on_the_cpu(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match=r"resources\.gpus=false"):
         device_for_worker(gpu=True)
+
+
+def test_a_workers_float32_convolutions_are_what_the_configuration_says() -> None:
+    """torch's own default for a GPU's convolutions is TF32. The setting can be read without a GPU."""
+    try:
+        for tf32, name in ((True, "tf32"), (False, "ieee")):
+            device_for_worker(gpu=False, tf32=tf32)
+            assert torch.backends.cudnn.conv.fp32_precision == name
+            with torch.backends.cudnn.flags(allow_tf32=False):  # what inference does: raises where the switches differ
+                assert torch.backends.cudnn.conv.fp32_precision != "tf32"
+            assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == tf32
+    finally:
+        float32_convolutions(tf32=False)

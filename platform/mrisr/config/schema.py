@@ -78,7 +78,7 @@ class ScheduleSection(Section):
 class Training(Section):
     batch_size: Positive = Field(2, description="patches per step over all workers")
     micro_batch: Positive | None = Field(
-        None, description="patches per forward pass and worker, gradients accumulate; null: all of a worker's"
+        None, description="patches per forward pass and BatchNorm; null: a worker's, BatchNorm on GPUs over the batch"
     )
     pretrain_lr: Rate = Field(1e-4, description="Adam learning rate of the L1 stage")
     generator_lr: Rate = Field(5e-6, description="Adam learning rate of the generator in the adversarial stage")
@@ -86,6 +86,7 @@ class Training(Section):
     adversarial_weight: float = Field(1e-3, ge=0, description="weight of the adversarial term beside L1")
     gp_weight: float = Field(10.0, ge=0, description="gradient-penalty weight")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="autocast of the generator; the critic is fp32")
+    tf32: bool = Field(False, description="GPU: float32 convolutions (all of the critic's) in TF32: faster, 10 bits")
     channels_last: bool = Field(True, description="channels_last_3d memory format")
     compile: bool = Field(
         False, description="torch.compile the generator's units, if that gives eager's gradients; never the critic"
@@ -142,7 +143,7 @@ class Experiment(Section):
 
     @property
     def micro_batch(self) -> int:
-        """Patches per forward pass, which BatchNorm normalises over: the same for every number of workers."""
+        """Patches per forward pass, the same for every number of workers; BatchNorm: StepConfig.batchnorm_over."""
         return self.training.micro_batch or self.training.batch_size // self.resources.workers
 
     @property

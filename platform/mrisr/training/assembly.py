@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from mrisr.config import Experiment
 from mrisr.models import MDCSRN, build_critic
 from mrisr.stream import PatchMaker, RowPlan
-from mrisr.training.compiling import compile_generator
+from mrisr.training.compiling import compile_generator, why_eager
 from mrisr.training.networks import Networks, StepConfig, build_networks
 from mrisr.training.schedule import Schedule
-from mrisr.training.sharding import rank
+from mrisr.training.sharding import rank, world_size
 
 
 def generator_config(experiment: Experiment) -> dict[str, Any]:
@@ -43,7 +43,8 @@ def step_config(experiment: Experiment) -> StepConfig:
         critic_samples=experiment.critic.samples_at_once,
         weight_clip=experiment.critic.weight_clip,
         ema_decay=experiment.generator.ema_decay,
-        # Over the ranks' micro-batches together only where their number is a part of the experiment.
+        # One rule: a given micro_batch is what BatchNorm normalises over; without one it is the whole batch where torch
+        # can synchronise (CUDA), unless the group may change its size, which would change the numbers.
         sync_batchnorm=t.micro_batch is None and experiment.resources.min_workers is None,
     )
 
@@ -67,11 +68,18 @@ def initial_networks(experiment: Experiment, initial: Path | None, device: torch
         generator.load_state_dict(load_file(initial))
     config = step_config(experiment)
     if experiment.training.compile:
+        _compile(generator, config, experiment.stream.patch_size, device)
+    return build_networks(generator, critic, config, device, experiment.training.strategy)
+
+
+def _compile(generator: MDCSRN, config: StepConfig, patch_size: int, device: torch.device) -> None:
+    """Compile the generator on every rank or on none; rank 0 says why not."""
+    synchronised = config.batchnorm_over(world_size(), device.type == "cuda") != config.micro_batch
+    why = why_eager(generator.units, config.local_batch(world_size()) // config.micro_batch, synchronised)
+    if why is None:
         generator.to(device)
         generator.channels_last, generator.recompute = config.channels_last, config.recompute
-        patch_size = experiment.stream.patch_size
-        if compile_generator(generator, config.micro_batch, patch_size, config.precision) is None and rank() == 0:
-            print(
-                "training.compile: compiled gradients differ from eager ones here, so nothing is compiled", flush=True
-            )
-    return build_networks(generator, critic, config, device, experiment.training.strategy)
+        if compile_generator(generator, config.micro_batch, patch_size, config.precision) is None:
+            why = "on some worker its gradients are not those of eager mode"
+    if why is not None and rank() == 0:
+        print(f"training.compile: nothing is compiled: {why}", flush=True)

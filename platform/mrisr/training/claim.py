@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -16,6 +15,7 @@ from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import dump_experiment, load_experiment
 from mrisr.config.spaces import flat
 from mrisr.training.assembly import schedule_of, step_config
+from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.saving import whole_checkpoints
 from voxelstore import VolumeStore
 
@@ -25,6 +25,8 @@ _MAY_CHANGE = (
     "resources", "schedule.total_steps", "training.max_failures", "training.keep_checkpoints", "tracking",
     "tuning", "generator.recompute", "critic.samples_at_once", "training.compile", "stream.cpus_per_task",
     "stream.rounds",
+    # It matters by what BatchNorm normalises over, which also depends on the hardware: see refuse_other_batchnorm.
+    "training.micro_batch",
 )  # fmt: skip
 
 
@@ -51,7 +53,7 @@ def refuse_another(experiment: Experiment, store: VolumeStore) -> None:
     if not (file := folder / "experiment.yaml").exists() or not whole_checkpoints(folder):
         return
     earlier = load_experiment(file)
-    before, now = _compared(earlier), _compared(experiment)
+    before, now = (flat(one.model_dump(mode="json")) for one in (earlier, experiment))
     changed = sorted(
         key for key in before.keys() | now.keys()
         if before.get(key) != now.get(key) and not key.startswith(_MAY_CHANGE)
@@ -75,6 +77,27 @@ def refuse_another(experiment: Experiment, store: VolumeStore) -> None:
         raise ConfigError(
             f"data.store = {store.path}: its subjects or splits have changed since run {experiment.name!r} began, "
             "so that it cannot be resumed exactly; use another name=... to start a new run"
+        )
+
+
+def refuse_other_batchnorm(experiment: Experiment, gpu: bool) -> None:
+    """Raise ConfigError if the run's checkpoints were made with BatchNorm over another number of patches than here.
+
+    gpu: whether the workers have GPUs, on which BatchNorm may be synchronised; see StepConfig.batchnorm_over.
+    """
+    checkpoints = whole_checkpoints(experiment.run_folder)
+    if not checkpoints:
+        return
+    workers, batch = experiment.resources.workers, experiment.training.batch_size
+    now = step_config(experiment).batchnorm_over(workers, gpu)
+    before = json.loads((checkpoints[-1] / PROGRESS).read_text())["batchnorm_over"]
+    if before != now:
+        most = max(n for n in range(1, workers + 1) if batch % (n * before) == 0)
+        raise ConfigError(
+            f"name = {experiment.name!r}: BatchNorm normalised over {before} patches in this run, and would over {now} "
+            f"with {workers} workers on {'GPUs' if gpu else 'CPUs'}, which gives other numbers; to resume it set "
+            f"training.micro_batch={before}{f' resources.workers={most}' if most != workers else ''} or use the "
+            "hardware that it began on; to start a new run use another name=..."
         )
 
 
@@ -109,11 +132,6 @@ def mend_ray_snapshot(folder: Path) -> None:
         sound = False
     if not sound:
         snapshot.replace(snapshot.with_suffix(".torn"))
-
-
-def _compared(experiment: Experiment) -> dict[str, Any]:
-    """Every key's value; for micro_batch the number it comes to, since BatchNorm's figures are of that many patches."""
-    return flat(experiment.model_dump(mode="json")) | {"training.micro_batch": step_config(experiment).micro_batch}
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -16,13 +16,40 @@ from mrisr.models import MDCSRN
 from mrisr.models.batchnorm import frozen_statistics
 from mrisr.models.mdcsrn import DenseUnit
 from mrisr.objectives import PretrainObjective, widened
+from mrisr.training.sharding import on_every_rank
 
 # Largest relative distance of the gradients. Compiled kernels round at other places than eager ones: in bfloat16 the
 # inner results of a unit stay in float32 where eager rounds each to 8 bits.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
-# All units share one piece of code, compiled anew for every width, for every micro-batch (each has its own momentum
-# of BatchNorm), with and without gradients. Beyond the limit, 8 by default, torch.compile goes on in eager mode.
+# All units share one piece of code, compiled anew for what `variants` counts. Beyond the limit, 8 by default,
+# torch.compile goes on in eager mode without a word; each variant takes seconds.
 VARIANTS = 128
+
+
+def variants(units: int, micro_batches: int) -> int:
+    """How often a unit's code is compiled at most. Each of a block's `units` has its width, and is compiled for every
+    micro-batch of a step (each has its own momentum of BatchNorm), for the comparison, for recomputation, and without
+    gradients.
+    """
+    return units * (micro_batches + 3)
+
+
+def why_eager(units: int, micro_batches: int, synchronised: bool) -> str | None:
+    """Why a generator of so many units per block is not to be compiled at all, with the remedy; None if it may be.
+
+    micro_batches: per step and rank. synchronised: whether BatchNorm is (StepConfig.batchnorm_over).
+    """
+    if synchronised:
+        return (
+            "BatchNorm is synchronised over the workers, in the middle of what would be compiled; give "
+            "training.micro_batch a number to have it per worker"
+        )
+    if (count := variants(units, micro_batches)) > VARIANTS:
+        return (
+            f"{micro_batches} micro-batches of {units} widths are {count} variants to compile, more than {VARIANTS}; "
+            "use a larger training.micro_batch"
+        )
+    return None
 
 
 def gradients(generator: nn.Module, lr: Tensor, hr: Tensor, precision: str) -> dict[str, Tensor]:
@@ -50,8 +77,9 @@ def compile_generator(
 
     count, patch_size: of the patches that it will see; the comparison on seeded noise of that size compiles for them.
     The generator must be on its device, in the layout and with the recomputation that it will train with; whole units
-    are compiled, so that recomputation, which works between them, stays as it is.
-    Returns the distance of the gradients from eager's, or None if it was beyond TOLERANCE: then nothing is compiled.
+    are compiled, so that recomputation, which works between them, stays as it is. Every rank must call it.
+    Returns this rank's distance of the gradients from eager's, or None if any rank's was beyond TOLERANCE: then nothing
+    is compiled on any, since ranks of different numbers and speeds help nobody.
     """
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     device = generator.conv0.weight.device
@@ -73,7 +101,7 @@ def compile_generator(
         with torch.no_grad():
             last.copy_(kept)
         generator.train(mode)
-    if found <= TOLERANCE[precision]:
+    if on_every_rank(found <= TOLERANCE[precision], device):
         return found
     for unit in units:
         unit._compiled_call_impl = None

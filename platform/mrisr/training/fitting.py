@@ -20,19 +20,21 @@ def parse_bytes(text: str) -> int:
 
 
 def largest_batch(peak: Callable[[int], int], budget: int) -> int:
-    """The largest n >= 1 with peak(n) <= budget; peak must not fall with n. Raises ValueError if not even 1 fits.
+    """The largest n >= 1 with peak(n) <= budget; peak must not fall with n, and must grow in the end.
 
-    Activations grow linearly with the batch, so a line through peak(1) and peak(2) says where to look first.
+    It may be level at first, where something other than the batch needs most. Raises ValueError if not even 1 fits.
     """
-    first, second = peak(1), peak(2)
+    first = peak(1)
     if first > budget:
         raise ValueError(
             f"--fit-memory: a single patch needs {first / 2**30:.2f} GiB and {budget / 2**30:.2f} GiB are usable; set "
-            "generator.recompute=true, training.precision=bf16, critic.kind=separable or a smaller stream.patch_size"
+            "generator.recompute=true, training.precision=bf16, critic.kind=separable or a smaller stream.patch_size "
+            "and validation.patch_size"
         )
-    n = max(1, 1 + (budget - first) // max(1, second - first))
-    while n > 1 and peak(n) > budget:
-        n -= 1
-    while peak(n + 1) <= budget:
-        n += 1
-    return n
+    fits, too_many = 1, 2
+    while peak(too_many) <= budget:
+        fits, too_many = too_many, 2 * too_many
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if peak(middle) <= budget else (fits, middle)
+    return fits

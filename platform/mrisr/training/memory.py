@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -57,21 +57,26 @@ def peak_bytes(
     recompute: bool = False,
     critic_samples: int | None = 1,
     device: str = "cpu",
+    validation_patch: int | None = None,
+    ema: bool = False,
 ) -> dict[str, int]:
     """Peak bytes per step kind (`pretrain`, `inference`, and with a critic `critic` and `generator`), parameters,
     gradients and Adam's moments of both networks included; kernels' workspace and allocator slack are not.
 
     micro_batch: patches of patch_size^3 per forward pass. critic_samples: as StepConfig's. Inference is a forward pass
-    of the generator alone in evaluation mode, with what training keeps beside it.
+    of the generator alone in evaluation mode, with what training keeps beside it: the copy that is evaluated and, with
+    ema, the moving average. validation_patch: also `validation`, one cube of that edge through the copy in one piece.
     """
     generator = MDCSRN(**generator_config, recompute=recompute)
+    evaluated = MDCSRN(**generator_config).eval()
+    kept: list[nn.Module] = [evaluated, *([MDCSRN(**generator_config)] if ema else [])]
     critic = None
     if critic_kind is not None:
         critic = CriticObjective(build_critic(critic_kind, patch_size), samples_at_once=critic_samples)
 
-    def generate(lr: Tensor) -> Tensor:
+    def generate(lr: Tensor, module: nn.Module = generator) -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            return generator(lr).float()
+            return module(lr).float()
 
     def pretrain(lr: Tensor, hr: Tensor) -> None:
         PretrainObjective()(generate(lr), hr).backward()
@@ -88,27 +93,34 @@ def peak_bytes(
         critic(fake, hr, torch.rand(lr.shape[0], device=device)).loss.backward()
 
     def infer(lr: Tensor, hr: Tensor) -> None:
-        generator.eval()
         with torch.no_grad():
-            generate(lr)
-        generator.train()
+            generate(lr, evaluated)
 
     steps: dict[str, Callable[..., None]] = {"pretrain": pretrain, "inference": infer}
     if critic_kind is not None:
         steps |= {"critic": train_critic, "generator": adversarial}
     # The generator has Adam's moments twice once there is a critic: its pretraining optimizer has its own.
     twice: list[nn.Module] = [generator] if critic is None else [generator, generator, critic]
-    return {name: live_peak(step, twice, patch_size, micro_batch, device) for name, step in steps.items()}
+    peaks = {name: live_peak(step, twice, patch_size, micro_batch, device, kept) for name, step in steps.items()}
+    if validation_patch is not None:
+        peaks["validation"] = live_peak(infer, twice, validation_patch, 1, device, kept)
+    return peaks
 
 
 def live_peak(
-    step: Callable[[Tensor, Tensor], None], optimized: list[nn.Module], patch_size: int, micro_batch: int, device: str
+    step: Callable[[Tensor, Tensor], None],
+    optimized: list[nn.Module],
+    patch_size: int,
+    micro_batch: int,
+    device: str,
+    kept: Sequence[nn.Module] = (),
 ) -> int:
     """Peak bytes of step(lr, hr) on fake patches (micro_batch, 1, P, P, P), from the parameters on.
 
-    optimized: the modules that `step` uses; their parameters are counted once, Adam's two moments for every mention.
+    optimized: the modules that `step` trains; their parameters are counted once, Adam's two moments for every mention.
+    kept: others that are there, without moments.
     """
-    modules = list(dict.fromkeys(optimized))
+    modules = list(dict.fromkeys([*optimized, *kept]))
     for module in modules:
         module.zero_grad(set_to_none=True)
     with FakeTensorMode(), LiveBytes() as bytes_:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mrisr.models.mdcsrn import MDCSRN
 from mrisr.objectives import CriticObjective
-from mrisr.training.sharding import averaged_tensors, shard, synchronise_batchnorm, world_size
+from mrisr.training.sharding import averaged_tensors, shard, world_size
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -19,9 +19,9 @@ class StepConfig:
     """How a step is computed; all but seed, batch_size and the rates and weights leave its numbers alone up
     to rounding.
 
-    batch_size: patches per step over all ranks. micro_batch: patches per forward on a rank, over which
-    BatchNorm normalises (so it is part of the numbers too). precision: of the generator; critic and penalty
-    are always float32. sync_batchnorm: SyncBatchNorm on CUDA, whose numbers do depend on the world size.
+    batch_size: patches per step over all ranks. micro_batch: patches per forward on a rank. sync_batchnorm: on CUDA,
+    where torch can, BatchNorm normalises over the forwards of all ranks together; see batchnorm_over, which is part of
+    the numbers. precision: of the generator; critic and penalty are always float32.
     critic_samples: patches that the critic scores at a time, None for all. weight_clip: the critic's weights are cut
     to [-c, c] after each of its steps, as in the first Wasserstein GAN (arXiv 1701.07875). ema_decay: of a moving
     average of the generator's weights, None for none.
@@ -62,12 +62,29 @@ class StepConfig:
             )
         return self.batch_size // workers
 
+    def batchnorm_over(self, workers: int, cuda: bool) -> int:
+        """Patches that BatchNorm normalises over: the whole batch where it is synchronised, else micro_batch.
+
+        It is synchronised with sync_batchnorm on CUDA (cuda) over several workers. Raises ValueError for accumulation
+        then: a normalisation would span a micro-batch of every rank, patches that lie apart in the batch.
+        """
+        if not (self.sync_batchnorm and cuda and workers > 1):
+            return self.micro_batch
+        if self.batch_size != workers * self.micro_batch:
+            raise ValueError(
+                f"training.micro_batch is {self.micro_batch}: BatchNorm synchronised over {workers} workers needs all "
+                f"{self.batch_size} patches of a step in one forward pass each; use {self.batch_size // workers}, or "
+                "sync_batchnorm=False"
+            )
+        return self.batch_size
+
 
 @dataclass
 class Networks:
     """Generator and critic objective, each one sharded unit; optimizers pretrain, adversarial, critic.
 
-    ema: the moving average of the generator's parameters by name, sharded as they are; empty when it is off.
+    batchnorm_over: patches that a normalisation spans, see StepConfig. ema: the moving average of the generator's
+    parameters by name, sharded as they are; empty when it is off.
     """
 
     generator: nn.Module
@@ -75,6 +92,7 @@ class Networks:
     optimizers: dict[str, torch.optim.Adam]
     device: torch.device
     strategy: str
+    batchnorm_over: int
     ema: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -88,11 +106,14 @@ def build_networks(
     """Place and shard the networks and make their optimizers; `critic` None for a run that only pretrains.
 
     critic: (B, 1, P, P, P) -> (B,). Every rank must pass networks of equal weights. Raises ValueError for a
-    batch size that the ranks cannot share or an unknown strategy.
+    batch size that the ranks cannot share, accumulation with synchronised BatchNorm, or an unknown strategy.
     """
     config.local_batch(world_size())
+    over = config.batchnorm_over(world_size(), device.type == "cuda")
     generator.channels_last, generator.recompute = config.channels_last, config.recompute
-    whole: nn.Module = synchronise_batchnorm(generator, device) if config.sync_batchnorm else generator
+    whole: nn.Module = generator
+    if over != config.micro_batch:
+        whole = nn.SyncBatchNorm.convert_sync_batchnorm(generator)
     sharded = shard(whole, strategy, device)
     objective = None
     if critic is not None:
@@ -106,7 +127,7 @@ def build_networks(
     ema = {}
     if config.ema_decay is not None:
         ema = {name: value.detach().clone() for name, value in averaged_tensors(sharded).items()}
-    return Networks(sharded, objective, optimizers, device, strategy, ema)
+    return Networks(sharded, objective, optimizers, device, strategy, over, ema)
 
 
 def _adam(module: nn.Module, rate: float, config: StepConfig) -> torch.optim.Adam:

@@ -19,7 +19,7 @@ from mrisr.training.networks import Networks, StepConfig
 from mrisr.training.saving import write_folder
 from mrisr.training.schedule import Phase
 from mrisr.training.sharding import device_for_worker, world_size
-from mrisr.training.step import NonFiniteError, train_step
+from mrisr.training.step import NonFiniteError, on_ranks, train_step
 
 
 class Replayed(NamedTuple):
@@ -35,8 +35,9 @@ def record(
     """Write run_folder/nonfinite_<step>; every rank calls it with its part of the batch. Returns the folder.
 
     It holds a checkpoint of the weights, which the failed step has not touched, and in progress.json under `replay`:
-    step, phase, which value was not finite and where, the seed of the interpolation, micro_batch, per patch of the
-    global batch its row, epoch, subject, patch number and the row's seed, and per micro-batch all losses.
+    step, phase, which value was not finite and where, the seed of the interpolation, micro_batch, over how many patches
+    BatchNorm normalised, per patch of the global batch its row, epoch, subject, patch number and the row's seed, and
+    per micro-batch all losses.
     """
     mine = [(int(row), int(patch)) for row, patch in zip(batch.row, batch.patch, strict=True)]
     parts: list[Any] = [mine]
@@ -50,7 +51,8 @@ def record(
         patches.append({**named, "row_seed": maker.plan.row_seed(row)})
     told = {
         "step": error.step, "phase": str(error.phase), "value": error.value, "ranks": error.ranks,
-        "world_size": world_size(), "seed": config.seed, "micro_batch": config.micro_batch, "batch": patches,
+        "world_size": world_size(), "seed": config.seed, "micro_batch": config.micro_batch,
+        "batchnorm_over": networks.batchnorm_over, "batch": patches,
         "losses": [{name: _text(value) for name, value in terms.items()} for terms in error.terms],
     }  # fmt: skip
     progress = {"step": error.step, "replay": told}
@@ -68,26 +70,29 @@ def replay(folder: Path) -> Replayed:
 
     folder = _record_in(folder)
     told = json.loads((folder / checkpoint.PROGRESS).read_text())["replay"]
-    experiment = _alone(load_experiment(folder.parent / "experiment.yaml"), told["micro_batch"])
+    # What was normalised together, by several ranks where BatchNorm was synchronised, is one micro-batch here.
+    experiment = alone(load_experiment(folder.parent / "experiment.yaml"), told["batchnorm_over"])
+    losses = regrouped(told["losses"], told["batchnorm_over"] // told["micro_batch"])
     store = open_store(experiment)
     maker = patch_maker(experiment, store.subjects("train"))
-    networks = initial_networks(experiment, None, device_for_worker(torch.cuda.is_available()))
+    device = device_for_worker(torch.cuda.is_available(), experiment.training.tf32)
+    networks = initial_networks(experiment, None, device)
     checkpoint.load(folder, networks)
     phase = Phase(told["phase"])
     where = f"step {told['step']:,} ({phase}) of {experiment.name!r}"
-    lines = [f"{where}: {told['value']} not finite on rank {told['ranks']}"]
+    lines = [f"{where}: {told['value']} not finite {on_ranks(told['ranks'])}"]
     for place, patch in enumerate(told["batch"]):
         source = f"row {patch['index']}, {patch['subject']}, epoch {patch['epoch']}, cut {patch['patch']}"
         lines.append(f"  patch {place}: {source}")
     try:
         train_step(networks, step_config(experiment), phase, told["step"], *_batch(maker, told["batch"]))
     except NonFiniteError as error:
-        for number, (then, now) in enumerate(zip(told["losses"], error.terms, strict=True)):
-            pairs = ", ".join(f"{name} {float(then[name]):.6g} then, {value:.6g} now" for name, value in now.items())
+        for number, (then, now) in enumerate(zip(losses, error.terms, strict=True)):
+            pairs = ", ".join(f"{name} {then[name]:.6g} then, {value:.6g} now" for name, value in now.items())
             lines.append(f"  micro-batch {number}: {pairs}")
         same = error.value == told["value"] and all(
-            _alike(float(then[name]), value)
-            for then, now in zip(told["losses"], error.terms, strict=True)
+            _alike(then[name], value)
+            for then, now in zip(losses, error.terms, strict=True)
             for name, value in now.items()
         )
         lines.append("reproduced" if same else f"not finite again ({error.value}), but with other losses")
@@ -103,12 +108,19 @@ def _record_in(folder: Path) -> Path:
     return records[-1]
 
 
-def _alone(experiment: Experiment, micro_batch: int) -> Experiment:
-    """The same experiment on one worker, with the micro-batches that BatchNorm saw."""
+def alone(experiment: Experiment, micro_batch: int) -> Experiment:
+    """The same experiment on one worker, with micro-batches of the patches that BatchNorm normalised over."""
     raw = experiment.model_dump(mode="json")
     raw["resources"] |= {"workers": 1, "min_workers": None}
     raw["training"] |= {"micro_batch": micro_batch, "strategy": "single", "compile": False}
     return Experiment.model_validate(raw)
+
+
+def regrouped(losses: list[dict[str, float | str]], together: int) -> list[dict[str, float]]:
+    """The recorded losses of micro-batches (numbers, or `nan` and `inf` as text) as means of `together` at a time."""
+    numbers = [{name: float(value) for name, value in terms.items()} for terms in losses]
+    groups = [numbers[first : first + together] for first in range(0, len(numbers), together)]
+    return [{name: sum(terms[name] for terms in group) / len(group) for name in group[0]} for group in groups]
 
 
 def _batch(maker: PatchMaker, patches: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:

@@ -34,12 +34,26 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def device_for_worker(gpu: bool) -> torch.device:
+def float32_convolutions(tf32: bool) -> None:
+    """Say for this process what a GPU makes of float32 convolutions: TF32 (10 bits of mantissa) or all 23 bits.
+
+    torch's own default is TF32 for convolutions (not for matrix products), which would leave the critic and its
+    penalty, float32 by design, with three digits. Without a GPU it changes nothing.
+    """
+    # The old switch too: torch.backends.cudnn.flags, which others use, raises where the two kinds disagree.
+    torch.backends.cudnn.allow_tf32 = tf32
+    for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+        kind.fp32_precision = "tf32" if tf32 else "ieee"
+
+
+def device_for_worker(gpu: bool, tf32: bool = False) -> torch.device:
     """This worker's GPU by LOCAL_RANK (Ray Train and torchrun set it), made current; the CPU if it was given none.
 
     gpu: whether a GPU was reserved for this worker. Ray hides no GPU from a process that reserved none, so that what
-    torch sees does not tell. Raises RuntimeError for a reserved GPU that torch cannot use.
+    torch sees does not tell. tf32: see float32_convolutions, which this calls. Raises RuntimeError for a reserved GPU
+    that torch cannot use.
     """
+    float32_convolutions(tf32)
     if not gpu:
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -83,17 +97,6 @@ def shard(module: nn.Module, strategy: str, device: torch.device | None = None) 
     return DistributedDataParallel(module, **options)
 
 
-def synchronise_batchnorm(generator: nn.Module, device: torch.device) -> nn.Module:
-    """SyncBatchNorm over all ranks where it exists (CUDA, several ranks), else `generator` as it is; call
-    before `shard`.
-
-    The numbers then depend on the world size: each normalisation spans one micro-batch of every rank.
-    """
-    if device.type != "cuda" or world_size() == 1:
-        return generator
-    return nn.SyncBatchNorm.convert_sync_batchnorm(generator)
-
-
 def plain(module: nn.Module) -> nn.Module:
     """The module without DistributedDataParallel's wrapper: its names are the same under every strategy."""
     return module.module if isinstance(module, DistributedDataParallel) else module
@@ -130,6 +133,11 @@ def gather_rows(values: list[float], device: torch.device) -> list[list[float]]:
 def largest(value: float, device: torch.device) -> float:
     """The largest of all ranks' values, on every rank; every rank must call it."""
     return max(row[0] for row in gather_rows([value], device))
+
+
+def on_every_rank(own: bool, device: torch.device) -> bool:
+    """Whether `own` is true on every rank; every rank must call it."""
+    return all(value for (value,) in gather_rows([float(own)], device))
 
 
 def average_batchnorm(generator: nn.Module) -> None:

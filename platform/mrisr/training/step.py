@@ -38,21 +38,26 @@ __all__ = [
 class NonFiniteError(RuntimeError):
     """A loss or a gradient norm that is not finite on some rank; raised on every rank, before the update.
 
-    step, phase: where; value: `loss` or `gradient norm`; ranks: on which ranks; terms: the objective's scalars of every
-    micro-batch of the global batch, in its order, equal on every rank.
+    step, phase: where; value: `loss` or `gradient norm`; ranks: on which ranks (synchronised BatchNorm carries a NaN to
+    all), empty for a gradient of several, which is seen only once it is averaged; terms: the objective's scalars of
+    every micro-batch of the global batch, in its order, equal on every rank.
     """
 
     def __init__(
         self, step: int, phase: Phase, value: str, ranks: list[int], terms: list[dict[str, float]] | None = None
     ) -> None:
-        super().__init__(
-            f"step {step} ({phase}): the {value} is not finite on rank {', '.join(map(str, ranks))}; "
-            "no weight was updated"
-        )
+        super().__init__(f"step {step} ({phase}): the {value} is not finite {on_ranks(ranks)}; no weight was updated")
         self.step, self.phase, self.value, self.ranks, self.terms = step, phase, value, ranks, terms or []
 
     def __reduce__(self) -> tuple[type, tuple[int, Phase, str, list[int], list[dict[str, float]]]]:
         return type(self), (self.step, self.phase, self.value, self.ranks, self.terms)
+
+
+def on_ranks(ranks: list[int]) -> str:
+    """Where a value was not finite, in words; `ranks` as NonFiniteError has them."""
+    if not ranks:
+        return "in the average over the workers; every loss is finite, so that none of them can be named"
+    return f"on rank {', '.join(map(str, ranks))}"
 
 
 def interpolation_coefficients(seed: int, step: int, first: int, count: int) -> Tensor:
@@ -185,6 +190,8 @@ def _checked(
     for column, value in ((1 + names.index("loss"), "loss"), (0, "gradient norm")):
         ranks = [index for index, row in enumerate(rows) if not math.isfinite(row[column])]
         if ranks:
+            if value != "loss" and len(rows) > 1:
+                ranks = []  # of averages, or shards of them: one rank's NaN is in all
             optimizer.zero_grad(set_to_none=True)
             flat = torch.stack([part[name] for part in parts for name in names]).tolist()
             every = [number for row in gather_rows(flat, networks.device) for number in row]

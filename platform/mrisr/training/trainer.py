@@ -17,7 +17,16 @@ from mrisr.outbox import Outbox
 from mrisr.split_rule import settle_splits
 from mrisr.training.best import BEST_WEIGHTS
 from mrisr.training.checkpoint import PROGRESS
-from mrisr.training.claim import OUTBOX, RUN_ID, alone, claim, mend_ray_snapshot, refuse_another, write_whole
+from mrisr.training.claim import (
+    OUTBOX,
+    RUN_ID,
+    alone,
+    claim,
+    mend_ray_snapshot,
+    refuse_another,
+    refuse_other_batchnorm,
+    write_whole,
+)
 from mrisr.training.initial import prepare_initial_weights
 from mrisr.training.outcome import Terminated, TrainingStopped
 from mrisr.training.saving import whole_checkpoints
@@ -111,6 +120,7 @@ def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun
     cpus = total_cpus / host.runs - host.driver_cpus
     # Several runs at a time: the search has seen to it that they fit onto the machines together.
     share = cluster.divide(experiment, cpus, gpus // host.runs, nodes if host.runs == 1 else ())
+    refuse_other_batchnorm(experiment, share.gpu)
     claim(experiment, store)
     mend_ray_snapshot(experiment.run_folder)
     uri = tracking.resolve_uri(experiment.tracking.uri, home())

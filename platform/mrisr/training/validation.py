@@ -56,17 +56,20 @@ class Validator:
         self.world_size = world_size
         self._input: dict[str, float] | None = None
 
-    def run(self, generator: nn.Module, device: torch.device) -> tuple[dict[str, float], Figure | None]:
+    def run(
+        self, generator: nn.Module, device: torch.device, precision: str = "fp32"
+    ) -> tuple[dict[str, float], Figure | None]:
         """Mean PSNR, SSIM and NRMSE of the generator and, once per run, of the zero-filled input; every rank calls it.
 
-        generator: a plain module in evaluation mode, equal on every rank. Returns the figures, equal on every rank,
-        keyed `psnr`, `input_psnr`, `psnr_gain`, ..., and a picture of this rank's first cube (None without subjects).
+        generator: a plain module in evaluation mode, equal on every rank; precision: see superresolve_cube. Returns the
+        figures, equal on every rank, keyed `psnr`, `input_psnr`, `psnr_gain`, ..., and a picture of this rank's first
+        cube (None without subjects).
         """
         scores: dict[str, dict[str, float]] = {}
         inputs: dict[str, dict[str, float]] = {}
         figure = None
         for cubes in self.cubes:
-            outputs = [superresolve_cube(generator, lr, device) for lr in cubes.lr]
+            outputs = [superresolve_cube(generator, lr, device, precision) for lr in cubes.lr]
             scores[cubes.subject] = _mean([image_metrics(h, s) for h, s in zip(cubes.hr, outputs, strict=True)])
             if self._input is None:
                 inputs[cubes.subject] = _mean([image_metrics(h, x) for h, x in zip(cubes.hr, cubes.lr, strict=True)])
@@ -83,10 +86,16 @@ class Validator:
 
 
 @torch.no_grad()
-def superresolve_cube(generator: nn.Module, lr: np.ndarray, device: torch.device) -> np.ndarray:
-    """One cube through the network in one piece, float32: (P, P, P) -> (P, P, P)."""
+def superresolve_cube(
+    generator: nn.Module, lr: np.ndarray, device: torch.device, precision: str = "fp32"
+) -> np.ndarray:
+    """One cube through the network in one piece: (P, P, P) -> (P, P, P) float32.
+
+    precision: bf16 under autocast, as whole volumes of such a run are evaluated; the image itself is float32 then too.
+    """
     x = torch.from_numpy(lr)[None, None].to(device)
-    return generator(x)[0, 0].float().cpu().numpy()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return generator(x)[0, 0].float().cpu().numpy()
 
 
 def _gathered(mine: dict[str, dict[str, float]], world_size: int) -> list[dict[str, float]]:

@@ -48,7 +48,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     experiment = Experiment.model_validate(settings["experiment"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = device_for_worker(settings["gpu"])
+    device = device_for_worker(settings["gpu"], experiment.training.tf32)
     if device.type == "cpu":
         threads = experiment.resources.threads_per_worker
         torch.set_num_threads(threads or max(1, settings["node_cpus"] // context.get_local_world_size()))
@@ -57,7 +57,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     schedule, config = schedule_of(experiment), step_config(experiment)
     initial = Path(settings["initial"]) if settings["initial"] else None
     networks = initial_networks(experiment, initial, device)
-    evaluated = MDCSRN(**generator_config(experiment)).to(device).eval()
+    evaluated = MDCSRN(**generator_config(experiment), channels_last=config.channels_last).to(device).eval()
 
     # The position in the stream is the step, so a checkpoint that knows its step knows its row.
     step, best, window = 0, Best(experiment.validation), Window()
@@ -105,9 +105,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         average_statistics(networks)
         state = evaluated_state(networks)
         evaluated.load_state_dict(state)
-        figures, picture = validators[v.protocol].run(evaluated, device)
+        figures, picture = validators[v.protocol].run(evaluated, device, config.precision)
         for protocol in list(validators)[1:]:
-            others, _ = validators[protocol].run(evaluated, device)
+            others, _ = validators[protocol].run(evaluated, device, config.precision)
             figures |= {f"{protocol}/{key}": value for key, value in others.items()}
         if not all(math.isfinite(value) for key, value in figures.items() if key.rpartition("/")[2] in METRICS):
             raise ArithmeticError(
@@ -141,7 +141,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         average_statistics(networks)
         progress = {
             "step": step, "best": best.progress(), "window": window.progress(), "critic_norms": critic_norms,
-            "latest": latest,
+            "latest": latest, "batchnorm_over": networks.batchnorm_over,
         }  # fmt: skip
         weights = {LAST_WEIGHTS: evaluated_state(networks)} | ({BEST_WEIGHTS: best.state} if best.state else {})
         folder = run_folder / checkpoint_name(step)
