@@ -28,8 +28,8 @@ VARIANTS = 128
 
 def variants(units: int, micro_batches: int) -> int:
     """How often a unit's code is compiled at most. Each of a block's `units` has its width, and is compiled for every
-    micro-batch of a step (each has its own momentum of BatchNorm), for the comparison, for recomputation, and without
-    gradients.
+    micro-batch of a step (each has its own momentum of BatchNorm), for the usual momentum, in the comparison and in
+    recomputation (twice if the layout changed in between), and without gradients.
     """
     return units * (micro_batches + 3)
 

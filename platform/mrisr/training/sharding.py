@@ -40,10 +40,10 @@ def float32_convolutions(tf32: bool) -> None:
     torch's own default is TF32 for convolutions (not for matrix products), which would leave the critic and its
     penalty, float32 by design, with three digits. Without a GPU it changes nothing.
     """
-    # The old switch too: torch.backends.cudnn.flags, which others use, raises where the two kinds disagree.
-    torch.backends.cudnn.allow_tf32 = tf32
-    for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
-        kind.fp32_precision = "tf32" if tf32 else "ieee"
+    cudnn: Any = torch.backends.cudnn  # torch makes its attributes at run time
+    # The old switch too: cudnn.flags, which others use, raises where the two kinds disagree.
+    cudnn.allow_tf32 = tf32
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if tf32 else "ieee"
 
 
 def device_for_worker(gpu: bool, tf32: bool = False) -> torch.device:
