@@ -242,6 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
     prepare_environment()
     try:
         code = app(arguments, standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt  # which typer takes for itself, and says nothing
         sys.exit(code if isinstance(code, int) else 0)
     except Terminated as error:
         _fail(f"{error}; the same command goes on there", 143)
