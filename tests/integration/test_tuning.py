@@ -115,6 +115,7 @@ def test_a_search_is_killed_goes_on_stops_bad_trials_survives_failing_ones_and_r
     assert [entry["step"] for entry in nothing.entries] == [8, 16], "stopped by what was seen before the kill"
     assert bench.states() == ["FAIL", "COMPLETE", "PRUNED"]
     assert nothing.failure is None, "it was stopped before its workers' room was taken, not after"
+    assert "its processes are still there" not in output
     steps = failed.step + 56 + 16
     ends = "3 trials: 1 failed, 1 finished, 1 stopped early"
     cost = (

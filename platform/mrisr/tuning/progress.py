@@ -58,6 +58,7 @@ class Progress(tune.Callback):
         while (held := [folder for folder in held if not release(folder)]) and time.monotonic() < deadline:
             time.sleep(0.1)
         for folder in held:
+            self._say(f"{folder.name}: its processes are still there after {_LAST_RELEASE_S:g} s; their room is taken")
             release(folder, now=True)
 
     def _folder(self, trial: Any) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,8 +129,16 @@ def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
         callbacks = (report, GroupRecord(experiment.run_folder))
         train(experiment, Host(setting.runs, DRIVER_CPUS, callbacks, setting.parent_run_id))
     except Exception as error:
-        record.fail(_reason(error))
+        if not _stopped():
+            record.fail(_reason(error))
         raise
+
+
+def _stopped() -> bool:
+    """Whether Tune has stopped this trial: what its thread meets then is the end of its own process, no failure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no session any more, which is the question
+        return tune.get_context().get_trial_name() is None
 
 
 def _reason(error: BaseException) -> str:
