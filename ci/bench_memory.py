@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from mrisr.training.step import StepConfig, build_networks, train_step
 
 PATCH, BATCH = 64, 2
 COLUMNS = ("pretrain", "critic", "generator", "inference", "validation")
-NETWORK = {"growth_rate": 16, "blocks": 4, "units": 4, "residual": False}
+NETWORK: dict[str, Any] = {"growth_rate": 16, "blocks": 4, "units": 4, "residual": False}
 
 
 class PlainMDCSRN(MDCSRN):

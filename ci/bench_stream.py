@@ -167,7 +167,7 @@ def main() -> None:
     def median(speeds: list[Speed]) -> Speed:
         return sorted(speeds, key=lambda speed: speed.per_second)[len(speeds) // 2]
 
-    parts = {name: median([getattr(run, name) for run in runs]) for name in ("plain", "bare", "stream")}
+    parts: dict[str, Any] = {name: median([getattr(run, name) for run in runs]) for name in ("plain", "bare", "stream")}
     measured = dataclasses.replace(runs[0], **parts)
     console.print("\n".join(measured.lines()), "\n")
     ours = measured.stream.per_second

@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,8 @@ def second_stage(experiment: Experiment, kind: str) -> list[str]:
     """What `kind` does after the L1 start: the rest of the schedule, or its updates of the generator on L1."""
     s = experiment.schedule
     if kind != "none":
-        steps = s.total_steps - s.pretrain_steps
-        return [f"critic.kind={kind}", "schedule.pretrain_steps=0", f"schedule.total_steps={steps}"]
+        length = s.total_steps - s.pretrain_steps
+        return [f"critic.kind={kind}", "schedule.pretrain_steps=0", f"schedule.total_steps={length}"]
     updates = updates_before(schedule_of(experiment), s.total_steps).generator
     rate = experiment.training.generator_lr
     steps = [f"schedule.total_steps={updates}", f"schedule.pretrain_steps={updates}"]
@@ -148,7 +149,7 @@ def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], override
 
             once(results / f"{kind}-{seed}.json", trained)
             if kind != "none":
-                once(results / f"{kind}-cost.json", lambda experiment=stage: cost(experiment))
+                once(results / f"{kind}-cost.json", partial(cost, stage))
     print("\n" + "\n".join(table(results)))
 
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def plain_loop(lr: Tensor, hr: Tensor, bf16: bool, channels_last: bool) -> Steps
     """The steps as a script would write them: one process, no micro-batches, no check of what is finite."""
     generator = MDCSRN(**PUBLISHED, channels_last=channels_last).to(lr.device).train()
     critic = build_critic("separable", lr.shape[-1]).to(lr.device)
-    moves = {net: torch.optim.Adam(net.parameters(), lr=1e-5) for net in (generator, critic)}
+    networks: list[nn.Module] = [generator, critic]
+    moves = {net: torch.optim.Adam(net.parameters(), lr=1e-5) for net in networks}
 
     def generate() -> Tensor:
         with torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16):
@@ -67,11 +69,11 @@ def plain_loop(lr: Tensor, hr: Tensor, bf16: bool, channels_last: bool) -> Steps
 
 def our_loop(lr: Tensor, hr: Tensor, strategy: str = "single", batch_size: int | None = None, **options: Any) -> Steps:
     """train_step on this rank's patches, in bf16 unless `options` say otherwise. batch_size: over all ranks."""
-    own = {"batch_size": batch_size or lr.shape[0], "micro_batch": lr.shape[0], "precision": "bf16"}
+    own: dict[str, Any] = {"batch_size": batch_size or lr.shape[0], "micro_batch": lr.shape[0], "precision": "bf16"}
     config = StepConfig(**own | options)
     critic = build_critic("separable", lr.shape[-1])
     networks = build_networks(MDCSRN(**PUBLISHED), critic, config, lr.device, strategy)
-    return {phase: lambda index, phase=phase: train_step(networks, config, phase, index, lr, hr) for phase in PHASES}
+    return {phase: partial(train_step, networks, config, phase, lr=lr, hr=hr) for phase in PHASES}
 
 
 def interleaved(steps: Mapping[str, Callable[[int], object]], repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
@@ -164,6 +166,11 @@ def plain_processes(cores: list[list[int]], count: int, size: int, repeats: int)
         return [job.result() for job in [pool.submit(_plain_alone, own, count, size, repeats) for own in cores]]
 
 
+def _followed(step: Callable[[int], object], after: Callable[[], object], index: int) -> None:
+    step(index)
+    after()
+
+
 def _ray_worker(settings: dict[str, Any]) -> Seconds:
     import ray.train
 
@@ -177,9 +184,7 @@ def _ray_worker(settings: dict[str, Any]) -> Seconds:
     requests = Requests(Path(settings["folder"]), device)
     steps = our_loop(lr, hr, "fsdp", batch_size=world * settings["count"])
     # What the worker's loop does after a step that is neither logged, validated nor saved.
-    whole = {
-        phase: lambda index, step=step: (step(index), requests.after_step()) for phase, step in steps.items()
-    }  # fmt: skip
+    whole: Steps = {phase: partial(_followed, step, requests.after_step) for phase, step in steps.items()}
     if settings["turns"]:
         return Turn(Path(settings["turns"]), "ray", "plain").by_phase(whole, settings["repeats"])
     return by_phase(whole, settings["repeats"])
