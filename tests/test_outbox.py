@@ -157,7 +157,7 @@ def test_a_run_goes_on_and_ends_without_an_mlflow_that_does_not_answer(
 def test_many_records_are_delivered_by_few_calls_as_long_as_it_takes(
     run: tuple[tracking.Tracking, Path], tmp_path: Path
 ) -> None:
-    place, root = run
+    place, _ = run
     run_id = tracking.start_run(place, {}, name="many")
     with FileLock(tmp_path / ".lock"):
         box = Outbox(place.uri, run_id, tmp_path)

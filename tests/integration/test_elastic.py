@@ -1,4 +1,4 @@
-"""A run on a cluster that shrinks under it: two real Ray nodes on this machine, and kill -9 of the second."""
+"""A run on a cluster that shrinks and grows: real Ray nodes on this machine, kill -9 of one, and another in its place."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ import pytest
 from mrisr.training.saving import whole_checkpoints
 
 from .conftest import Bench, assert_same_run
+from .test_faults import wait_for
 from .test_ray_job import free_port
 
 pytestmark = pytest.mark.integration
@@ -35,7 +37,7 @@ def kill(node: subprocess.Popen[bytes]) -> None:
     node.wait(30)
 
 
-class TwoNodes(Bench):
+class Nodes(Bench):
     """Runs `mrisr` on a cluster of its own: a head node, and others that a test adds and kills."""
 
     def __init__(self, folder: Path, store: Path) -> None:
@@ -67,6 +69,13 @@ class TwoNodes(Bench):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
 
+    def workers(self) -> dict[int, psutil.Process]:
+        """The training workers' processes on the head node, by their ids."""
+        below = psutil.Process(self.nodes[0].pid).children(recursive=True)
+        with suppress(psutil.NoSuchProcess):
+            return {p.pid: p for p in below if any("RayTrainWorker" in part for part in p.cmdline()[:1])}
+        return {}
+
     def close(self) -> None:
         for node in reversed(self.nodes):
             if node.poll() is None:
@@ -75,27 +84,38 @@ class TwoNodes(Bench):
 
 
 @pytest.fixture
-def two_nodes(tmp_path: Path, small_store: Path) -> Iterator[TwoNodes]:
-    bench = TwoNodes(tmp_path, small_store)
+def nodes(tmp_path: Path, small_store: Path) -> Iterator[Nodes]:
+    bench = Nodes(tmp_path, small_store)
     yield bench
     bench.close()
 
 
-def test_a_run_goes_on_with_the_workers_that_are_left(unkilled: tuple[Bench, str], two_nodes: TwoNodes) -> None:
-    """A node is killed, and a worker with it: one worker goes on, and the numbers are those of two all along."""
+def test_a_run_shrinks_and_grows_with_its_cluster(unkilled: tuple[Bench, str], nodes: Nodes) -> None:
+    """A node is killed, and a worker with it: one worker goes on. A node joins: two go on from where the one was.
+
+    The numbers are those of two workers all along.
+    """
     reference, _ = unkilled
-    bench = two_nodes
+    bench = nodes
     bench.add_node()
-    driver = bench.start("train", "--config", str(bench.config), "resources.min_workers=1", *FITTING)
-    deadline = time.monotonic() + 120
-    while not whole_checkpoints(bench.run):
-        assert driver.poll() is None, driver.stdout.read() if driver.stdout else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    options = ("resources.min_workers=1", "resources.resize_every_s=1", *FITTING)
+    driver = bench.start("train", "--config", str(bench.config), *options)
+    wait_for(driver, lambda: whole_checkpoints(bench.run))
+    first = bench.workers()
     kill(bench.nodes[1])
+    # The only worker of the next group is held until the other node has joined: the rest of the run takes seconds.
+    wait_for(driver, lambda: bench.workers().keys() - first.keys())
+    (alone,) = (process for pid, process in bench.workers().items() if pid not in first)
+    alone.suspend()
+    bench.add_node()
+    alone.resume()
     output, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, output
     told = re.findall(r"(\d) of 2 workers from step (\d+) on, each with (\d) of the 2 patches", output)
-    assert list(dict.fromkeys((workers, each) for workers, _, each in told)) == [("2", "1"), ("1", "2")]
-    assert int(told[-1][1]) in (5, 10, 15, 20), "from a checkpoint on"
+    assert list(dict.fromkeys((workers, each) for workers, _, each in told)) == [("2", "1"), ("1", "2")], output
+    assert [workers for workers, _, _ in told][-2:] == ["1", "2"], output
+    shrunk, grown = (int(step) for _, step, _ in told[-2:])
+    assert shrunk in (5, 10), "from a checkpoint on"
+    assert grown > shrunk, "a checkpoint was asked for before the group grew"
+    assert grown % 5, "which is none of those that the run writes anyway"
     assert_same_run(bench, reference)
