@@ -1,4 +1,4 @@
-"""A run on a cluster that shrinks and grows: real Ray nodes on this machine, kill -9 of one, and another in its place."""
+"""A run on a cluster that shrinks and grows: real Ray nodes on this machine, kill -9 of one, another in its place."""
 
 from __future__ import annotations
 
