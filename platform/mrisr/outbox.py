@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RETRY_SECONDS = (0.5, 30.0)  # the first wait after a failure, and the longest; each wait is twice the one before
+LOCK_RELEASE_S = 1.0  # for a thread that has delivered everything to give up the folder
 AT_ONCE = 200  # records of metrics that one delivery takes together
 
 _Item = Path | dict[str, Any]  # a record's file, or the record itself where the disk had no room for it
@@ -78,7 +79,7 @@ class Outbox:
             self._closing = True
             self._changed.notify()
         end, left = time.monotonic() + at_most, self._waiting()
-        while self._thread.is_alive():
+        while left and self._thread.is_alive():
             self._thread.join(max(0.0, min(seconds, end - time.monotonic())))
             before, left = left, self._waiting()
             if left >= before or time.monotonic() >= end:
@@ -86,6 +87,8 @@ class Outbox:
         if left:
             why = self._trouble or "there was no time to deliver them"
             _warn(f"{why}: {left} records stay in {self.folder}; the next start delivers them")
+        else:
+            self._thread.join(LOCK_RELEASE_S)
         return left
 
     def _files(self) -> list[Path]:

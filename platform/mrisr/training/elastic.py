@@ -62,8 +62,10 @@ class BatchSharingPolicy(ElasticScalingPolicy):
             decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
             if isinstance(decision, ResizeDecision):
                 # Ray would shut the group down now; a step of patience saves what it did since its last checkpoint.
-                self._asked_after = (newest_name(self._run_folder),)
-                (self._run_folder / CHECKPOINT_FILE).touch()
+                newest = newest_name(self._run_folder)
+                with suppress(OSError):  # a full disk; the group then stays as it is
+                    (self._run_folder / CHECKPOINT_FILE).touch()
+                    self._asked_after = (newest,)
             return NoopDecision()
         if newest_name(self._run_folder) in self._asked_after:
             return NoopDecision()

@@ -109,7 +109,7 @@ class ProgressPolicy(DefaultFailurePolicy):
             if cause is not None:
                 time.sleep(self._pause)  # a node that has just died is missed only after a while
                 self._pause *= 2
-        else:
+        elif isinstance(error, WorkerGroupError):
             most = self.failure_config.max_failures
             print(f"the workers failed and are given up: training.max_failures = {most} restarts since {since} "
                   "were of no use", flush=True)  # fmt: skip
