@@ -7,9 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 from matplotlib.figure import Figure
+from mlflow.entities import Metric
+from mlflow.tracking import MlflowClient
 
 from mrisr import tracking
 from mrisr.outbox import Outbox
@@ -82,3 +86,98 @@ def test_what_is_left_at_the_end_waits_for_the_next_start(
     assert absent.close(0.5) == 1
     assert "the next start delivers them" in capsys.readouterr().err
     assert len(files(tmp_path)) == 1
+
+
+def test_a_record_that_is_damaged_or_refused_holds_nothing_up(
+    run: tuple[tracking.Tracking, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, _ = run
+    run_id = tracking.start_run(place, {}, name="damaged")
+    (tmp_path / "0000000001.json").write_text("")  # as a power loss leaves a file whose name was on the disk
+    (tmp_path / "0000000002.json").write_text('{"kind": "metrics", "step": 1}')
+    box = Outbox(place.uri, run_id, tmp_path)
+    box.metrics(1, {"loss": 1.0})
+    box.metrics(2, {"loss": 2.0})
+    box.metrics(3, {"no name for MLflow?!": 1.0, "loss": 3.0})
+    box.metrics(4, {"loss": 4.0})
+    assert box.close(60) == 0
+    assert history(place, run_id, "loss") == [(1, 1.0), (2, 2.0), (4, 4.0)]
+    assert sorted(file.stem for file in tmp_path.glob("*.bad")) == ["0000000001", "0000000002", "0000000005"]
+    told = capsys.readouterr().err
+    assert "0000000001.json is no whole record" in told
+    assert "0000000005.json is refused by MLflow" in told
+    assert "is away" not in told
+
+
+def test_what_another_process_delivers_meanwhile_is_not_missed(
+    run: tuple[tracking.Tracking, Path], tmp_path: Path
+) -> None:
+    place, _ = run
+    run_id = tracking.start_run(place, {}, name="two")
+    with FileLock(tmp_path / ".lock"):  # a worker that still lives, and delivers what it finds
+        (tmp_path / "0000000001.json").write_text('{"kind": "metrics", "step": 1, "time": 5, "values": {"loss": 1.0}}')
+        box = Outbox(place.uri, run_id, tmp_path)
+        box.metrics(2, {"loss": 2.0})
+        (tmp_path / "0000000001.json").unlink()
+        assert box.close(0.2) == 1
+    box = Outbox(place.uri, run_id, tmp_path)
+    assert box.close(60) == 0
+    assert history(place, run_id, "loss") == [(2, 2.0)]
+
+
+def test_a_run_that_mlflow_does_not_have_is_told_from_an_mlflow_that_is_away(
+    run: tuple[tracking.Tracking, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, _ = run
+    run_id = tracking.start_run(place, {}, name="deleted")
+    tracking.client(place.uri).delete_run(run_id)
+    box = Outbox(place.uri, run_id, tmp_path)
+    box.metrics(1, {"loss": 1.0})
+    assert box.close(1.0) == 1
+    told = capsys.readouterr().err
+    assert f"refuses run {run_id}" in told
+    assert "is away" not in told
+    with pytest.raises(ValueError, match=f"refuses run {run_id}.*restore the run, or delete {tmp_path}"):
+        tracking.resume_if_reachable(place.uri, run_id, tmp_path / "mlflow_run_id.txt")
+    tracking.client(place.uri).restore_run(run_id)
+    assert Outbox(place.uri, run_id, tmp_path).close(60) == 0
+    assert history(place, run_id, "loss") == [(1, 1.0)]
+
+
+def test_a_run_goes_on_and_ends_without_an_mlflow_that_does_not_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "RESUME_S", 0.3)
+    monkeypatch.setattr(tracking, "FINISH_S", 0.3)
+    absent = "http://127.0.0.1:9"
+    tracking.resume_if_reachable(absent, "0" * 32, tmp_path / "mlflow_run_id.txt")
+    tracking.finish_if_reachable(absent, "0" * 32, "KILLED")
+    told = capsys.readouterr().err
+    assert "is away (TimeoutError: no answer within 0.3 s); the run goes on" in told
+    assert "still shows as running" in told
+
+
+def test_many_records_are_delivered_by_few_calls(
+    run: tuple[tracking.Tracking, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, _ = run
+    run_id = tracking.start_run(place, {}, name="many")
+    sizes: list[int] = []
+    log_batch = MlflowClient.log_batch
+
+    def counted(client: MlflowClient, *arguments: Any, metrics: list[Metric]) -> Any:
+        sizes.append(len(metrics))
+        return log_batch(client, *arguments, metrics=metrics)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    with FileLock(tmp_path / ".lock"):
+        box = Outbox(place.uri, run_id, tmp_path)
+        for step in range(300):
+            box.metrics(step, {"loss": float(step), "norm": 1.0})
+            if step == 249:
+                box.figure(step, "validation", Figure())
+    assert box.close(60) == 0
+    assert sizes == [400, 100, 100], "at most 200 records together, none across a picture"
+    assert history(place, run_id, "loss") == [(step, float(step)) for step in range(300)]
+    assert len(history(place, run_id, "norm")) == 300
+    assert tracking.client(place.uri).list_artifacts(run_id, "pictures")

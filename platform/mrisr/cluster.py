@@ -69,6 +69,8 @@ def quiet() -> None:
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # It prints a traceback of whatever it raises, and a locked database is told in a line by the one who meets it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def divide(experiment: Experiment, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] = ()) -> Share:

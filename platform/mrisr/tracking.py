@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 
+from mrisr.absence import first_line, refused, within
 from mrisr.run_parameters import SOURCES, code_version, flatten, mask_secrets, plain
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _PARAMS_PER_CALL, _METRICS_PER_CALL = 100, 1000
+# How long a run that could do without waits for MLflow, when it goes on and when it ends.
+RESUME_S, FINISH_S = 10.0, 5.0
 
 
 class Tracking(NamedTuple):
@@ -156,9 +159,31 @@ def finish(uri: str, run_id: str, status: Status = "FINISHED") -> None:
 
 
 def finish_if_reachable(uri: str, run_id: str, status: Status) -> None:
-    """`finish` for a run that ends on an error, which an MLflow that is away must not hide."""
-    with unless_away(uri, f"run {run_id} still shows as running"):
-        finish(uri, run_id, status)
+    """`finish` for a run that ends on an error, which an MLflow that is away must neither hide nor hold up."""
+    try:
+        within(FINISH_S, lambda: finish(uri, run_id, status))
+    except Exception as error:  # a database that is locked raises its own errors, not MLflow's
+        place = mask_secrets(uri)
+        print(f"MLflow at {place} does not answer: run {run_id} still shows as running ({first_line(error)})",
+              file=sys.stderr, flush=True)  # fmt: skip
+
+
+def resume_if_reachable(uri: str, run_id: str, file: Path) -> None:
+    """`resume_run`, unless MLflow is away, which a run that has begun does without: its outbox delivers later.
+
+    file: where the run's id is from. Raises ValueError if MLflow answers, and does not have the run.
+    """
+    place = mask_secrets(uri)
+    try:
+        within(RESUME_S, lambda: resume_run(uri, run_id))
+    except Exception as error:
+        if refused(error):
+            raise ValueError(
+                f"tracking.uri = {place}: MLflow refuses run {run_id} ({first_line(error)}); use the address that the "
+                f"run began with, restore the run, or delete {file} to go on in a new one"
+            ) from None
+        print(f"MLflow at {place} is away ({first_line(error)}); the run goes on, and its metrics are delivered later",
+              file=sys.stderr, flush=True)  # fmt: skip
 
 
 @contextmanager
@@ -190,16 +215,28 @@ class RunLogger:
         """The last step logged under a key, by this process or an earlier one."""
         return self._logged.get(key)
 
+    def is_active(self) -> bool:
+        """Whether MLflow has the run, and not among the deleted ones."""
+        return bool(self._client.get_run(self.run_id).info.lifecycle_stage == "active")
+
     def metrics(self, step: int, values: Mapping[str, float], time_ms: int | None = None) -> None:
         """Log the metrics of one step in one call; steps must not go down. Keys already logged at it are left
         out. time_ms: when they were measured, Unix time; now by default."""
+        self.batch([(step, values, int(time.time() * 1000) if time_ms is None else time_ms)])
+
+    def batch(self, records: Iterable[tuple[int, Mapping[str, float], int]]) -> None:
+        """Log several (step, values, time_ms) in as few calls as MLflow takes; otherwise as `metrics`, in order."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000) if time_ms is None else time_ms
-        new = [Metric(k, float(v), now, step) for k, v in values.items() if step > self._logged.get(k, -1)]
+        new, logged = [], dict(self._logged)
+        for step, values, time_ms in records:
+            fresh = [key for key in values if step > logged.get(key, -1)]
+            new += [Metric(key, float(values[key]), time_ms, step) for key in fresh]
+            logged |= dict.fromkeys(fresh, step)
         for first in range(0, len(new), _METRICS_PER_CALL):
-            self._client.log_batch(self.run_id, metrics=new[first : first + _METRICS_PER_CALL])
-        self._logged.update({metric.key: step for metric in new})
+            part = new[first : first + _METRICS_PER_CALL]
+            self._client.log_batch(self.run_id, metrics=part)
+            self._logged |= {metric.key: metric.step for metric in part}
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Store a matplotlib figure as pictures/<step, 8 digits>-<name>.png; the same step and name replace

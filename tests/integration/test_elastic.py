@@ -1,4 +1,4 @@
-"""A run on a cluster that shrinks under it: two real Ray nodes on this machine, and kill -9 of the second."""
+"""A run on a cluster that shrinks and grows: real Ray nodes on this machine, kill -9 of one, another in its place."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -35,7 +36,7 @@ def kill(node: subprocess.Popen[bytes]) -> None:
     node.wait(30)
 
 
-class TwoNodes(Bench):
+class Nodes(Bench):
     """Runs `mrisr` on a cluster of its own: a head node, and others that a test adds and kills."""
 
     def __init__(self, folder: Path, store: Path) -> None:
@@ -67,6 +68,20 @@ class TwoNodes(Bench):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
 
+    def worker(self) -> psutil.Process:
+        """The training worker's process on the head node."""
+        below = psutil.Process(self.nodes[0].pid).children(recursive=True)
+        found = [process for process in below if "RayTrainWorker" in "".join(process.cmdline()[:1])]
+        return max(found, key=lambda process: process.create_time())
+
+    def wait_for(self, driver: subprocess.Popen[str], lines: list[str], condition: Callable[[], object]) -> None:
+        """Wait for a condition while the driver lives; lines: what it has printed."""
+        deadline = time.monotonic() + 240
+        while not condition():
+            assert driver.poll() is None, "".join(lines)
+            assert time.monotonic() < deadline, "".join(lines)
+            time.sleep(0.02)
+
     def close(self) -> None:
         for node in reversed(self.nodes):
             if node.poll() is None:
@@ -75,27 +90,40 @@ class TwoNodes(Bench):
 
 
 @pytest.fixture
-def two_nodes(tmp_path: Path, small_store: Path) -> Iterator[TwoNodes]:
-    bench = TwoNodes(tmp_path, small_store)
+def nodes(tmp_path: Path, small_store: Path) -> Iterator[Nodes]:
+    bench = Nodes(tmp_path, small_store)
     yield bench
     bench.close()
 
 
-def test_a_run_goes_on_with_the_workers_that_are_left(unkilled: tuple[Bench, str], two_nodes: TwoNodes) -> None:
-    """A node is killed, and a worker with it: one worker goes on, and the numbers are those of two all along."""
+def test_a_run_shrinks_and_grows_with_its_cluster(unkilled: tuple[Bench, str], nodes: Nodes) -> None:
+    """A node is killed, and a worker with it: one worker goes on. A node joins: two go on from where the one was.
+
+    The numbers are those of two workers all along.
+    """
     reference, _ = unkilled
-    bench = two_nodes
+    bench = nodes
     bench.add_node()
-    driver = bench.start("train", "--config", str(bench.config), "resources.min_workers=1", *FITTING)
-    deadline = time.monotonic() + 120
-    while not whole_checkpoints(bench.run):
-        assert driver.poll() is None, driver.stdout.read() if driver.stdout else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    options = ("resources.min_workers=1", "resources.resize_every_s=1", *FITTING)
+    driver = bench.start("train", "--config", str(bench.config), *options)
+    lines: list[str] = []
+    reader = Thread(target=lambda: lines.extend(driver.stdout or []))
+    reader.start()
+    bench.wait_for(driver, lines, lambda: whole_checkpoints(bench.run))
     kill(bench.nodes[1])
-    output, _ = driver.communicate(timeout=240)
-    assert driver.returncode == 0, output
+    # The one worker is held until the other node has joined: what is left of the run takes seconds.
+    bench.wait_for(driver, lines, lambda: any("1 of 2 workers" in line for line in lines))
+    alone = bench.worker()
+    alone.suspend()
+    bench.add_node()
+    alone.resume()
+    reader.join(240)
+    output = "".join(lines)
+    assert driver.wait(60) == 0, output
     told = re.findall(r"(\d) of 2 workers from step (\d+) on, each with (\d) of the 2 patches", output)
-    assert list(dict.fromkeys((workers, each) for workers, _, each in told)) == [("2", "1"), ("1", "2")]
-    assert int(told[-1][1]) in (5, 10, 15, 20), "from a checkpoint on"
+    assert [workers + each for workers, _, each in told if workers + each != "21"] == ["12"], output
+    assert [workers for workers, _, _ in told][-2:] == ["1", "2"], output
+    shrunk, grown = (int(step) for _, step, _ in told[-2:])
+    assert shrunk in (5, 10), "from a checkpoint on"
+    assert grown > shrunk, "a checkpoint was asked for before the group grew"
     assert_same_run(bench, reference)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,8 +11,21 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
-from mrisr.training.saving import whole_checkpoints
+from mrisr.models import MDCSRN
+from mrisr.training.best import Best
+from mrisr.training.checkpoint import CheckpointError
+from mrisr.training.claim import mend_ray_snapshot
+from mrisr.training.saving import (
+    CheckpointWriteError,
+    agreed_checkpoint,
+    checkpoint_name,
+    whole_checkpoints,
+    write_folder,
+)
+from mrisr.training.step import StepConfig, build_networks
 
 # python -c WRITER FOLDER RANK WORLD COUNT: writes COUNT checkpoints, says what became of each.
 WRITER = """
@@ -104,3 +118,81 @@ def test_a_folder_without_its_metadata_or_progress_is_no_checkpoint(tmp_path: Pa
         (folder / "progress.json").write_text('{"step": 1}')
     (tmp_path / "checkpoint_00000002" / missing).unlink()
     assert [folder.name for folder in whole_checkpoints(tmp_path)] == ["checkpoint_00000001"]
+
+
+def make_checkpoint(run: Path, step: int, weights: bytes) -> Path:
+    folder = run / f"checkpoint_{step:08d}"
+    folder.mkdir()
+    (folder / ".metadata").write_bytes(b"x")
+    (folder / "progress.json").write_text('{"step": 1}')
+    (folder / "best.safetensors").write_bytes(weights)
+    return folder
+
+
+@pytest.mark.parametrize("left", [0, 8, 60, -1])
+def test_weights_that_are_cut_short_make_no_whole_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], left: int
+) -> None:
+    """A power loss can leave a file with its name and a part of its content."""
+    weights = safetensors.torch.save({"w": torch.zeros(64)})
+    before, damaged = (make_checkpoint(tmp_path, step, weights) for step in (1, 2))
+    assert agreed_checkpoint(tmp_path) == damaged
+    (damaged / "best.safetensors").write_bytes(weights[:left])
+    assert agreed_checkpoint(tmp_path) == before
+    assert f"{damaged.name} in {tmp_path} is damaged" in capsys.readouterr().out
+    best = Best("psnr")
+    with pytest.raises(CheckpointError, match=f"{damaged} cannot be read: best.safetensors.*delete this folder"):
+        best.restore({"step": 1, "figures": {}}, damaged)
+
+
+def test_rays_list_is_put_aside_unless_all_of_it_is_whole(tmp_path: Path) -> None:
+    weights = safetensors.torch.save({"w": torch.zeros(4)})
+    folders = [make_checkpoint(tmp_path, step, weights) for step in (1, 2)]
+    snapshot, torn = (tmp_path / f"checkpoint_manager_snapshot.{end}" for end in ("json", "torn"))
+    mend_ray_snapshot(tmp_path)
+    listed = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": folder.name} for folder in folders]})
+    snapshot.write_text(listed)
+    mend_ray_snapshot(tmp_path)
+    assert snapshot.exists()
+    (folders[1] / "progress.json").write_text("")
+    mend_ray_snapshot(tmp_path)
+    assert torn.read_text() == listed
+    assert not snapshot.exists()
+    for broken in (listed[:-5], "[]", '{"checkpoint_results": [1]}', json.dumps(
+        {"checkpoint_results": [{"checkpoint_dir_name": folders[0].name}] * 2}
+    )):  # fmt: skip
+        snapshot.write_text(broken)
+        mend_ray_snapshot(tmp_path)
+        assert not snapshot.exists(), broken
+
+
+def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted(descriptor: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def named(path: Path, target: Path) -> Path:
+        events.append(f"rename {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", named)
+    networks = build_networks(MDCSRN(2, 1, 1), None, StepConfig(), torch.device("cpu"), "single")
+    weights = {"best.safetensors": {"w": torch.zeros(4)}}
+    final = write_folder(tmp_path / checkpoint_name(1), networks, {"step": 1}, weights, networks.generator.config)
+    assert whole_checkpoints(tmp_path) == [final]
+    before, after = events[: events.index(f"rename {final.name}")], events[events.index(f"rename {final.name}") + 1 :]
+    assert {"best.safetensors", "progress.json", f".{final.name}.part"} <= set(before)
+    assert any(name.endswith(".distcp") for name in before)
+    assert after == [tmp_path.name]
+    # A folder that is gone is told as that, not as an error of the telling.
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointWriteError, match=r"could not be written: rank 0: Not a directory .*Not a directory"):
+        write_folder(
+            tmp_path / "file" / "run" / checkpoint_name(2), networks, {"step": 2}, {}, networks.generator.config
+        )

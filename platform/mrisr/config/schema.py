@@ -95,7 +95,9 @@ class Training(Section):
     log_every: Positive = Field(50, description="steps between metric records")
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
     keep_checkpoints: Positive = Field(2, description="newest checkpoints that are kept")
-    max_failures: int = Field(3, ge=-1, description="restarts after a lost worker; -1: without limit")
+    max_failures: int = Field(
+        3, ge=-1, description="restarts after lost workers with no newer checkpoint between; -1: no limit"
+    )
 
 
 class Resources(Section):

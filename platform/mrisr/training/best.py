@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mrisr.config.validation_keys import Validation
 from mrisr.metrics import HIGHER_IS_BETTER
+from mrisr.training.checkpoint import REMEDY, CheckpointError
 
 BEST_WEIGHTS = "best.safetensors"
+LAST_WEIGHTS = "last.safetensors"
 
 
 def score(figures: Mapping[str, Any], metric: str, main: str, protocols: tuple[str, ...]) -> float:
@@ -51,7 +54,30 @@ class Best:
         return {"step": self.step, "figures": self.figures}
 
     def restore(self, progress: dict[str, Any], folder: Path) -> None:
-        """Take what `progress` told, and the weights, from a checkpoint's folder."""
+        """Take what `progress` told, and the weights, from a checkpoint's folder.
+
+        Raises CheckpointError if the checkpoint's file is missing or damaged.
+        """
         self.step, self.figures = progress["step"], progress["figures"]
         if self.step is not None:
-            self.state = load_file(folder / BEST_WEIGHTS)
+            self.state = best_weights(folder)
+
+
+def best_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The best weights that a checkpoint holds, plain CPU tensors. Raises CheckpointError that names the folder."""
+    try:
+        return load_file(checkpoint / BEST_WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint} cannot be read: {BEST_WEIGHTS}: {error}; {REMEDY}") from error
+
+
+def sound_weights(checkpoint: Path) -> bool:
+    """Whether the weights files that a checkpoint has are as long as their headers say; a cut one is not."""
+    for name in (BEST_WEIGHTS, LAST_WEIGHTS):
+        if (checkpoint / name).exists():
+            try:
+                with safe_open(checkpoint / name, framework="pt"):
+                    pass
+            except (OSError, SafetensorError):
+                return False
+    return True

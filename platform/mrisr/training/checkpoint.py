@@ -21,6 +21,7 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Met
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import StorageMeta
 
+from mrisr.training.durable import write_synced
 from mrisr.training.networks import Networks
 from mrisr.training.sharding import average_statistics, plain, rank, release, world_size
 
@@ -48,7 +49,7 @@ def save(directory: str | Path, networks: Networks, progress: dict[str, Any]) ->
     with _alone() as no_dist:
         dcp.save(_entries(networks), storage_writer=FileSystemWriter(folder, overwrite=True), no_dist=no_dist)
     if rank() == 0:
-        (folder / PROGRESS).write_text(text)
+        write_synced(folder / PROGRESS, text.encode())
 
 
 def load(directory: str | Path, networks: Networks) -> dict[str, Any]:

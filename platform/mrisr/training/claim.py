@@ -16,6 +16,7 @@ from mrisr.config.loading import dump_experiment, load_experiment
 from mrisr.config.spaces import flat
 from mrisr.training.assembly import schedule_of, step_config
 from mrisr.training.checkpoint import PROGRESS
+from mrisr.training.durable import sync, write_synced
 from mrisr.training.saving import whole_checkpoints
 from voxelstore import VolumeStore
 
@@ -118,17 +119,19 @@ def claim(experiment: Experiment, store: VolumeStore) -> None:
 
 
 def mend_ray_snapshot(folder: Path) -> None:
-    """Put Ray's own list of checkpoints aside if it was cut short: Ray writes it in place, and would refuse to start.
+    """Put Ray's own list of checkpoints aside if it was cut short or names one that is not whole.
 
-    The checkpoints are found without it; the workers report the newest to Ray again.
+    Ray writes it in place, and would refuse to start. A checkpoint that is damaged is passed over here and made again
+    later; with both in its list, Ray would delete the folder of the older one under the name of the newer. The
+    checkpoints are found without the list; the workers report the newest to Ray again.
     """
     snapshot = folder / "checkpoint_manager_snapshot.json"
     try:
-        listed = json.loads(snapshot.read_text())["checkpoint_results"]
-        sound = all((folder / entry["checkpoint_dir_name"]).is_dir() for entry in listed)
+        listed = [entry["checkpoint_dir_name"] for entry in json.loads(snapshot.read_text())["checkpoint_results"]]
+        sound = {*listed} <= {found.name for found in whole_checkpoints(folder)} and len({*listed}) == len(listed)
     except FileNotFoundError:
         return
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         sound = False
     if not sound:
         snapshot.replace(snapshot.with_suffix(".torn"))
@@ -137,5 +140,6 @@ def mend_ray_snapshot(folder: Path) -> None:
 def write_whole(file: Path, text: str) -> None:
     """Write a small file so that it is there as a whole or not at all."""
     part = file.with_name(f".{file.name}.part{os.getpid()}")
-    part.write_text(text)
+    write_synced(part, text.encode())
     part.replace(file)
+    sync(file.parent)

@@ -15,6 +15,7 @@ from mrisr.registry import load_generator_weights
 from mrisr.training.assembly import generator_config
 from mrisr.training.best import BEST_WEIGHTS
 from mrisr.training.claim import INITIAL
+from mrisr.training.durable import sync
 
 
 def prepare_initial_weights(experiment: Experiment, uri: str) -> Path | None:
@@ -31,7 +32,9 @@ def prepare_initial_weights(experiment: Experiment, uri: str) -> Path | None:
         state = read_initial_weights(experiment, source, uri)
         part = file.with_name(f".initial.part{os.getpid()}")
         save_file({key: value.contiguous() for key, value in state.items()}, part)
+        sync(part)
         part.replace(file)
+        sync(file.parent)
     return file
 
 

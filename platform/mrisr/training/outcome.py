@@ -4,8 +4,13 @@ from __future__ import annotations
 
 
 class TrainingStopped(RuntimeError):
-    """A run that new workers would not mend: values that are not finite, a full disk. The message says the remedy."""
+    """A run that new workers would not mend: values that are not finite, a full disk, too little memory. The message
+    says the remedy."""
 
 
 class Terminated(RuntimeError):
-    """A run that SIGTERM stopped, after a checkpoint."""
+    """A run that SIGTERM stopped: after a checkpoint, or while it had no workers."""
+
+
+class FiguresNotFinite(ArithmeticError):
+    """Validation figures that are NaN or infinite; equal on every rank, so every rank raises it."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from mrisr.training import checkpoint
+from mrisr.training.best import sound_weights
+from mrisr.training.durable import sync, write_synced
 from mrisr.training.networks import Networks
 from mrisr.training.sharding import rank, world_size
 from mrisr.weights import serialised
@@ -27,16 +29,27 @@ def checkpoint_name(step: int) -> str:
 
 
 def whole_checkpoints(run_folder: Path) -> list[Path]:
-    """The run's checkpoints, oldest first. A folder that lacks DCP's metadata or its progress is none."""
-    found = sorted(run_folder.glob("checkpoint_[0-9]*"))
-    return [folder for folder in found if _is_whole(folder)]
+    """The run's checkpoints, oldest first. A folder that lacks DCP's metadata or its progress is none, nor is one
+    whose weights files are cut short."""
+    return [folder for folder in _folders(run_folder) if _is_whole(folder)]
+
+
+def newest_name(run_folder: Path) -> str | None:
+    """The name of the newest whole checkpoint, which sorts by step; None where there is none."""
+    return next((folder.name for folder in reversed(_folders(run_folder)) if _is_whole(folder)), None)
+
+
+def _folders(run_folder: Path) -> list[Path]:
+    return sorted(run_folder.glob("checkpoint_[0-9]*"))
 
 
 def _is_whole(folder: Path) -> bool:
     try:
-        return (folder / checkpoint.METADATA).is_file() and bool(json.loads((folder / checkpoint.PROGRESS).read_text()))
-    except (OSError, json.JSONDecodeError):
+        if not (folder / checkpoint.METADATA).is_file() or not json.loads((folder / checkpoint.PROGRESS).read_text()):
+            return False
+    except (OSError, ValueError):
         return False
+    return sound_weights(folder)
 
 
 def agreed_checkpoint(run_folder: Path) -> Path | None:
@@ -49,6 +62,13 @@ def agreed_checkpoint(run_folder: Path) -> Path | None:
         for torn in run_folder.glob(".*.part"):
             shutil.rmtree(torn, ignore_errors=True)
         found = whole_checkpoints(run_folder)[-1:]
+        damaged = [folder.name for folder in _folders(run_folder) if not found or folder > found[0]]
+        if damaged:
+            print(
+                f"{', '.join(damaged)} in {run_folder} is damaged (a file is missing or cut short); going on from "
+                f"{found[0].name if found else 'the beginning'}",
+                flush=True,
+            )
     if world_size() > 1:
         dist.broadcast_object_list(box := [found], src=0)
         found = box[0]
@@ -67,7 +87,8 @@ def write_folder(
     weights: safetensors files of the generator that rank 0 adds, name -> state_dict of plain CPU tensors;
     generator_config: goes into their headers, since the same names and shapes fit other networks. All ranks write into
     a hidden folder beside `final`, which takes its name in one step after every rank has said that its part is on the
-    disk. So a process killed at any moment leaves the last whole checkpoint as the newest one.
+    disk, out of the kernel's caches. So a process killed at any moment, or a machine that loses its power, leaves the
+    last whole checkpoint as the newest one.
     Raises CheckpointWriteError on every rank if any of them cannot write: disk full, quota, folder gone.
     """
     part = final.with_name(f".{final.name}.part")
@@ -76,27 +97,35 @@ def write_folder(
         _together(lambda: checkpoint.save(part, networks, progress))
         _together(lambda: _finish(part, final) if rank() == 0 else None)
     except CheckpointWriteError as error:
-        free = shutil.disk_usage(final.parent).free
         last = whole_checkpoints(final.parent)
         if rank() == 0:
             shutil.rmtree(part, ignore_errors=True)
         raise CheckpointWriteError(
-            f"{final} could not be written: {error} ({free / 2**20:,.1f} MiB are free there). "
+            f"{final} could not be written: {error} ({_free(final.parent)}). "
             f"The last whole checkpoint is {last[-1].name if last else 'none'}; free space and run the same command"
         ) from None
     return final
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB are free there"
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
 
 
 def _begin(part: Path, weights: dict[str, dict[str, Tensor]], generator_config: dict[str, Any]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name, state in weights.items():
-        (part / name).write_bytes(serialised(generator_config, state))
+        write_synced(part / name, serialised(generator_config, state))
 
 
 def _finish(part: Path, final: Path) -> None:
+    sync(part)
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
+    sync(final.parent)
 
 
 def _together(action: Any) -> None:

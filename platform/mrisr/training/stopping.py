@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from mrisr.training.sharding import rank, world_size
 
-STOP_FILE = "stop-requested"
+STOP_FILE, CHECKPOINT_FILE = "stop-requested", "checkpoint-requested"
 PREEMPTION_EVERY_S = 5.0  # Ray itself looks no more often
 
 
@@ -27,29 +27,36 @@ class Request(IntEnum):
     """What the workers are asked to do after a step; the larger one wins."""
 
     NOTHING = 0
-    CHECKPOINT = 1  # a node is about to go: save now, go on as long as it lasts
+    CHECKPOINT = 1  # a node is about to go, or the group about to grow: save now, go on as long as it lasts
     STOP = 2  # save now, then stop
 
 
 class Requests:
     """The same answer on every rank after every step, so that all of them save together.
 
-    run_folder: where `stop_on_sigterm` leaves its file; rank 0 looks for it. Ray is asked for preempted nodes every
-    PREEMPTION_EVERY_S seconds by rank 0's clock: that call is a barrier in Ray, too slow for every step.
+    run_folder: where `stop_on_sigterm` and the elastic policy leave their files; rank 0 looks for them. Ray is asked
+    for preempted nodes every PREEMPTION_EVERY_S seconds by rank 0's clock: that call is a barrier in Ray, too slow for
+    every step.
     """
 
     def __init__(self, run_folder: Path, device: torch.device) -> None:
-        self._file, self._device = run_folder / STOP_FILE, device
+        self._stop, self._checkpoint, self._device = run_folder / STOP_FILE, run_folder / CHECKPOINT_FILE, device
         self._asked = time.monotonic()
         self._saved_for_preemption = False
 
     def after_step(self) -> Request:
         """Every rank must call it equally often."""
-        stop = rank() == 0 and self._file.exists()
-        ask = rank() == 0 and time.monotonic() - self._asked > PREEMPTION_EVERY_S
-        stop, ask = self._from_rank_0(stop, ask)
+        stop = save = ask = False
+        if rank() == 0:
+            stop, save = self._stop.exists(), self._checkpoint.exists()
+            ask = time.monotonic() - self._asked > PREEMPTION_EVERY_S
+            if save:
+                self._checkpoint.unlink(missing_ok=True)  # asked once, saved once
+        stop, save, ask = self._from_rank_0(stop, save, ask)
         if stop:
             return Request.STOP
+        if save:
+            return Request.CHECKPOINT
         if ask:
             self._asked = time.monotonic()
             if ray.train.get_preemption_info() is not None and not self._saved_for_preemption:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mrisr import cluster, tracking
@@ -15,7 +14,7 @@ from mrisr.config.paths import home
 from mrisr.degradation import check
 from mrisr.outbox import Outbox
 from mrisr.split_rule import settle_splits
-from mrisr.training.best import BEST_WEIGHTS
+from mrisr.training.best import best_weights
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.claim import (
     OUTBOX,
@@ -111,9 +110,9 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
 
 def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun:
     import ray.train
-    from ray.train.torch import TorchTrainer
 
-    from mrisr.training.elastic import ElasticTrainer
+    from mrisr.training.elastic import BatchSharingPolicy
+    from mrisr.training.groups import StopRequested, SupervisedTrainer, WholeGroupPolicy, stopped_by
 
     total_cpus, gpus = cluster.available()
     nodes = cluster.nodes()
@@ -138,34 +137,41 @@ def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun
         "runs": host.runs,
         "driver_cpus": host.driver_cpus,
     }
-    options = {
-        "train_loop_config": settings,
-        "scaling_config": ray.train.ScalingConfig(
-            num_workers=(counts[-1], counts[0]) if elastic else counts[0],
-            use_gpu=share.gpu,
-            resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.gpu else {})},
-            elastic_resize_monitor_interval_s=experiment.resources.resize_every_s,
-        ),
-        "run_config": ray.train.RunConfig(
+    scaling_config = ray.train.ScalingConfig(
+        num_workers=(counts[-1], counts[0]) if elastic else counts[0],
+        use_gpu=share.gpu,
+        resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.gpu else {})},
+        elastic_resize_monitor_interval_s=experiment.resources.resize_every_s,
+    )
+    # The trials of a search share the cluster, so that one of them cannot tell from the nodes what it will get.
+    patient, failures = host.runs == 1, experiment.training.max_failures
+    task, folder = experiment.stream.cpus_per_task, experiment.run_folder
+    scaling: BatchSharingPolicy | WholeGroupPolicy | None = None
+    if elastic:
+        scaling = BatchSharingPolicy(scaling_config, counts, task, folder)
+    elif patient:
+        scaling = WholeGroupPolicy(scaling_config, task, folder)
+    trainer = SupervisedTrainer(
+        train_worker,
+        run_folder=folder,
+        scaling=scaling,
+        patient=patient or elastic,
+        train_loop_config=settings,
+        scaling_config=scaling_config,
+        run_config=ray.train.RunConfig(
             name=experiment.name,
             storage_path=str(experiment.output),
             failure_config=ray.train.FailureConfig(
-                # A group that cannot be placed is an error at once, unless its size is open to change.
-                max_failures=experiment.training.max_failures,
-                controller_failure_limit=-1 if elastic else 0,
+                max_failures=failures,
+                controller_failure_limit=failures if patient or elastic else 0,
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=experiment.training.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             callbacks=list(host.callbacks),
         ),
-    }
-    trainer: TorchTrainer
-    if elastic:
-        trainer = ElasticTrainer(train_worker, counts=counts, task_cpus=experiment.stream.cpus_per_task, **options)
-    else:
-        trainer = TorchTrainer(train_worker, **options)
+    )
     try:
-        with stop_on_sigterm(experiment.run_folder):
+        with stop_on_sigterm(folder):
             result = trainer.fit()
     except (KeyboardInterrupt, SystemExit) as end:
         tracking.finish_if_reachable(uri, run_id, "KILLED")
@@ -173,14 +179,20 @@ def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun
             # How Ray leaves the run upon Ctrl-C, as if it had come to its end.
             raise KeyboardInterrupt from None
         raise
-    except Exception:
+    except StopRequested as error:
+        tracking.finish_if_reachable(uri, run_id, "KILLED")
+        raise Terminated(str(error)) from None
+    except Exception as error:
         tracking.finish_if_reachable(uri, run_id, "FAILED")
+        if (stopped := stopped_by(error)) is not None:
+            raise stopped from None
         raise
-    if stopped := result.return_value["stopped"]:
-        kind, message = stopped
+    if told := result.return_value["stopped"]:
+        kind, message = told
         tracking.finish_if_reachable(uri, run_id, "KILLED" if kind == "terminated" else "FAILED")
         raise Terminated(message) if kind == "terminated" else TrainingStopped(message)
-    return outcome(experiment, run_id, uri, whole_checkpoints(experiment.run_folder)[-1])
+    _deliver_rest(experiment, uri, run_id)
+    return outcome(experiment, run_id, uri, whole_checkpoints(folder)[-1])
 
 
 def _finished(experiment: Experiment) -> TrainedRun | None:
@@ -191,8 +203,15 @@ def _finished(experiment: Experiment) -> TrainedRun | None:
         return None
     uri, run_id = tracking.resolve_uri(experiment.tracking.uri, home()), (experiment.run_folder / RUN_ID).read_text()
     run = outcome(experiment, run_id, uri, checkpoints[-1])
-    Outbox(uri, run_id, experiment.run_folder / OUTBOX).close(LAST_DELIVERY_S)
+    _deliver_rest(experiment, uri, run_id)
     return run
+
+
+def _deliver_rest(experiment: Experiment, uri: str, run_id: str) -> None:
+    """Before the run is published, and MLflow shows it as finished: what the workers could not deliver."""
+    folder = experiment.run_folder / OUTBOX
+    if any(folder.glob("[0-9]*.json")):
+        Outbox(uri, run_id, folder).close(LAST_DELIVERY_S)
 
 
 def _step(checkpoint: Path) -> int:
@@ -203,18 +222,18 @@ def outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> 
     """What a run has come to at a checkpoint of it."""
     progress = json.loads((checkpoint / PROGRESS).read_text())
     best = progress["best"]
-    state = load_file(checkpoint / BEST_WEIGHTS)
+    state = best_weights(checkpoint)
     return TrainedRun(experiment, run_id, uri, progress["step"], best["step"], best["figures"], state, checkpoint)
 
 
 def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str, parent: str | None) -> str:
     """The MLflow run's id: the one of an earlier start if there is one, so that its curves go on."""
-    place = tracking.prepare(uri, home() / "mlartifacts", experiment.tracking.experiment)
     file = experiment.run_folder / RUN_ID
     if file.exists():
         run_id = file.read_text()
-        tracking.resume_run(uri, run_id)
+        tracking.resume_if_reachable(uri, run_id, file)
         return run_id
+    place = tracking.prepare(uri, home() / "mlartifacts", experiment.tracking.experiment)
     config = experiment.model_dump(mode="json")
     run_id = tracking.start_run(
         place, config, name=experiment.name, dataset_fingerprint=store.fingerprint(), parent_run_id=parent

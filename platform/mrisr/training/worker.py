@@ -21,8 +21,10 @@ from mrisr.pictures import critic_figure
 from mrisr.stream import Batch, StreamLimits, rank_batches
 from mrisr.training import checkpoint, replay
 from mrisr.training.assembly import generator_config, initial_networks, patch_maker, schedule_of, step_config
-from mrisr.training.best import BEST_WEIGHTS, Best
+from mrisr.training.best import BEST_WEIGHTS, LAST_WEIGHTS, Best
 from mrisr.training.claim import OUTBOX
+from mrisr.training.exhaustion import memory_advice, out_of_memory
+from mrisr.training.outcome import FiguresNotFinite, TrainingStopped
 from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint, checkpoint_name, write_folder
 from mrisr.training.schedule import phase
 from mrisr.training.sharding import average_statistics, device_for_worker, evaluated_state, full_state, largest
@@ -32,12 +34,23 @@ from mrisr.training.validation import Validator
 from mrisr.training.window import Window
 from voxelstore import VolumeStore
 
-LAST_WEIGHTS = "last.safetensors"
-# How long the end of a run waits for an MLflow that is away; what is left is delivered by the next start.
+# How long the end of a run waits for an MLflow that takes nothing, and after SIGTERM in all; what is left is delivered
+# by the next start.
 LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S = 60.0, 3.0
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """`train_rank`; an error of memory, which the same step would meet again, becomes one that ends the run."""
+    try:
+        return train_rank(settings)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        advice = memory_advice(Experiment.model_validate(settings["experiment"]), error)
+    raise TrainingStopped(advice)
+
+
+def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     """One rank of a run. settings: experiment (JSON), tracking_uri, mlflow_run_id, initial weights, gpu,
     cpus_per_worker, node_cpus, and of a search: runs that share the cluster, driver_cpus of each.
 
@@ -66,12 +79,16 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     # The figures of the last validation, and after which step: `validated`.
     latest: dict[str, float] = {}
     found, known = agreed_checkpoint(run_folder), ray.train.get_checkpoint()
+    if known is not None and (found is None or found.name < Path(known.path).name):
+        # Saved again, it would be twice in Ray's list, and its folder deleted with the older of the two entries.
+        told = f"{known.path} is gone or damaged since it was written; the same command goes on from the one before it"
+        return {"step": step, "best": best.progress(), "stopped": ["checkpoint", told]}
     if found is not None:
         try:
             progress = checkpoint.load(found, networks)
+            best.restore(progress["best"], found)
         except checkpoint.CheckpointError as error:
             return {"step": step, "best": best.progress(), "stopped": ["checkpoint", str(error)]}
-        best.restore(progress["best"], found)
         step = progress["step"]
         window.restore(progress["window"])
         critic_norms, latest = progress["critic_norms"], progress["latest"]
@@ -110,8 +127,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             others, _ = validators[protocol].run(evaluated, device, config.precision)
             figures |= {f"{protocol}/{key}": value for key, value in others.items()}
         if not all(math.isfinite(value) for key, value in figures.items() if key.rpartition("/")[2] in METRICS):
-            raise ArithmeticError(
-                f"step {step}: the validation figures are not finite: {figures}; lower the learning rate"
+            raise FiguresNotFinite(
+                f"after step {step} the validation figures are not finite: {figures}; start a new run from the best "
+                f"weights with a smaller learning rate: name=... generator.init_from={run_folder}"
             )
         latest.clear()
         latest.update(figures, validated=step)
@@ -161,7 +179,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             try:
                 metrics = train_step(networks, config, now, step, *_tensors(batch))
             except NonFiniteError as error:
-                folder = replay.record(run_folder, networks, config, maker, batch, error)
+                try:
+                    folder = replay.record(run_folder, networks, config, maker, batch, error)
+                except CheckpointWriteError as full:
+                    return ["non-finite", f"{error}. It is not recorded for replay: {full}"]
                 return ["non-finite", f"{error}. To see it again: mrisr replay {folder}"]
             step += 1
             window.add(now, metrics, waited, time.perf_counter() - started)
@@ -192,10 +213,13 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         stopped = loop()
     except CheckpointWriteError as error:
         stopped = ["storage", str(error)]
+    except FiguresNotFinite as error:
+        stopped = ["non-finite", str(error)]
     finally:
         batches.close()
     if outbox is not None:
-        outbox.close(LAST_DELIVERY_WHEN_TERMINATED_S if stopped and stopped[0] == "terminated" else LAST_DELIVERY_S)
+        terminated = stopped is not None and stopped[0] == "terminated"
+        outbox.close(LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S if terminated else math.inf)
     return {"step": step, "best": best.progress(), "stopped": stopped}
 
 

@@ -1,0 +1,160 @@
+"""When a group of workers is started, started again and given up: what Ray decides, with this project's rules.
+
+Ray 2.60 counts failures over the whole run and never starts anew; it takes a node that is away for an error after a
+minute, or asks again without a word. Its public hooks only listen. So the two policies that it makes before a run are
+replaced in one place, `SupervisedTrainer`, which refuses to work with another Ray (the project pins its release).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import ControllerError, FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import (
+    FixedScalingPolicy,
+    NoopDecision,
+    ScalingDecision,
+    ScalingPolicy,
+)
+
+from mrisr import cluster
+from mrisr.training.outcome import TrainingStopped
+from mrisr.training.saving import newest_name
+from mrisr.training.stopping import STOP_FILE
+
+LOOK_EVERY_S = 0.5
+
+
+class StopRequested(TrainingFailedError):
+    """SIGTERM came while no worker ran that could have listened to it."""
+
+
+class Waiting:
+    """What a run does while it has no workers: it says once that it waits, and ends if it is told to."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self._run_folder = run_folder
+        self._told = False
+
+    def look(self) -> None:
+        """Raises StopRequested if the driver has received SIGTERM."""
+        if (self._run_folder / STOP_FILE).exists():
+            newest = newest_name(self._run_folder)
+            kept = f"{newest} is the last checkpoint" if newest else "there is no checkpoint yet"
+            raise StopRequested(f"stopped by SIGTERM while no worker ran; {kept}")
+
+    def go_on(self, what: str) -> None:
+        """Sleep until the next look; `what` is missing."""
+        if not self._told:
+            print(f"waiting for nodes: no room for {what}", flush=True)
+        self._told = True
+        time.sleep(LOOK_EVERY_S)
+
+    def over(self) -> None:
+        self._told = False
+
+
+class WholeGroupPolicy(FixedScalingPolicy):
+    """Ray's policy for a group of one size, which here waits until the living nodes can hold all of it."""
+
+    def __init__(self, scaling_config: ScalingConfig, task_cpus: float, run_folder: Path) -> None:
+        super().__init__(scaling_config)
+        self._task_cpus, self._waiting = task_cpus, Waiting(run_folder)
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        self._waiting.look()
+        need, workers = self.scaling_config._resources_per_worker_not_none, self.scaling_config.num_workers
+        if not cluster.fits(cluster.nodes(), workers, need["CPU"], bool(need.get("GPU")), self._task_cpus):
+            self._maybe_send_resource_request()  # an autoscaler, if there is one, shall hear of it
+            self._waiting.go_on(f"{workers} workers and a data task")
+            return NoopDecision()
+        self._waiting.over()
+        return super().make_decision_for_non_running_worker_group()
+
+
+class ProgressPolicy(DefaultFailurePolicy):
+    """Ray's failure policy, which here counts failures only while no newer checkpoint appears.
+
+    patient: a group for which there is no room now is waited for, and no failure.
+    """
+
+    def __init__(self, failure_config: FailureConfig, run_folder: Path, patient: bool) -> None:
+        super().__init__(failure_config)
+        self._run_folder, self._patient = run_folder, patient
+        self._newest: str | None = None
+        self._pause = 1.0
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        error = training_failed_error
+        if isinstance(error, StopRequested) or stopped_by(error):
+            return FailureDecision.RAISE
+        newest = newest_name(self._run_folder)
+        if newest != self._newest:
+            self._newest, self._pause = newest, 1.0
+            super().__init__(self.failure_config)  # counts from zero
+        cause = error.controller_failure if isinstance(error, ControllerError) else None
+        if self._patient and isinstance(cause, WorkerGroupStartupTimeoutError):
+            print(f"waiting for room: {cause.num_workers} workers could not be placed yet", flush=True)
+            return FailureDecision.RETRY
+        decision = super().make_decision(error)
+        since = newest or "the start"
+        if decision is FailureDecision.RETRY:
+            print(f"the workers failed ({_reason(error)}); they are started again from {since}", flush=True)
+            if cause is not None:
+                time.sleep(self._pause)  # a node that has just died is missed only after a while
+                self._pause *= 2
+        elif isinstance(error, WorkerGroupError):
+            most = self.failure_config.max_failures
+            print(f"the workers failed and are given up: training.max_failures = {most} restarts since {since} "
+                  "were of no use", flush=True)  # fmt: skip
+        return decision
+
+
+class SupervisedTrainer(TorchTrainer):
+    """A TorchTrainer that starts and gives up its workers by policies of this project.
+
+    scaling: made for the same scaling_config; None for Ray's own. patient: see ProgressPolicy.
+    """
+
+    def __init__(
+        self, *args: Any, run_folder: Path, scaling: ScalingPolicy | None, patient: bool, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self._policies: dict[str, Any] = {
+            "failure_policy": ProgressPolicy(options["run_config"].failure_config, run_folder, patient)
+        }
+        if scaling is not None:
+            self._policies["scaling_policy"] = scaling
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        return super()._initialize_and_run_controller(**replaced(options, self._policies))
+
+
+def replaced(options: dict[str, Any], policies: dict[str, Any]) -> dict[str, Any]:
+    """Ray's options with these policies. Raises RuntimeError if Ray has none of that name, of a class of theirs."""
+    for name, policy in policies.items():
+        if name not in options or not isinstance(policy, type(options[name])):
+            found = type(options[name]).__name__ if name in options else "nothing"
+            raise RuntimeError(
+                f"Ray {ray.__version__} has {found} where this project replaces its {name} by a "
+                f"{type(policy).__name__}; install the release that ci/constraints.txt names"
+            )
+    return options | policies
+
+
+def stopped_by(error: BaseException) -> TrainingStopped | None:
+    """What a worker raised that starting it again would not mend, behind Ray's error; None for anything else."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return next((failure for failure in failures if isinstance(failure, TrainingStopped)), None)
+
+
+def _reason(error: TrainingFailedError) -> str:
+    causes = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error]
+    cause = next(iter(causes), error)
+    return f"{type(cause).__name__}: {cause}".splitlines()[0][:200]
