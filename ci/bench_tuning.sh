@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What early stopping saves and what it costs; TPE beside random search at equal steps; the noise of one configuration over
+# What early stopping saves and what it costs; TPE beside random search, both with early stopping; the noise of one configuration over
 # three seeds. Needs a store with a train, a validation and a test split: the one of $MRISR_HOME. See docs/tuning.md.
 # Parts may be named: asha whole random noise table. Each goes on where it stopped.
 set -euo pipefail
@@ -12,7 +12,7 @@ for part in "${@:-asha whole random noise table}"; do
     case "$name" in
       asha) "$bin/mrisr" tune --config "$config" name=asha ;;
       whole) "$bin/mrisr" tune --config "$config" name=whole tuning.scheduler=none ;;
-      random) "$bin/mrisr" tune --config "$config" name=random tuning.scheduler=none tuning.sampler=random ;;
+      random) "$bin/mrisr" tune --config "$config" name=random tuning.sampler=random ;;
       noise) "$bin/mrisr" tune --config "$runs/asha-search/winner.yaml" name=noise 'seed={choice: [0, 1, 2]}' \
         tuning.sampler=grid tuning.scheduler=none ;;
       table) "$bin/python" ci/bench_tuning.py "$runs"/{asha,whole,random,noise}-search ;;
