@@ -85,7 +85,7 @@ class Outbox:
             if left >= before or time.monotonic() >= end:
                 break
         if left:
-            why = self._trouble or "there was no time to deliver them"
+            why = self._trouble or "MLflow has not taken everything in time"
             _warn(f"{why}: {left} records stay in {self.folder}; the next start delivers them")
         else:
             self._thread.join(LOCK_RELEASE_S)

@@ -163,8 +163,8 @@ def finish_if_reachable(uri: str, run_id: str, status: Status) -> None:
     try:
         within(FINISH_S, lambda: finish(uri, run_id, status))
     except Exception as error:  # a database that is locked raises its own errors, not MLflow's
-        place = mask_secrets(uri)
-        print(f"MLflow at {place} does not answer: run {run_id} still shows as running ({first_line(error)})",
+        how = "says no" if refused(error) else "is away"
+        print(f"MLflow at {mask_secrets(uri)} {how}: run {run_id} keeps its old status there ({first_line(error)})",
               file=sys.stderr, flush=True)  # fmt: skip
 
 
