@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from mrisr.cli import main
 from mrisr.training.saving import whole_checkpoints
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+from .head_node import head_node, submit
 
 # 24 steps: 8 of L1, 4 of the critic alone, then two critic steps to one of the generator.
 TINY = {
@@ -114,6 +114,11 @@ def assert_same_run(bench: Bench, reference: Bench) -> None:
 
 @pytest.fixture(scope="session")
 def unkilled(tmp_path_factory: pytest.TempPathFactory, small_store: Path) -> tuple[Bench, str]:
-    """The tiny experiment, trained in one go by two FSDP workers and registered; and what it printed."""
+    """The tiny experiment, trained in one go by two FSDP workers and registered, as a submitted job; what it printed.
+
+    The runs that are killed and resumed are started without a job: their numbers must be those of a job all the same.
+    """
     bench = Bench(tmp_path_factory.mktemp("unkilled"), small_store)
-    return bench, bench.train().stdout
+    with head_node(bench.environment) as address:
+        command = ["python", "jobs/train.py", "--config", str(bench.config)]
+        return bench, submit(address, command, tmp_path_factory.mktemp("shell"))

@@ -18,7 +18,7 @@ import pytest
 from mrisr.training.saving import whole_checkpoints
 
 from .conftest import Bench, assert_same_run
-from .test_ray_job import free_port
+from .head_node import free_port
 
 pytestmark = pytest.mark.integration
 

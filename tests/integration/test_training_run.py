@@ -20,7 +20,7 @@ def newest(bench: Bench) -> Path:
     return max(bench.run.glob("checkpoint_[0-9]*"))
 
 
-def test_a_run_goes_through_every_phase_and_is_registered(unkilled: tuple[Bench, str]) -> None:
+def test_a_submitted_job_goes_through_every_phase_and_is_registered(unkilled: tuple[Bench, str]) -> None:
     bench, output = unkilled
     for word in ("pretrain", "critic", "generator", "validation", "registered models:/mdcsrn/1", "champion"):
         assert word in output
@@ -40,6 +40,8 @@ def test_a_run_goes_through_every_phase_and_is_registered(unkilled: tuple[Bench,
     assert run.info.status == "FINISHED"
     assert run.data.params["training.gp_weight"] == "10.0"
     assert run.data.tags["dataset_fingerprint"]
+    # .git does not travel with a job; the sources that do say what ran.
+    assert run.data.tags["code_version"].startswith("sources sha256:")
     pictures = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "pictures")}
     assert {f"pictures/{step:08d}-validation.png" for step in (0, 6, 12, 18, 24)} <= pictures
     version = client.get_model_version_by_alias("mdcsrn", "champion")
