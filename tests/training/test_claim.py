@@ -121,6 +121,15 @@ def test_batchnorm_over_other_patches_is_refused_and_the_remedy_works(
     refuse_other_batchnorm(experiment(tmp_path, BATCH, *now, *remedy), gpu)
 
 
+def test_a_checkpoint_that_does_not_say_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    run = experiment(tmp_path)
+    run.run_folder.mkdir()
+    leave_checkpoint(run.run_folder)
+    (run.run_folder / "checkpoint_00000010" / PROGRESS).write_text(json.dumps({"step": 10}))
+    with pytest.raises(ConfigError, match=rf"checkpoint_00000010.*older version.*init_from={run.run_folder}"):
+        refuse_other_batchnorm(run, gpu=False)
+
+
 def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
     run = experiment(tmp_path)
     run.run_folder.mkdir()

@@ -91,7 +91,13 @@ def refuse_other_batchnorm(experiment: Experiment, gpu: bool) -> None:
         return
     workers, batch = experiment.resources.workers, experiment.training.batch_size
     now = step_config(experiment).batchnorm_over(workers, gpu)
-    before = json.loads((checkpoints[-1] / PROGRESS).read_text())["batchnorm_over"]
+    before = json.loads((checkpoints[-1] / PROGRESS).read_text()).get("batchnorm_over")
+    if before is None:
+        raise ConfigError(
+            f"name = {experiment.name!r}: {checkpoints[-1]} is of an older version, which did not record what "
+            f"BatchNorm normalised over; start a new run from its weights: "
+            f"name=... generator.init_from={experiment.run_folder}"
+        )
     if before != now:
         most = max(n for n in range(1, workers + 1) if batch % (n * before) == 0)
         raise ConfigError(
