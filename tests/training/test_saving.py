@@ -29,7 +29,7 @@ from mrisr.training.step import StepConfig, build_networks
 
 # python -c WRITER FOLDER RANK WORLD COUNT: writes COUNT checkpoints, says what became of each.
 WRITER = """
-import sys, torch
+import os, sys, torch
 import torch.distributed as dist
 from pathlib import Path
 from mrisr.models import MDCSRN, build_critic
@@ -50,6 +50,7 @@ for step in range(count):
         print(error, flush=True)
         break
 print("found", load(agreed_checkpoint(folder), networks)["step"], flush=True)
+os._exit(0)  # no teardown, for the reason in parity_worker.py
 """
 
 
