@@ -83,9 +83,9 @@ def test_resuming_after_k_steps_yields_exactly_the_rest_and_reads_nothing_consum
         assert digests(local_batches(maker, 0, 1, k, 16 - k)) == whole[k:]
     # Row r of a lane is done when all of its patches came before the start.
     read: list[int] = []
-    original = PatchMaker.row_patches
+    original = PatchMaker.write_row
     monkeypatch.setattr(
-        PatchMaker, "row_patches", lambda self, row, mark: read.append(row.index) or original(self, row)
+        PatchMaker, "write_row", lambda self, row, *rest: read.append(row.index) or original(self, row, *rest)
     )
     rows = maker.plan.order(0, 0) // maker.plan.patches_per_row
     done = next(row for row in rows if row != rows[-1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 Corner = tuple[int, int, int]
@@ -118,12 +120,14 @@ def cut(volume: np.ndarray, corner: Corner, patch: int) -> np.ndarray:
     return volume[tuple(slice(c, c + patch) for c in corner)]
 
 
-def copy_overlaps(cubes: np.ndarray, corners: list[Corner], part: np.ndarray, axis: int, first: int) -> None:
+def copy_overlaps(
+    cubes: np.ndarray | Sequence[np.ndarray], corners: list[Corner], part: np.ndarray, axis: int, first: int
+) -> None:
     """Fill what a part of a volume has of the cubes at `corners`.
 
-    cubes: (n, patch, patch, patch), written; part: whole but along `axis`, where its first slice is number `first`.
+    cubes: n of (patch, patch, patch), written; part: whole but along `axis`, where its first slice is number `first`.
     """
-    patch, last = cubes.shape[1], first + part.shape[axis]
+    patch, last = cubes[0].shape[axis], first + part.shape[axis]
     for cube, corner in zip(cubes, corners, strict=True):
         start, stop = max(corner[axis], first), min(corner[axis] + patch, last)
         if start < stop:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -94,7 +94,15 @@ class PatchMaker:
     min_foreground: float
 
     def row_patches(self, row: Row, mark: Callable[[str], None] = lambda stage: None) -> tuple[np.ndarray, np.ndarray]:
-        """(lr, hr), each (K, P, P, P) float16, of one row.
+        """(lr, hr), each (K, P, P, P) float16, of one row; mark and errors as in `write_row`."""
+        lr, hr = (np.empty((self.plan.patches_per_row, *(self.patch_size,) * 3), WIRE_DTYPE) for _ in range(2))
+        self.write_row(row, (list(lr), list(hr)), mark)
+        return lr, hr
+
+    def write_row(
+        self, row: Row, cubes: tuple[Sequence[np.ndarray], Sequence[np.ndarray]], mark: Callable[[str], None]
+    ) -> None:
+        """Write the patches of one row into the K arrays of each side, lr and hr, each (P, P, P) float16.
 
         Along an axis on which the degradation treats every slice by itself only the slices that patches need are read,
         and a few at a time go all the way from the store to the patches: what is in work then stays in a core's cache.
@@ -113,7 +121,6 @@ class PatchMaker:
         region, corners = spanned(corners, self.patch_size, record.shape, free)
         apply = degrader(record.shape, degradation, no_signal=record.intensity.no_signal)
         axis = free[0] if free else 0
-        patches = np.empty((2, len(corners), *(self.patch_size,) * 3), WIRE_DTYPE)
         mark("draw")
         voxels = PART_VOXELS if free else None
         for first, hr in store.normalised_parts(row.subject, region, axis, voxels):
@@ -121,13 +128,12 @@ class PatchMaker:
             lr = apply(hr)
             mark("transform")
             with np.errstate(over="ignore"):  # told below, with the subject's name
-                for volumes, part in zip(patches, (lr, hr), strict=True):
-                    copy_overlaps(volumes, corners, part, axis, first - region[axis].start)
+                for side, part in zip(cubes, (lr, hr), strict=True):
+                    copy_overlaps(side, corners, part, axis, first - region[axis].start)
             mark("cut")
-        if _overflowed(patches):
+        if any(map(_overflowed, (*cubes[0], *cubes[1]))):
             raise ValueError(_beyond_range(store, row.subject))
         mark("cut")
-        return patches[0], patches[1]
 
     def group_patches(
         self, turn: int, lane: int, skip: int = 0, mark: Callable[[str], None] = lambda stage: None
@@ -135,7 +141,7 @@ class PatchMaker:
         """One group in its interleaved order: lr, hr (R*K, 1, P, P, P) float16; row, patch (R*K,) int64 for replay.
 
         skip: patches of the group that were consumed before; rows needed by none of the others are not read.
-        mark: called after each stage, those of `row_patches` and "mix", which puts a row's patches in their places.
+        mark: called after each stage, those of `write_row` and "mix", which finds a row's patches their places.
         """
         plan, k = self.plan, self.plan.patches_per_row
         order = plan.order(turn, lane)
@@ -146,10 +152,9 @@ class PatchMaker:
         for i, row in enumerate(rows):
             places = np.flatnonzero(order // k == i)
             if (places >= skip).any():
-                row_lr, row_hr = self.row_patches(row, mark)
-                for place in places:
-                    lr[place], hr[place] = row_lr[order[place] % k], row_hr[order[place] % k]
+                places = places[np.argsort(order[places])]
                 mark("mix")
+                self.write_row(row, ([lr[place] for place in places], [hr[place] for place in places]), mark)
         index = np.array([row.index for row in rows], dtype=np.int64)[order // k]
         return {"lr": lr[:, None], "hr": hr[:, None], "row": index, "patch": order % k}
 
@@ -158,11 +163,11 @@ class PatchMaker:
         return self.group_patches(int(turn), int(lane), int(skip))
 
 
-def _overflowed(patches: np.ndarray) -> bool:
-    """Whether a float16 is infinite (or no number), read off its bits: as integers those of infinity are the largest
-    of their sign, and numpy finds the largest integer 25 times as fast as it looks for infinities of float16."""
+def _overflowed(patch: np.ndarray) -> bool:
+    """Whether a float16 of it is infinite (or no number), read off its bits: as integers those of infinity are the
+    largest of their sign, and numpy finds the largest integer 25 times as fast as it looks for infinities."""
     infinity = np.float16(np.inf).view(np.int16), np.float16(-np.inf).view(np.uint16)
-    return bool(patches.view(np.int16).max() >= infinity[0] or patches.view(np.uint16).max() >= infinity[1])
+    return bool(patch.view(np.int16).max() >= infinity[0] or patch.view(np.uint16).max() >= infinity[1])
 
 
 def open_store(path: str) -> VolumeStore:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -184,17 +184,6 @@ def resume_if_reachable(uri: str, run_id: str, file: Path) -> None:
             ) from None
         print(f"MLflow at {place} is away ({first_line(error)}); the run goes on, and its metrics are delivered later",
               file=sys.stderr, flush=True)  # fmt: skip
-
-
-@contextmanager
-def unless_away(uri: str, lost: str) -> Iterator[None]:
-    """For what is told to MLflow on the way out of an error: a failure to tell it is a line on stderr. lost: what."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        print(f"MLflow at {mask_secrets(uri)} is away: {lost} ({error})", file=sys.stderr)
 
 
 class RunLogger:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cloudpickle
 import optuna
 import pytest
 import yaml
 
 from mrisr.config import ConfigError, load_experiment
+from mrisr.config.loading import dump_experiment
 from mrisr.tuning.earlier import DESCRIPTION, description, learn
 from mrisr.tuning.outcome import collect
 from mrisr.tuning.plan import SearchPlan, plan_search
+from mrisr.tuning.progress import Progress
 from mrisr.tuning.record import Record
 from mrisr.tuning.report import winner_yaml
+from mrisr.tuning.scheduler import build_scheduler
 from mrisr.tuning.study import StudySearch, open_storage, open_study
+from mrisr.tuning.trial import TrialSetting, trial_experiment
 
 
 def plan_of(folder: Path, *overrides: str) -> SearchPlan:
@@ -40,6 +45,22 @@ def test_the_winner_keeps_no_password_and_is_trained_by_the_figure_that_chose_it
     assert winner.tracking.uri is None
     assert (winner.validation.metric, winner.validation.mean_over) == ("nrmse", ("chen2018", "hz2538"))
     assert winner.validation.start_counts, "an honest champion may be the network as it was initialised"
+
+
+def test_what_tune_and_the_trials_keep_in_the_folder_holds_no_password(tmp_path: Path) -> None:
+    storage = f"tuning.storage=sqlite:///file:{tmp_path}/all.db?uri=true&password=hunter2"
+    plan = plan_of(tmp_path, "tracking.uri=https://user:hunter2@mlflow.example", storage)
+    assert "hunter2" in plan.base.tuning.storage
+    search = StudySearch(plan, open_storage(plan), open_study(plan, open_storage(plan)))
+    search.save_to_dir(str(tmp_path), "session")
+    assert not list(tmp_path.glob("searcher-state*"))
+    # Tune's own snapshot pickles the searcher, the scheduler and the callbacks.
+    for kept in (search, build_scheduler(plan, {}), Progress(plan, 0, 1)):
+        assert b"hunter2" not in cloudpickle.dumps(kept)
+    trial = trial_experiment(TrialSetting(plan, 1, "parent", None), "trial-0000", {"training.gp_weight": 3.0})
+    text = dump_experiment(trial)
+    assert "hunter2" not in text
+    assert "set MLFLOW_TRACKING_URI" in text
 
 
 def test_the_folder_of_a_search_keeps_no_password_of_its_study(tmp_path: Path) -> None:

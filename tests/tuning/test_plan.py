@@ -46,6 +46,12 @@ def test_concurrency_comes_from_the_cluster_and_impossible_requests_say_what_wou
     assert at_once(64, "tuning.concurrent=4", gpus=4) == 4
     assert at_once(64, "tuning.trials=3") == 3
     assert trials_at_once(load_experiment(None, []), 6, 0, [(3, 0), (3, 0)]) == 3
+    # Workers and a data task that take all of a machine leave no room for the trial's driver, and would wait for ever.
+    whole = ["resources.workers=2", "training.batch_size=2", "resources.cpus_per_worker=1.5"]
+    for concurrent in ("null", "1", "2"):
+        with pytest.raises(cluster.ResourceError, match=r"do not fit into 3\.99 logical CPUs"):
+            at_once(4, *whole, f"tuning.concurrent={concurrent}")
+    assert at_once(4.1, *whole) == 1
     with pytest.raises(cluster.ResourceError, match="on 6 machines"):
         trials_at_once(load_experiment(None, ["stream.cpus_per_task=2"]), 6, 0, [(1, 0)] * 6)
     with pytest.raises(cluster.ResourceError, match=r"tuning\.concurrent = 8.*tuning\.concurrent=3 at most"):

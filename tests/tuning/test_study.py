@@ -163,8 +163,10 @@ def test_a_later_search_learns_from_an_earlier_one(tmp_path: Path) -> None:
     known = [t for t in study.trials if t.state.is_finished()]
     assert [(t.state, t.value) for t in known] == [(TrialState.COMPLETE, 30.0), (TrialState.PRUNED, 20.0)]
     assert not collect(plan, study).trials, "they cannot win"
-    narrow = small_plan(tmp_path, "name=narrow", f"tuning.learn_from=[{earlier.folder}]", "critic.kind=full")
-    assert learn(narrow, "data", open_study(narrow, open_storage(narrow))) == 0, "outside of its space"
+    for name, narrower in (("key", "critic.kind=full"), ("range", "training.gp_weight={log_uniform: [11, 12]}")):
+        narrow = small_plan(tmp_path, f"name=narrow-{name}", f"tuning.learn_from=[{earlier.folder}]", narrower)
+        known = learn(narrow, "data", open_study(narrow, open_storage(narrow)))
+        assert known == 0, "outside of its space"
     for other, word in (("validation.every=8", r"validation\.every"), (f"output={tmp_path}", "dataset")):
         plan = small_plan(tmp_path, "name=other", other, f"tuning.learn_from=[{earlier.folder}]")
         with pytest.raises(ConfigError, match=word):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from mrisr.config.schema import Experiment
 from mrisr.config.spaces import Space, SpaceError, active, flat, take_spaces
+from mrisr.run_parameters import mask_secrets
 
 
 class ConfigError(ValueError):
@@ -55,9 +56,19 @@ def validate_experiment(raw: dict[str, Any]) -> Experiment:
         raise ConfigError("\n".join(_explain(error))) from None
 
 
-def dump_experiment(experiment: Experiment) -> str:
-    """The resolved experiment as YAML that `load_experiment` reads back to an equal object."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+def dump_experiment(experiment: Experiment, without: Sequence[str] = ()) -> str:
+    """The resolved experiment as YAML that `load_experiment` reads back to an equal object. without: sections.
+
+    It is printed and kept in files, so that no credentials are in it: they are masked, and a `tracking.uri` that holds
+    some is null, with a word about it.
+    """
+    plain = experiment.model_dump(mode="json", exclude=set(without))
+    shown = mask_secrets(plain)
+    head = ""
+    if shown["tracking"]["uri"] != plain["tracking"]["uri"]:
+        shown["tracking"]["uri"] = None
+        head = "# tracking.uri holds credentials, which are not kept here: set MLFLOW_TRACKING_URI instead.\n"
+    return head + yaml.safe_dump(shown, sort_keys=False)
 
 
 def field_reference() -> Iterator[tuple[str, str, str, str]]:

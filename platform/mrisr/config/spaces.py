@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 NUMERIC = ("uniform", "log_uniform", "int", "log_int")
@@ -31,7 +32,12 @@ _CLOSED = {
     "output": "it names the run",
     "schedule.total_steps": "it is the budget that every trial has",
 }
-_NOTHING = object()
+
+
+class _Absent(Enum):
+    """No value; not an `object()`, which is another one in every process and after pickling."""
+
+    ABSENT = "absent"
 
 
 class SpaceError(ValueError):
@@ -53,12 +59,12 @@ class Space:
     key: str
     kind: str
     options: tuple[Any, ...]
-    fixed: Any = _NOTHING
+    fixed: Any = _Absent.ABSENT
     when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
     @property
     def has_fixed(self) -> bool:
-        return self.fixed is not _NOTHING
+        return self.fixed is not _Absent.ABSENT
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -183,7 +189,9 @@ def _parse(key: str, value: dict[str, Any]) -> Space:
             raise SpaceError(f"{key} = {value!r}: choice takes one or more different plain values")
     else:
         _check_ends(key, kind, options, value)
-    space = Space(key, kind, tuple(options), value.get("fixed", _NOTHING), _conditions(key, value.get("when", {})))
+    space = Space(
+        key, kind, tuple(options), value.get("fixed", _Absent.ABSENT), _conditions(key, value.get("when", {}))
+    )
     if space.has_fixed:
         space.parameters(space.fixed)
     return space

@@ -8,6 +8,10 @@ class TrainingStopped(RuntimeError):
     says the remedy."""
 
 
+class StorageStopped(TrainingStopped):
+    """A run whose checkpoint could not be written. It goes on from the one before, and says nothing of its settings."""
+
+
 class Terminated(RuntimeError):
     """A run that SIGTERM stopped: after a checkpoint, or while it had no workers."""
 

@@ -27,7 +27,7 @@ from mrisr.training.claim import (
     write_whole,
 )
 from mrisr.training.initial import prepare_initial_weights
-from mrisr.training.outcome import Terminated, TrainingStopped
+from mrisr.training.outcome import StorageStopped, Terminated, TrainingStopped
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.stopping import stop_on_sigterm
 from mrisr.training.worker import LAST_DELIVERY_S, train_worker
@@ -190,7 +190,7 @@ def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun
     if told := result.return_value["stopped"]:
         kind, message = told
         tracking.finish_if_reachable(uri, run_id, "KILLED" if kind == "terminated" else "FAILED")
-        raise Terminated(message) if kind == "terminated" else TrainingStopped(message)
+        raise {"terminated": Terminated, "storage": StorageStopped}.get(kind, TrainingStopped)(message)
     _deliver_rest(experiment, uri, run_id)
     return outcome(experiment, run_id, uri, whole_checkpoints(folder)[-1])
 

@@ -17,13 +17,21 @@ def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequ
     `tuning.concurrent` that can never be placed, or that would move the trials from their GPUs to CPUs unasked.
     """
     t = experiment.tuning
-    alone = cluster.divide(experiment, cpus - DRIVER_CPUS, gpus, nodes)
+    (most_cpus, its_gpus), *others = sorted(nodes or [(cpus, gpus)], reverse=True)
+
+    def beside_drivers(count: int) -> list[tuple[float, float]]:
+        """The machines with room for drivers taken from the largest."""
+        return [(most_cpus - count * DRIVER_CPUS, its_gpus), *others]
+
+    alone = cluster.divide(experiment, cpus - DRIVER_CPUS, gpus, beside_drivers(1))
 
     def fits(count: int) -> cluster.Share | None:
         try:
             share = cluster.divide(experiment, cpus / count - DRIVER_CPUS, gpus // count)
             if count > 1:
-                cluster.divide(_as_one(experiment, count, share), cpus - count * DRIVER_CPUS, gpus, nodes)
+                cluster.divide(
+                    _as_one(experiment, count, share), cpus - count * DRIVER_CPUS, gpus, beside_drivers(count)
+                )
             return share
         except cluster.ResourceError:
             return None
@@ -35,7 +43,7 @@ def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequ
     if t.concurrent is not None:
         if fits_unmoved(t.concurrent):
             return t.concurrent
-        most = max(count for count in range(1, t.concurrent) if fits_unmoved(count))
+        most = max((count for count in range(1, t.concurrent) if fits_unmoved(count)), default=1)
         what = f"tuning.concurrent = {t.concurrent} trials of {experiment.resources.workers} workers"
         if fits(t.concurrent) is not None:
             raise cluster.ResourceError(

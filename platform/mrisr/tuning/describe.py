@@ -33,7 +33,7 @@ def describe_search(config: Path | None, overrides: list[str]) -> str:
     at = rungs(plan)
     stops = f"{t.scheduler}, decides at steps {', '.join(f'{step:,}' for step in at)}" if at else t.scheduler
     shared = f"; {base.schedule.pretrain_steps:,} L1 steps once before" if t.shared_pretraining else ""
-    anew = f" and {base.schedule.total_steps:,} to train the winner anew" if t.winner == "retrain" else ""
+    anew = f" and {plan.trial_steps:,} to train the winner anew" if t.winner == "retrain" else ""
     lines = [
         *(f"{'space' if number == 0 else '':<12}{line}" for number, line in enumerate(_space_lines(plan))),
         f"first       {'; '.join(_point_text(plan, point) for point in plan.points) or 'nothing known'}",

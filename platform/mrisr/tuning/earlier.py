@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +52,19 @@ def learn(plan: SearchPlan, fingerprint: str, study: optuna.Study) -> int:
         for trial in begun(_study_of(plan, folder, fingerprint)):
             source = f"{folder}/{trial.number}"
             fixed = optuna.trial.FixedTrial(trial.params)
-            try:
-                plan.draw(fixed)
-            except ValueError:
+            if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or source in known:
                 continue
-            # A key that was searched then and is fixed now may have had any value.
-            comparable = set(fixed.distributions) == set(trial.params)
-            if comparable and trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and source not in known:
-                study.add_trial(
-                    optuna.trial.create_trial(
-                        state=trial.state, values=trial.values, params=trial.params,
-                        distributions=fixed.distributions, intermediate_values=trial.intermediate_values,
-                        user_attrs={LEARNT: source},
-                    )
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # of a value out of range, which is an error below
+                    plan.draw(fixed)
+                same = optuna.trial.create_trial(
+                    state=trial.state, values=trial.values, params=trial.params, distributions=fixed.distributions,
+                    intermediate_values=trial.intermediate_values, user_attrs={LEARNT: source},
                 )  # fmt: skip
+            except ValueError:
+                continue  # a key that it lacks, a value out of range, or a key that was searched and is fixed now
+            study.add_trial(same)
     return _learnt(study)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from mrisr import tracking
+from mrisr.absence import first_line, refused, within
 from mrisr.outbox import Outbox
+from mrisr.run_parameters import mask_secrets
 from mrisr.tracking import Status
 from mrisr.training.claim import OUTBOX
 from mrisr.training.outcome import Terminated
@@ -96,18 +99,29 @@ def end_trials(uri: str, outcome: Outcome, parent: str, seconds: float) -> None:
     that is away is told on stderr, and hides no other error.
     """
     for trial in outcome.trials:
-        if trial.mlflow_run_id is not None:
-            with tracking.unless_away(uri, f"run {trial.mlflow_run_id} of {trial.run} may still show as running"):
-                _end_trial(uri, trial, trial.mlflow_run_id, parent, seconds)
+        if (run_id := trial.mlflow_run_id) is None:
+            continue
+        try:
+            _end_trial(uri, trial, run_id, parent, seconds)
+        except Exception as error:  # a database that is locked raises its own errors, not MLflow's
+            how = "says no" if refused(error) else "is away"
+            print(f"MLflow at {mask_secrets(uri)} {how}: run {run_id} of {trial.run} may still show as running "
+                  f"({first_line(error)})", file=sys.stderr, flush=True)  # fmt: skip
+            if not refused(error):
+                return  # it would be as far away for the other trials
 
 
 def _end_trial(uri: str, trial: TrialOutcome, run_id: str, parent: str, seconds: float) -> None:
     outbox = trial.folder / OUTBOX
     if any(outbox.glob("[0-9]*.json")):
         Outbox(uri, run_id, outbox).close(seconds)
-    run = tracking.client(uri).get_run(run_id)
-    # A trial that was interrupted twice has the tag of the first time and runs again.
-    if run.data.tags.get("tuning.state") == trial.state and run.info.status != "RUNNING":
-        return
-    tracking.RunLogger(uri, run_id).tags({"tuning.state": trial.state, "tuning.search": parent})
-    tracking.finish(uri, run_id, _ENDS.get(trial.state, "FINISHED"))
+
+    def end() -> None:
+        run = tracking.client(uri).get_run(run_id)
+        # A trial that was interrupted twice has the tag of the first time and runs again.
+        if run.data.tags.get("tuning.state") == trial.state and run.info.status != "RUNNING":
+            return
+        tracking.RunLogger(uri, run_id).tags({"tuning.state": trial.state, "tuning.search": parent})
+        tracking.finish(uri, run_id, _ENDS.get(trial.state, "FINISHED"))
+
+    within(tracking.FINISH_S, end)

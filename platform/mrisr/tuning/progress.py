@@ -8,8 +8,10 @@ from typing import Any
 
 from ray import tune
 
+from mrisr.training.outcome import TrainingStopped
 from mrisr.tuning.groups import release
 from mrisr.tuning.plan import SearchPlan, short
+from mrisr.tuning.record import Record
 from mrisr.tuning.trial import trials_folder
 
 # How long the end of the search waits for the last trials' processes.
@@ -17,10 +19,15 @@ _LAST_RELEASE_S = 20.0
 
 
 class Progress(tune.Callback):
-    """A line for every validation and for every trial's end, whose workers' room is given back."""
+    """A line for every validation and for every trial's end, whose workers' room is given back.
+
+    A trial that its surroundings stopped ends the search: the next trials would meet the same.
+    """
 
     def __init__(self, plan: SearchPlan, done: int, wanted: int) -> None:
-        self.plan, self.done, self.wanted = plan, done, wanted
+        # Tune pickles its callbacks into its folder, where no address with a password of the plan's shall be.
+        self.trials, self.metrics, self.steps = trials_folder(plan), plan.base.tuning.metrics, plan.trial_steps
+        self.done, self.wanted = done, wanted
         self.ended: list[Path] = []
 
     def _say(self, text: str) -> None:
@@ -33,19 +40,23 @@ class Progress(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        figures = ", ".join(f"{metric} {result[metric]:.4f}" for metric in self.plan.base.tuning.metrics)
-        self._say(f"{trial.config['run']} step {result['step']:,}/{self.plan.trial_steps:,}: best {figures}")
+        figures = ", ".join(f"{metric} {result[metric]:.4f}" for metric in self.metrics)
+        self._say(f"{trial.config['run']} step {result['step']:,}/{self.steps:,}: best {figures}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.done += 1
         self.ended.append(self._folder(trial))
         step = (trial.last_result or {}).get("step", 0)
-        how = "finished" if step >= self.plan.trial_steps else f"stopped early at step {step:,}"
+        how = "finished" if step >= self.steps else f"stopped early at step {step:,}"
         self._say(f"{trial.config['run']} {how}; {self.done} of {self.wanted} trials done")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.done += 1
         self.ended.append(self._folder(trial))
+        if (why := Record(self._folder(trial)).interruption) is not None:
+            raise TrainingStopped(
+                f"{trial.config['run']} could not go on: {why}\nThe same command goes on with the search"
+            )
+        self.done += 1
         self._say(f"{trial.config['run']} failed; {self.done} of {self.wanted} trials done")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -62,4 +73,4 @@ class Progress(tune.Callback):
             release(folder, now=True)
 
     def _folder(self, trial: Any) -> Path:
-        return trials_folder(self.plan) / str(trial.config["run"])
+        return self.trials / str(trial.config["run"])

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-VALIDATIONS, FAILURE = "validations.jsonl", "failure.txt"
+VALIDATIONS, FAILURE, INTERRUPTION = "validations.jsonl", "failure.txt", "interruption.txt"
 
 
 def best_so_far(entries: list[dict[str, Any]], first: str, mode: str) -> dict[str, Any]:
@@ -55,6 +55,20 @@ class Record:
     def fail(self, why: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / FAILURE).write_text(why)
+
+    @property
+    def interruption(self) -> str | None:
+        """What around the trial stopped it, which says nothing about the trial: it goes on once that is mended."""
+        file = self.folder / INTERRUPTION
+        return file.read_text() if file.exists() else None
+
+    def interrupt(self, why: str | None) -> None:
+        """Note what stopped the trial; None: it goes on."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if why is None:
+            (self.folder / INTERRUPTION).unlink(missing_ok=True)
+        else:
+            (self.folder / INTERRUPTION).write_text(why)
 
     def results(self, metrics: tuple[str, ...], modes: tuple[str, ...]) -> list[dict[str, Any]]:
         """What Tune is told after each validation: the step, and the figures of the best validation up to then.

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-import yaml
 from optuna.trial import TrialState
 from rich.table import Table
 
 from mrisr.config.loading import dump_experiment
 from mrisr.config.tuning_keys import Tuning
-from mrisr.run_parameters import mask_secrets
 from mrisr.tuning.outcome import Outcome, TrialOutcome
 from mrisr.tuning.plan import SearchPlan, short
 from mrisr.tuning.study import MODES, name_metrics
@@ -84,13 +82,12 @@ def cost_lines(plan: SearchPlan, outcome: Outcome) -> list[str]:
     if shared:
         lines.append(f"      and {shared:,} L1 steps once for all trials, instead of {shared * len(outcome.trials):,}")
     if plan.base.tuning.winner == "retrain":
-        lines.append(f"      and {plan.base.schedule.total_steps:,} steps to train the winner anew")
+        lines.append(f"      and {plan.trial_steps:,} steps to train the winner anew")
     return lines
 
 
 def winner_yaml(plan: SearchPlan, trial: TrialOutcome) -> str:
-    """The winner as an experiment file that `mrisr train` takes as it is; without the address of an MLflow that holds
-    credentials, since the file is printed and kept among the search's artifacts."""
+    """The winner as an experiment file that `mrisr train` takes as it is."""
     experiment = plan.experiment(trial.values)
     experiment = experiment.model_copy(
         update={
@@ -101,13 +98,7 @@ def winner_yaml(plan: SearchPlan, trial: TrialOutcome) -> str:
     )
     figures = ", ".join(f"{metric} {value:.4f}" for metric, value in trial.figures.items())
     head = f"# Winner of {plan.folder.name}: trial {trial.number}, {figures} on validation under {scale(plan)}.\n"
-    nested = yaml.safe_load(dump_experiment(experiment))
-    nested.pop("tuning")
-    uri = nested["tracking"]["uri"]
-    if mask_secrets(uri) != uri:
-        nested["tracking"]["uri"] = None
-        head += "# tracking.uri holds credentials, which are not kept here: set MLFLOW_TRACKING_URI instead.\n"
-    return head + yaml.safe_dump(nested, sort_keys=False)
+    return head + dump_experiment(experiment, without=("tuning",))
 
 
 def write_csv(plan: SearchPlan, outcome: Outcome, path: Path) -> Path:
@@ -162,7 +153,7 @@ def figures(plan: SearchPlan, outcome: Outcome) -> Iterator[tuple[str, Figure]]:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=plan.base.seed)
             try:
                 picture = show.plot_param_importances(study, evaluator=evaluator, **kwargs)
-            except ValueError as error:  # scikit-learn's trees take no value beyond float32
+            except (ValueError, RuntimeError) as error:  # figures beyond float32; trees that found no difference
                 print(f"no picture of importance: {error}")
                 continue
             yield f"importance{suffix}", picture

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import optuna
 import yaml
 from filelock import FileLock, Timeout
 from ray import tune
@@ -20,6 +21,7 @@ from mrisr.config.paths import home
 from mrisr.config.tuning_keys import Tuning
 from mrisr.split_rule import settle_splits
 from mrisr.tracking import Tracking
+from mrisr.training.claim import RUN_ID as PARENT
 from mrisr.training.claim import write_whole
 from mrisr.training.trainer import Host, open_store, train
 from mrisr.training.worker import LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S
@@ -31,7 +33,7 @@ from mrisr.tuning.plan import SearchPlan, extremes
 from mrisr.tuning.progress import Progress
 from mrisr.tuning.scheduler import build_scheduler, judged
 from mrisr.tuning.study import StudySearch, begun, open_storage, open_study
-from mrisr.tuning.trial import DRIVER_CPUS, TrialSetting, run_trial, yardstick
+from mrisr.tuning.trial import DRIVER_CPUS, PRETRAINED, TrialSetting, run_trial, trials_folder, yardstick
 from voxelstore import VolumeStore
 
 
@@ -54,7 +56,7 @@ def search(plan: SearchPlan, console: Console) -> Iterator[Search]:
     cluster.connect()
     runs = trials_at_once(plan.base, *cluster.available(), cluster.nodes())
     with _alone(plan), sigterm_interrupts():
-        _claim(plan, store.fingerprint())
+        claim(plan, store.fingerprint())
         uri = tracking.resolve_uri(plan.base.tracking.uri, home())
         place = tracking.prepare(uri, home() / "mlartifacts", plan.base.tracking.experiment)
         parent = _parent_run(plan, place, store)
@@ -152,27 +154,49 @@ def _run_trials(plan: SearchPlan, setting: TrialSetting, fingerprint: str, conso
         tuner.fit()
 
 
-def _claim(plan: SearchPlan, fingerprint: str) -> None:
-    """Write what is searched into the search's folder, or check it against what an earlier start wrote."""
+def claim(plan: SearchPlan, fingerprint: str) -> None:
+    """Write what is searched into the search's folder, or check it against what an earlier start wrote.
+
+    Raises ConfigError for the folder of another search that has trained something.
+    """
     file = plan.folder / DESCRIPTION
     text = yaml.safe_dump(description(plan, fingerprint), sort_keys=False)
     if file.exists():
-        if file.read_text() != text:
+        if file.read_text() == text:
+            return
+        if not _began(plan):
+            _forget(plan)
+        else:
             before, now = yaml.safe_load(file.read_text()), yaml.safe_load(text)
             sections = [key for key in now if now[key] != before.get(key)] + [key for key in before if key not in now]
             raise ConfigError(
                 f"name = {plan.base.name!r}: {plan.folder} holds a search of other settings (changed: "
                 f"{', '.join(sections)}); use the same to go on with it, or another name=... for a new search"
             )
-        return
     write_whole(file, text)
 
 
+def _began(plan: SearchPlan) -> bool:
+    """Whether an earlier start of a search of this name came to train anything."""
+    return any(folder.exists() for folder in (trials_folder(plan), plan.folder / PRETRAINED))
+
+
+def _forget(plan: SearchPlan) -> None:
+    """A start that failed before its first step, by a wrong address, say, has no claim to the name: its study, which
+    may have known points of other spaces in its queue, goes, and its MLflow run stays as it ended."""
+    (plan.folder / PARENT).unlink(missing_ok=True)
+    storage = open_storage(plan)
+    if plan.folder.name in optuna.get_all_study_names(storage):
+        open_study(plan, storage)  # refuses the study of another folder's search
+        optuna.delete_study(study_name=plan.folder.name, storage=storage)
+
+
 def _parent_run(plan: SearchPlan, place: Tracking, store: VolumeStore) -> str:
-    file: Path = plan.folder / "mlflow_run_id.txt"
+    file: Path = plan.folder / PARENT
     if file.exists():
-        tracking.resume_run(place.uri, file.read_text())
-        return file.read_text()
+        run_id = file.read_text()
+        tracking.resume_if_reachable(place.uri, run_id, file)
+        return run_id
     space = {key: repr(space) for key, space in plan.spaces.items()}
     config = settle_splits(plan.base, store).model_dump(mode="json") | {"space": space}
     run_id = tracking.start_run(
@@ -190,7 +214,7 @@ def _pretrain_once(plan: SearchPlan, parent: str, console: Console) -> str | Non
     schedule = base.schedule.model_copy(update={"total_steps": base.schedule.pretrain_steps})
     experiment = base.model_copy(
         update={
-            "name": "pretrained",
+            "name": PRETRAINED,
             "output": plan.folder,
             "schedule": schedule,
             "validation": base.validation.model_copy(update=yardstick(plan)),

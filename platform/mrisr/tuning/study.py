@@ -15,6 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 from mrisr.config import ConfigError
 from mrisr.tuning.grid import DistinctGrid
 from mrisr.tuning.plan import SearchPlan
+from mrisr.tuning.record import Record
 
 if TYPE_CHECKING:
     from mrisr.config.tuning_keys import Tuning
@@ -38,7 +39,7 @@ def storage_in(folder: Path, where: str) -> BaseStorage:
 
 def build_sampler(plan: SearchPlan, trials_before: int) -> optuna.samplers.BaseSampler:
     """The sampler of `tuning.sampler`. trials_before: of an earlier start, so that draws are not repeated."""
-    t, seed = plan.base.tuning, plan.base.seed * 100_003 + trials_before
+    t, seed = plan.base.tuning, (plan.base.seed * 100_003 + trials_before) % 2**32  # numpy's limit
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match t.sampler:
@@ -115,9 +116,17 @@ class StudySearch(OptunaSearch):
             study_name=study.study_name,
             storage=storage,
         )
-        self._metrics, self._total = t.metrics, plan.trial_steps
+        self._metrics, self._total, self._folder = t.metrics, plan.trial_steps, plan.folder
         # Also one that was killed while it was drawn: the rest of it is drawn now, from its place in the queue.
         self._unfinished = [t.number for t in study.get_trials(deepcopy=False) if t.state is TrialState.RUNNING]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: what Tune keeps of a searcher in its folder is not gone on from, and would hold the password of
+        `tuning.storage`."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, for the same reason."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         if trial_id not in self._ot_trials and self._unfinished:
@@ -139,7 +148,10 @@ class StudySearch(OptunaSearch):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._ot_trials[trial_id]
         values = None if error or not result else [result.get(metric) for metric in self._metrics]
-        if values is None or None in values:
+        run = self._ot_study.get_trials(deepcopy=False)[trial.number].user_attrs[RUN]
+        if error and Record(self._folder / "trials" / run).interruption is not None:
+            pass  # It stays as running, which the next start of the search goes on with.
+        elif values is None or None in values:
             self._ot_study.tell(trial, state=TrialState.FAIL)
         elif result is not None and result["step"] < self._total and len(self._metrics) == 1:
             # Tune tells a searcher every result but the one that stops a trial; a pruned trial without a figure

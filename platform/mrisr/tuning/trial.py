@@ -12,11 +12,12 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from mrisr import cluster
+from mrisr.absence import from_mlflow
 from mrisr.config import Experiment
 from mrisr.config.tuning_keys import Tuning
 from mrisr.training.best import score
 from mrisr.training.checkpoint import PROGRESS
-from mrisr.training.outcome import TrainingStopped
+from mrisr.training.outcome import StorageStopped, TrainingStopped
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.trainer import Host, train
 from mrisr.tuning.groups import GroupRecord
@@ -26,6 +27,8 @@ from mrisr.tuning.study import MODES, RUN
 
 # A trial's driver only waits for its workers; Tune's default of one CPU would take the room of what it waits for.
 DRIVER_CPUS = 0.01
+# The run of `tuning.shared_pretraining`, beside the folder of the trials.
+PRETRAINED = "pretrained"
 
 
 class TrialSetting(NamedTuple):
@@ -109,12 +112,16 @@ class ReportToTune(TuneReportCallback):
 
 
 def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
-    """Run, or go on with, one trial inside Tune. An error fails this trial alone; its reason is kept in the record."""
+    """Run, or go on with, one trial inside Tune. An error fails this trial alone; its reason is kept in the record.
+
+    Unless it is the disk or MLflow that stops it: then the record says so, and the search stops (see Progress).
+    """
     os.environ.update(setting.environment)
     cluster.quiet()
     t = setting.plan.base.tuning
     experiment = trial_experiment(setting, config[RUN], config["values"])
     record = Record(experiment.run_folder)
+    record.interrupt(None)
     report = ReportToTune(experiment.run_folder, t.metrics, experiment.validation.protocol, t.protocols)
     for folder in whole_checkpoints(experiment.run_folder):
         # A killed run may have written checkpoints whose validations nobody heard of.
@@ -130,7 +137,8 @@ def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
         train(experiment, Host(setting.runs, DRIVER_CPUS, callbacks, setting.parent_run_id))
     except Exception as error:
         if not _stopped():
-            record.fail(_reason(error))
+            around = isinstance(error, StorageStopped) or from_mlflow(error)
+            (record.interrupt if around else record.fail)(_reason(error))
         raise
 
 

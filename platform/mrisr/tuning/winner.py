@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
@@ -20,7 +21,7 @@ from mrisr.tuning.outcome import TrialOutcome
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.report import cost_lines, figures, trials_table, winner_yaml, write_csv
 from mrisr.tuning.search import Search, search
-from mrisr.tuning.trial import TrialSetting, configured, trial_experiment
+from mrisr.tuning.trial import PRETRAINED, TrialSetting, configured, trial_experiment
 from mrisr.weights import build_generator
 
 
@@ -91,16 +92,20 @@ def _publish(found: Search, best: TrialOutcome, console: Console) -> None:
         v.patch_size, v.overlap, experiment.training.precision, console=console, gpu=experiment.resources.gpus,
     )  # fmt: skip
     console.print(result.table())
-    result.write_csv(csv)
     # For the search by the model's version: a later winner's figures follow, whatever its number of steps.
     own = tracking.RunLogger(found.place.uri, run.run_id)
-    for logger, step in ((parent, int(published.version)), (own, run.step)):
-        logger.metrics(step, {f"test/{key}": value for key, value in result.as_metrics().items()})
-        logger.artifact(csv)
+    with TemporaryDirectory(dir=plan.folder) as folder:
+        fresh = Path(folder) / csv.name
+        result.write_csv(fresh)
+        for logger, step in ((parent, int(published.version)), (own, run.step)):
+            logger.metrics(step, {f"test/{key}": value for key, value in result.as_metrics().items()})
+            logger.artifact(fresh)
+        # Last: where it lies, nothing of the evaluation is missing elsewhere.
+        fresh.replace(csv)
 
 
 def _setting(found: Search) -> TrialSetting:
-    initial = found.plan.folder / "pretrained" if found.plan.base.tuning.shared_pretraining else None
+    initial = found.plan.folder / PRETRAINED if found.plan.base.tuning.shared_pretraining else None
     return TrialSetting(found.plan, 1, found.parent_run_id, None if initial is None else str(initial))
 
 
