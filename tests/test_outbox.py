@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import subprocess
 import sys
@@ -109,6 +110,54 @@ def test_a_record_that_is_damaged_or_refused_holds_nothing_up(
     assert "is away" not in told
 
 
+def test_a_record_does_not_overtake_another_while_it_is_written(
+    run: tuple[tracking.Tracking, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, _ = run
+    run_id = tracking.start_run(place, {}, name="order")
+    lock, rename = FileLock(tmp_path / ".lock"), Path.replace
+
+    def slow(file: Path, target: Path) -> Path:
+        done = rename(file, target)
+        if target.name == "0000000002.json":  # the file is there, and now the thread may look for files
+            lock.release()
+            time.sleep(1.5)
+        return done
+
+    lock.acquire()
+    box = Outbox(place.uri, run_id, tmp_path)
+    monkeypatch.setattr(Path, "replace", slow)
+    for step in (1, 2):
+        box.metrics(step, {"loss": float(step)})
+    assert box.close(60) == 0
+    assert history(place, run_id, "loss") == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_refused_record_that_cannot_be_renamed_holds_nothing_up_either(
+    run: tuple[tracking.Tracking, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place, _ = run
+    run_id = tracking.start_run(place, {}, name="read-only")
+    rename = Path.replace
+
+    def refuse(file: Path, target: Path) -> Path:
+        if target.suffix == ".bad":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return rename(file, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    box = Outbox(place.uri, run_id, tmp_path)
+    box.metrics(1, {"no name for MLflow?!": 1.0})
+    box.metrics(2, {"loss": 2.0})
+    assert box.close(60) == 1, "the one that stays is the refused one"
+    assert history(place, run_id, "loss") == [(2, 2.0)]
+    assert [file.stem for file in files(tmp_path)] == ["0000000001"]
+    assert f"it is kept as {tmp_path / '0000000001.json'}" in capsys.readouterr().err
+
+
 def test_what_another_process_delivers_meanwhile_is_not_missed(
     run: tuple[tracking.Tracking, Path], tmp_path: Path
 ) -> None:
@@ -133,8 +182,12 @@ def test_a_run_that_mlflow_does_not_have_is_told_from_an_mlflow_that_is_away(
     tracking.client(place.uri).delete_run(run_id)
     box = Outbox(place.uri, run_id, tmp_path)
     box.metrics(1, {"loss": 1.0})
-    assert box.close(1.0) == 1
-    told = capsys.readouterr().err
+    told, deadline = "", time.monotonic() + 60
+    while f"refuses run {run_id}" not in told and time.monotonic() < deadline:
+        time.sleep(0.05)
+        told += capsys.readouterr().err
+    assert box.close(0.1) == 1
+    told += capsys.readouterr().err
     assert f"refuses run {run_id}" in told
     assert "is away" not in told
     with pytest.raises(ValueError, match=f"refuses run {run_id}.*restore the run, or delete {tmp_path}"):

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import RayTaskError, UserCodeException
 
+from mrisr import stream
 from mrisr.degradation import Degradation, DegradationRange, degrade
-from mrisr.stream import Batch, PatchMaker, RowPlan, StreamLimits, interleave, rank_batches, rank_lanes
+from mrisr.stream import (
+    Batch,
+    PatchMaker,
+    Row,
+    RowPlan,
+    StreamError,
+    StreamLimits,
+    interleave,
+    rank_batches,
+    rank_lanes,
+)
 from voxelstore import VolumeStore
 
 LIMITS = StreamLimits(cpus_per_task=1.0, cpus=2.0, rounds=1)
@@ -72,6 +85,34 @@ def test_rounds_join_without_a_seam_and_closing_early_is_clean(small_store: Path
         assert digests(list(islice(stream, 17))) == expected[:17]
         stream.close()
     assert digests(list(rank_batches(maker, 0, 3, 0, 20, LIMITS))) == expected
+
+
+class Failed:
+    """A dataset whose task has failed, with what Ray Data makes of any error of its task."""
+
+    def iter_batches(self, **options: object) -> None:
+        cause = UserCodeException("UDF failed to process a data block.")
+        raise RayTaskError("MapBatches", "a traceback as text", cause, proctitle="ray::MapBatches", pid=1, ip="::1")
+
+
+def test_a_row_that_cannot_be_made_is_told_from_a_task_that_failed(
+    small_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of the row itself, without Ray's about its task; Ray's for a row that can be made."""
+    maker = make(small_store)
+    monkeypatch.setattr(stream, "group_dataset", lambda *arguments: Failed())
+    with pytest.raises(RayTaskError):
+        next(rank_batches(maker, 0, 3, 0, 9, LIMITS))
+    original, broken = PatchMaker.row_patches, maker.plan.group(0, 1)[1].subject
+
+    def row_patches(self: PatchMaker, row: Row, mark: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray]:
+        if row.subject == broken:
+            raise ValueError(f"{broken} reaches 7e4; mend that file")
+        return original(self, row, mark)
+
+    monkeypatch.setattr(PatchMaker, "row_patches", row_patches)
+    with pytest.raises(StreamError, match=f"^{broken} reaches 7e4; mend that file$"):
+        next(rank_batches(maker, 0, 3, 0, 9, LIMITS))
 
 
 def test_resuming_after_k_steps_yields_exactly_the_rest_and_reads_nothing_consumed(

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,15 +103,17 @@ class Outbox:
         file = self.folder / f"{self._next:010d}.json"
         self._next += 1
         item: Path | dict[str, Any] = file
-        try:
-            part = file.with_suffix(f".part{os.getpid()}")
-            part.write_text(json.dumps(record))
-            part.replace(file)
-        except OSError as error:
-            # A full disk must not stop the training either; what only memory holds is lost if the process dies.
-            _warn(f"{file} could not be written ({error.strerror}); kept in memory until MLflow has it")
-            item = record
+        # File and place in the queue together: the thread, when it gets the folder, would take a file that has no place
+        # yet for one that another process left, put it first, and MLflow would then leave out the steps before it.
         with self._changed:
+            try:
+                part = file.with_suffix(f".part{os.getpid()}")
+                part.write_text(json.dumps(record))
+                part.replace(file)
+            except OSError as error:
+                # A full disk must not stop the training either; what only memory holds is lost if the process dies.
+                _warn(f"{file} could not be written ({error.strerror}); kept in memory until MLflow has it")
+                item = record
             self._queue.append(item)
             self._changed.notify()
 
@@ -199,8 +202,10 @@ class Outbox:
     def _set_aside(self, place: int, why: str) -> None:
         item = self._queue[place]
         if isinstance(item, Path):
-            item.replace(bad := item.with_suffix(".bad"))
-            _warn(f"{item.name} {why}; it is kept as {bad}, the others are delivered")
+            kept = item
+            with suppress(OSError):  # else the next start meets it again; the thread that delivers must not end for it
+                kept = item.replace(item.with_suffix(".bad"))
+            _warn(f"{item.name} {why}; it is kept as {kept}, the others are delivered")
         else:
             _warn(f"a record of step {item['step']} {why} and is lost; the others are delivered")
         self._drop(place)

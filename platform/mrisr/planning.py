@@ -18,10 +18,11 @@ FEW = 4
 
 def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
     """Peak bytes per kind of step of this experiment with that many patches per forward pass, and of a validation; see
-    `peak_bytes`.
+    `peak_bytes`. Of a worker of the smallest group that the run may go on with, which accumulates the most.
 
     Beyond FEW patches by a straight line: activations grow with the patches, and counting hundreds would take minutes.
     """
+    accumulates = experiment.training.batch_size > experiment.worker_counts[-1] * experiment.micro_batch
 
     def peaks(patches: int) -> dict[str, int]:
         return peak_bytes(
@@ -34,6 +35,7 @@ def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
             experiment.critic.samples_at_once,
             validation_patch=experiment.validation.patch_size,
             ema=experiment.generator.ema_decay is not None,
+            accumulates=accumulates,
         )
 
     if micro_batch <= FEW:
@@ -48,7 +50,10 @@ def fitting_overrides(experiment: Experiment, memory: str) -> list[str]:
     memory: such as 8GiB; USABLE of it is filled. Raises ValueError for text that is no amount, or too small a one.
     """
     workers = experiment.resources.workers
-    known: dict[int, dict[str, int]] = {n: estimated_peaks(experiment, n) for n in range(1, FEW + 1)}
+    # As what comes out of this: as many patches in a forward pass as a worker of the full group has.
+    whole = experiment.training.model_copy(update={"batch_size": workers, "micro_batch": None})
+    chosen = experiment.model_copy(update={"training": whole})
+    known: dict[int, dict[str, int]] = {n: estimated_peaks(chosen, n) for n in range(1, FEW + 1)}
 
     def peak(patches: int) -> int:
         if patches <= FEW:

@@ -29,11 +29,25 @@ from mrisr.rows import WIRE_DTYPE, PatchMaker, Row, RowPlan
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-__all__ = ["Batch", "PatchMaker", "Row", "RowPlan", "StreamLimits", "group_dataset", "rank_batches", "rank_lanes"]
+__all__ = [
+    "Batch",
+    "PatchMaker",
+    "Row",
+    "RowPlan",
+    "StreamError",
+    "StreamLimits",
+    "group_dataset",
+    "rank_batches",
+    "rank_lanes",
+]
 
 
 # Rounds that are computed while one is consumed.
 AHEAD = 2
+
+
+class StreamError(ValueError):
+    """A row that cannot be made, now or another time; the message names its subject and the remedy."""
 
 
 class Batch(NamedTuple):
@@ -110,15 +124,23 @@ def rank_batches(
     tasks of the second dataset wait in Ray's own queue, so that no core does. A single endless dataset would get ahead
     by backpressure, but then Ray Data's executor, a thread in the training process, spins whenever it has nothing to
     start, and its hold of the GIL made a CPU training step three times as slow.
+    Raises StreamError for a row at fault, and what Ray raises for a task that failed for another reason.
     """
+    from ray.exceptions import RayTaskError, UserCodeException
+
     plan = maker.plan
     lanes = rank_lanes(plan.lanes, rank, world_size)
     first, skip = divmod(start_step, plan.group_size)
     end = -(-stop_step // plan.group_size)
 
     def compute(turns: range) -> list[dict[str, np.ndarray]]:
-        dataset = group_dataset(maker, lanes, turns, skip if turns.start == first else 0, limits)
-        return list(dataset.iter_batches(batch_size=plan.group_size, batch_format="numpy", prefetch_batches=0))
+        consumed = skip if turns.start == first else 0
+        dataset = group_dataset(maker, lanes, turns, consumed, limits)
+        try:
+            return list(dataset.iter_batches(batch_size=plan.group_size, batch_format="numpy", prefetch_batches=0))
+        except (RayTaskError, UserCodeException):
+            _make_here(maker, lanes, turns, consumed)
+            raise  # nothing is wrong with the rows
 
     rounds = [range(begin, min(begin + limits.rounds, end)) for begin in range(first, end, limits.rounds)]
     pool = ThreadPoolExecutor(max_workers=AHEAD, thread_name_prefix="stream")
@@ -135,6 +157,19 @@ def rank_batches(
                 left -= 1
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _make_here(maker: PatchMaker, lanes: Sequence[int], turns: range, skip: int) -> None:
+    """Make the groups of a dataset that failed once more, in this process; raises StreamError for a row at fault.
+
+    Ray Data hands on only the text of a task's error, behind one of its own. Such a row fails wherever it is made.
+    """
+    for turn in turns:
+        for lane in lanes:
+            try:
+                maker.group_patches(turn, lane, skip if turn == turns.start else 0)
+            except ValueError as error:
+                raise StreamError(str(error)) from None
 
 
 def interleave(blocks: Iterator[dict[str, np.ndarray]], lanes: int, skip: int) -> Iterator[Batch]:

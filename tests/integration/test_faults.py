@@ -46,6 +46,15 @@ def wait_for(driver: subprocess.Popen[str], condition: Callable[[], object], pau
         time.sleep(pause)
 
 
+def stands_still(process: psutil.Process) -> bool:
+    """Whether SIGSTOP has reached every thread of a process: one that is in a system call finishes that first."""
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/stat")
+    try:
+        return {task.read_text().rpartition(")")[2].split()[0] for task in tasks} == {"T"}
+    except OSError:  # a thread that has just ended
+        return False
+
+
 def names(bench: Bench) -> list[str]:
     return [folder.name for folder in whole_checkpoints(bench.run)]
 
@@ -70,7 +79,21 @@ def test_a_run_through_five_faults_is_the_run_without_them(
     )
     # kill -9 of all workers while they write a checkpoint: it never gets its name.
     second = workers(driver)
-    wait_for(driver, lambda: list(bench.run.glob(".checkpoint_*.part")), pause=0.0)
+
+    def stopped_in_mid_write() -> bool:
+        # The folder may get its name before a signal arrives, so that it is looked for again once all stand still.
+        if not list(bench.run.glob(".checkpoint_*.part")):
+            return False
+        for process in second:
+            process.suspend()
+        wait_for(driver, lambda: all(map(stands_still, second)), pause=0.0)
+        if list(bench.run.glob(".checkpoint_*.part")):
+            return True
+        for process in second:
+            process.resume()
+        return False
+
+    wait_for(driver, stopped_in_mid_write, pause=0.0)
     for process in second:
         process.kill()
     (torn,) = bench.run.glob(".checkpoint_*.part")

@@ -74,6 +74,18 @@ def test_a_compiler_that_changes_the_gradients_is_not_used() -> None:
     assert distance(gradients(generator, *noise(2, 8), "fp32"), expected) < 1e-6
 
 
+def test_a_compiler_that_is_missing_leaves_the_generator_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def missing(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        raise FileNotFoundError("No working C++ compiler found")
+
+    generator = MDCSRN(2, 1, 1, seed=1)
+    expected = gradients(generator, *noise(2, 8), "fp32")
+    assert compile_generator(generator, 2, 8, "fp32", backend=missing) is None
+    assert "compiling failed: FileNotFoundError: No working C++ compiler found" in capsys.readouterr().out
+    assert not is_compiled(generator)
+    assert distance(gradients(generator, *noise(2, 8), "fp32"), expected) < 1e-6
+
+
 def test_the_penalty_cannot_be_compiled() -> None:
     """Should this fail one day, torch.compile has learnt the second derivative, and the critic may have it too."""
     critic = build_critic("separable", 16)

@@ -6,11 +6,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from mrisr.config import Experiment
 from mrisr.models import MDCSRN
+from mrisr.planning import estimated_peaks
 from mrisr.training.fitting import largest_batch, parse_bytes
 from mrisr.training.memory import peak_bytes
 
@@ -44,6 +47,34 @@ def test_the_validation_cube_and_the_moving_average_are_counted() -> None:
     averaged = peak_bytes(config, None, 16, 1, "fp32", recompute=True, validation_patch=48, ema=True)
     generator = sum(parameter.numel() for parameter in MDCSRN(**config).parameters()) * 4
     assert all(averaged[name] - fp32[name] == pytest.approx(generator, rel=0.1) for name in fp32)
+
+
+def test_the_gradients_of_earlier_micro_batches_are_counted() -> None:
+    """In the second of a step's micro-batches they are there all along, in the first mostly once the peak is over."""
+    config = {"growth_rate": 4, "blocks": 2, "units": 2}
+    once, more = (peak_bytes(config, None, 16, 1, "fp32", accumulates=several) for several in (False, True))
+    generator = sum(parameter.numel() for parameter in MDCSRN(**config).parameters()) * 4
+    assert 0.5 * generator < more["pretrain"] - once["pretrain"] <= generator
+    assert more["inference"] == once["inference"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "accumulates"),
+    [
+        ({"training": {"batch_size": 4, "micro_batch": 2}, "resources": {"workers": 2}}, False),
+        ({"training": {"batch_size": 8, "micro_batch": 2}, "resources": {"workers": 2}}, True),
+        ({"training": {"batch_size": 4, "micro_batch": 2}, "resources": {"workers": 2, "min_workers": 1}}, True),
+    ],
+)
+def test_an_estimate_is_of_the_smallest_group_that_a_run_may_go_on_with(
+    settings: dict[str, Any], accumulates: bool
+) -> None:
+    config = {"growth_rate": 2, "blocks": 1, "units": 1, "residual": False}
+    l1_alone = {"total_steps": 2, "pretrain_steps": 2}
+    small = {"stream": {"patch_size": 16}, "validation": {"patch_size": 16}, "schedule": l1_alone}
+    experiment = Experiment.model_validate({"name": "elastic", "generator": config, **small, **settings})
+    expected = peak_bytes(config, None, 16, 2, "bf16", True, validation_patch=16, accumulates=accumulates)
+    assert estimated_peaks(experiment, 2) == expected
 
 
 def test_a_batch_is_found_where_validation_needs_most() -> None:

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from mrisr.config.validation_keys import Validation
 from mrisr.models import MDCSRN
 from mrisr.training.best import Best
 from mrisr.training.checkpoint import CheckpointError
@@ -84,6 +85,21 @@ def test_a_full_disk_tells_every_rank_and_leaves_the_last_whole_checkpoint(tmp_p
         assert f"The last whole checkpoint is checkpoint_{last:08d}; free space" in line
 
 
+def stop_in_mid_write(process: subprocess.Popen[bytes], folder: Path) -> Path:
+    """Stop a writer between two checkpoints' names: the hidden folder, with part of the tensors, stays as it is."""
+    deadline = time.monotonic() + 100
+    while True:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        if whole_checkpoints(folder) and list(folder.glob(".checkpoint_*.part/*.distcp")):
+            # It may get its name before the signal arrives, so that it is looked for again once the process stands.
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            if torn := [file.parent for file in folder.glob(".checkpoint_*.part/*.distcp")]:
+                return torn[0]
+            process.send_signal(signal.SIGCONT)
+
+
 def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -92,16 +108,12 @@ def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, str(script), str(folder), "0", "1", "100000", str(tmp_path / "meeting")]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 100
     try:
-        # In mid-write: the hidden folder is there and holds part of the tensors.
-        while not (whole_checkpoints(folder) and list(folder.glob(".checkpoint_*.part/*.distcp"))):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
+        torn = stop_in_mid_write(process, folder)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    (torn,) = folder.glob(".checkpoint_*.part")
+    assert list(folder.glob(".checkpoint_*.part")) == [torn]
     newest = whole_checkpoints(folder)[-1]
     assert newest.name < torn.name[1:]
     again = [*command[:-2], "0", str(tmp_path / "second-meeting")]
@@ -141,7 +153,7 @@ def test_weights_that_are_cut_short_make_no_whole_checkpoint(
     (damaged / "best.safetensors").write_bytes(weights[:left])
     assert agreed_checkpoint(tmp_path) == before
     assert f"{damaged.name} in {tmp_path} is damaged" in capsys.readouterr().out
-    best = Best("psnr")
+    best = Best(Validation())
     with pytest.raises(CheckpointError, match=f"{damaged} cannot be read: best.safetensors.*delete this folder"):
         best.restore({"step": 1, "figures": {}}, damaged)
 

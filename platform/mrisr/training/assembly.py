@@ -80,6 +80,6 @@ def _compile(generator: MDCSRN, config: StepConfig, patch_size: int, device: tor
         generator.to(device)
         generator.channels_last, generator.recompute = config.channels_last, config.recompute
         if compile_generator(generator, config.micro_batch, patch_size, config.precision) is None:
-            why = "on some worker its gradients are not those of eager mode"
+            why = "on some worker it fails, or its gradients are not those of eager mode"
     if why is not None and rank() == 0:
         print(f"training.compile: nothing is compiled: {why}", flush=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mrisr.config.validation_keys import Validation
 from mrisr.metrics import HIGHER_IS_BETTER
-from mrisr.training.checkpoint import REMEDY, CheckpointError
+from mrisr.training.checkpoint import REMEDY, CheckpointError, refused_together
 
 BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
@@ -54,13 +54,14 @@ class Best:
         return {"step": self.step, "figures": self.figures}
 
     def restore(self, progress: dict[str, Any], folder: Path) -> None:
-        """Take what `progress` told, and the weights, from a checkpoint's folder.
+        """Take what `progress` told, and the weights, from a checkpoint's folder; every rank must call it.
 
-        Raises CheckpointError if the checkpoint's file is missing or damaged.
+        Raises CheckpointError on every rank if the checkpoint's file is missing or damaged for any of them.
         """
         self.step, self.figures = progress["step"], progress["figures"]
-        if self.step is not None:
-            self.state = best_weights(folder)
+        with refused_together():
+            if self.step is not None:
+                self.state = best_weights(folder)
 
 
 def best_weights(checkpoint: Path) -> dict[str, Tensor]:

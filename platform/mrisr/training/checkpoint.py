@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import StorageMeta
 
 from mrisr.training.durable import write_synced
 from mrisr.training.networks import Networks
-from mrisr.training.sharding import average_statistics, plain, rank, release, world_size
+from mrisr.training.sharding import average_statistics, gather_texts, plain, rank, release, world_size
 
 PROGRESS = "progress.json"
 METADATA = ".metadata"
@@ -37,16 +37,15 @@ class CheckpointError(ValueError):
 def save(directory: str | Path, networks: Networks, progress: dict[str, Any]) -> None:
     """Write networks, all optimizers and `progress` (anything JSON holds); every rank must call it.
 
-    directory: this rank's own folder or one that all ranks share; each rank writes files of its own names
-    (`__<rank>_*`), and rank 0 the metadata and progress.json, so that the folders can be merged. BatchNorm's
+    directory: this rank's own folder or one that all ranks share, made if missing; each rank writes files of its own
+    names (`__<rank>_*`), and rank 0 the metadata and progress.json, so that the folders can be merged. BatchNorm's
     running statistics are averaged over the ranks first. Raises TypeError for a progress that JSON cannot
     hold.
     """
     text = json.dumps(progress, indent=1, sort_keys=True)
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     average_statistics(networks)
-    with _alone() as no_dist:
+    with _alone() as no_dist:  # DCP makes the folder, and tells every rank if one cannot
         dcp.save(_entries(networks), storage_writer=FileSystemWriter(folder, overwrite=True), no_dist=no_dist)
     if rank() == 0:
         write_synced(folder / PROGRESS, text.encode())
@@ -56,31 +55,51 @@ def load(directory: str | Path, networks: Networks) -> dict[str, Any]:
     """Load what `save` wrote into `networks`, in place, and return the progress; every rank must call it.
 
     directory: the whole checkpoint (of all ranks). World size and strategy may differ from those it was saved
-    with. Raises CheckpointError, naming the folder: when files are missing or damaged, or when the
-    checkpoint's entries or their shapes are not those of `networks`.
+    with. Raises CheckpointError on every rank, naming the folder: when files are missing or damaged for any of them,
+    or when the checkpoint's entries or their shapes are not those of `networks`.
     """
     folder = Path(directory)
-    for name in (METADATA, PROGRESS):
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder} is no whole checkpoint: {name} is missing; choose a folder that a run finished writing"
-            )
-    reader = _PlainReader(folder)
-    entries = _entries(networks)
+    reader, entries = _PlainReader(folder), _entries(networks)
+    progress: dict[str, Any] = {}
+    with refused_together():
+        for name in (METADATA, PROGRESS):
+            if not (folder / name).is_file():
+                raise CheckpointError(
+                    f"{folder} is no whole checkpoint: {name} is missing; choose a folder that a run finished writing"
+                )
+        try:
+            progress = json.loads((folder / PROGRESS).read_text())
+            _compare(folder, reader.read_metadata(), entries)
+        except (OSError, EOFError, json.JSONDecodeError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{folder} cannot be read: {error}; {REMEDY}") from error
     try:
-        progress = json.loads((folder / PROGRESS).read_text())
-        _compare(folder, reader.read_metadata(), entries)
         with _alone() as no_dist:
             dcp.load(entries, storage_reader=reader, no_dist=no_dist)
-    except CheckpointError:
-        raise
-    except (OSError, EOFError, json.JSONDecodeError, pickle.UnpicklingError) as error:
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}; {REMEDY}") from error
     except CheckpointException as error:
         causes = {f"rank {number}: {type(cause).__name__} {cause}" for number, (cause, _) in error.failures.items()}
         reason = ", ".join(sorted(causes))
         raise CheckpointError(f"{folder} cannot be read: {reason}; {REMEDY}") from error
     return progress
+
+
+@contextmanager
+def refused_together() -> Iterator[None]:
+    """Around what each rank reads for itself: one rank's CheckpointError is raised on all; every rank must enter it.
+
+    A rank that left alone would be waited for in the next collective, and of what ranks return Ray hands on rank 0's.
+    """
+    own: CheckpointError | None = None
+    try:
+        yield
+    except CheckpointError as error:
+        own = error
+    texts = gather_texts("" if own is None else str(own))
+    if not any(texts):
+        return
+    told = [f"rank {number}: {text}" for number, text in enumerate(texts) if text]
+    raise CheckpointError(texts[0] if len(set(texts)) == 1 else "; ".join(told)) from own
 
 
 @contextmanager

@@ -6,6 +6,7 @@ The critic is never compiled: its penalty differentiates twice, and what torch.c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -78,8 +79,9 @@ def compile_generator(
     count, patch_size: of the patches that it will see; the comparison on seeded noise of that size compiles for them.
     The generator must be on its device, in the layout and with the recomputation that it will train with; whole units
     are compiled, so that recomputation, which works between them, stays as it is. Every rank must call it.
-    Returns this rank's distance of the gradients from eager's, or None if any rank's was beyond TOLERANCE: then nothing
-    is compiled on any, since ranks of different numbers and speeds help nobody.
+    Returns this rank's distance of the gradients from eager's, or None if any rank's was beyond TOLERANCE or compiling
+    failed there, for want of a C compiler, say: then nothing is compiled on any, since ranks of different numbers and
+    speeds help nobody.
     """
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     device = generator.conv0.weight.device
@@ -96,7 +98,11 @@ def compile_generator(
         expected = gradients(generator, lr, hr, precision)
         for unit in units:
             unit.compile(backend=backend, dynamic=False)
-        found = distance(gradients(generator, lr, hr, precision), expected)
+        try:
+            found = distance(gradients(generator, lr, hr, precision), expected)
+        except Exception as error:  # whatever a compiler, its back ends or the machine's own tools raise
+            print(f"training.compile: compiling failed: {_reason(error)}", flush=True)
+            found = math.inf
     finally:
         with torch.no_grad():
             last.copy_(kept)
@@ -106,3 +112,9 @@ def compile_generator(
     for unit in units:
         unit._compiled_call_impl = None
     return None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong; that of torch's wrapper names its back end only."""
+    cause = getattr(error, "inner_exception", error)
+    return f"{type(cause).__name__}: {cause}".splitlines()[0][:200]

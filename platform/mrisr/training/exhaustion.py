@@ -6,12 +6,16 @@ import torch
 
 from mrisr.config import Experiment
 
+# What libraries say who raise a plain RuntimeError: torch's CPU allocator and its asynchronous CUDA errors, cuBLAS and
+# cuDNN, which allocate their workspace themselves, and NCCL, which buffers outside of torch's allocator.
+_SAYS_SO = ("DefaultCPUAllocator: can't allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a device or on the CPU; the same step would fail again."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAYS_SO)
 
 
 def memory_advice(experiment: Experiment, error: BaseException) -> str:

@@ -1,15 +1,17 @@
 """When a group of workers is started, started again and given up: what Ray decides, with this project's rules.
 
 Ray 2.60 counts failures over the whole run and never starts anew; it takes a node that is away for an error after a
-minute, or asks again without a word. Its public hooks only listen. So the two policies that it makes before a run are
-replaced in one place, `SupervisedTrainer`, which refuses to work with another Ray (the project pins its release).
+minute, or asks again without a word; and it lets Ctrl-C wait for it. Its public hooks only listen. So the two policies
+that it makes before a run, and its handler of Ctrl-C, are replaced in one place, `SupervisedTrainer`, which refuses to
+work with another Ray (the project pins its release).
 """
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.train import ControllerError, FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
@@ -29,6 +31,8 @@ from mrisr.training.saving import newest_name
 from mrisr.training.stopping import STOP_FILE
 
 LOOK_EVERY_S = 0.5
+LONGEST_PAUSE_S = 30.0
+ABORT_S = 5.0  # for the controller to end its workers after Ctrl-C; it answers nothing while it waits for nodes
 
 
 class StopRequested(TrainingFailedError):
@@ -42,9 +46,13 @@ class Waiting:
         self._run_folder = run_folder
         self._told = False
 
+    def asked_to_stop(self) -> bool:
+        """Whether the driver has received SIGTERM."""
+        return (self._run_folder / STOP_FILE).exists()
+
     def look(self) -> None:
         """Raises StopRequested if the driver has received SIGTERM."""
-        if (self._run_folder / STOP_FILE).exists():
+        if self.asked_to_stop():
             newest = newest_name(self._run_folder)
             kept = f"{newest} is the last checkpoint" if newest else "there is no checkpoint yet"
             raise StopRequested(f"stopped by SIGTERM while no worker ran; {kept}")
@@ -55,6 +63,12 @@ class Waiting:
             print(f"waiting for nodes: no room for {what}", flush=True)
         self._told = True
         time.sleep(LOOK_EVERY_S)
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but no longer than until the run is told to end."""
+        end = time.monotonic() + seconds
+        while not self.asked_to_stop() and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK_EVERY_S))
 
     def over(self) -> None:
         self._told = False
@@ -87,6 +101,7 @@ class ProgressPolicy(DefaultFailurePolicy):
     def __init__(self, failure_config: FailureConfig, run_folder: Path, patient: bool) -> None:
         super().__init__(failure_config)
         self._run_folder, self._patient = run_folder, patient
+        self._waiting = Waiting(run_folder)
         self._newest: str | None = None
         self._pause = 1.0
 
@@ -107,8 +122,8 @@ class ProgressPolicy(DefaultFailurePolicy):
         if decision is FailureDecision.RETRY:
             print(f"the workers failed ({_reason(error)}); they are started again from {since}", flush=True)
             if cause is not None:
-                time.sleep(self._pause)  # a node that has just died is missed only after a while
-                self._pause *= 2
+                self._waiting.pause(self._pause)  # a node that has just died is missed only after a while
+                self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
         elif isinstance(error, WorkerGroupError):
             most = self.failure_config.max_failures
             print(f"the workers failed and are given up: training.max_failures = {most} restarts since {since} "
@@ -117,7 +132,7 @@ class ProgressPolicy(DefaultFailurePolicy):
 
 
 class SupervisedTrainer(TorchTrainer):
-    """A TorchTrainer that starts and gives up its workers by policies of this project.
+    """A TorchTrainer that starts and gives up its workers by policies of this project, and ends them upon Ctrl-C.
 
     scaling: made for the same scaling_config; None for Ray's own. patient: see ProgressPolicy.
     """
@@ -134,6 +149,25 @@ class SupervisedTrainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         return super()._initialize_and_run_controller(**replaced(options, self._policies))
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        signal.signal(signal.SIGINT, lambda number, frame: abort_run(controller))
+
+
+def abort_run(controller: Any) -> NoReturn:
+    """Upon Ctrl-C in the driver: the controller ends its workers and itself, or is ended; raises KeyboardInterrupt.
+
+    Ray's own handler waits for the controller's answer without limit, and a controller that waits for nodes, or for
+    workers to be placed, gives none. Its workers die with it; their room is given back when the driver has ended.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C waits for nothing
+    try:
+        ray.get(controller.abort.remote(), timeout=ABORT_S)
+    except ray.exceptions.RayActorError:
+        pass  # what an abort ends with
+    except (ray.exceptions.RayError, KeyboardInterrupt):
+        ray.kill(controller)
+    raise KeyboardInterrupt
 
 
 def replaced(options: dict[str, Any], policies: dict[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def peak_bytes(
     device: str = "cpu",
     validation_patch: int | None = None,
     ema: bool = False,
+    accumulates: bool = False,
 ) -> dict[str, int]:
     """Peak bytes per step kind (`pretrain`, `inference`, and with a critic `critic` and `generator`), parameters,
     gradients and Adam's moments of both networks included; kernels' workspace and allocator slack are not.
@@ -66,6 +67,7 @@ def peak_bytes(
     micro_batch: patches of patch_size^3 per forward pass. critic_samples: as StepConfig's. Inference is a forward pass
     of the generator alone in evaluation mode, with what training keeps beside it: the copy that is evaluated and, with
     ema, the moving average. validation_patch: also `validation`, one cube of that edge through the copy in one piece.
+    accumulates: a step has several micro-batches, so that the gradients of the first are there during the others.
     """
     generator = MDCSRN(**generator_config, recompute=recompute)
     evaluated = MDCSRN(**generator_config).eval()
@@ -101,7 +103,10 @@ def peak_bytes(
         steps |= {"critic": train_critic, "generator": adversarial}
     # The generator has Adam's moments twice once there is a critic: its pretraining optimizer has its own.
     twice: list[nn.Module] = [generator] if critic is None else [generator, generator, critic]
-    peaks = {name: live_peak(step, twice, patch_size, micro_batch, device, kept) for name, step in steps.items()}
+    peaks = {
+        name: live_peak(step, twice, patch_size, micro_batch, device, kept, passes=2 if accumulates else 1)
+        for name, step in steps.items()
+    }
     if validation_patch is not None:
         peaks["validation"] = live_peak(infer, twice, validation_patch, 1, device, kept)
     return peaks
@@ -114,11 +119,12 @@ def live_peak(
     micro_batch: int,
     device: str,
     kept: Sequence[nn.Module] = (),
+    passes: int = 1,
 ) -> int:
     """Peak bytes of step(lr, hr) on fake patches (micro_batch, 1, P, P, P), from the parameters on.
 
     optimized: the modules that `step` trains; their parameters are counted once, Adam's two moments for every mention.
-    kept: others that are there, without moments.
+    kept: others that are there, without moments. passes: how often it is called, its gradients kept in between.
     """
     modules = list(dict.fromkeys([*optimized, *kept]))
     for module in modules:
@@ -131,7 +137,8 @@ def live_peak(
                 bytes_.count(parameter)
         moments = [torch.empty_like(p) for module in optimized for p in module.parameters() for _ in range(2)]
         lr, hr = (torch.empty(micro_batch, 1, *[patch_size] * 3, device=device) for _ in range(2))
-        step(lr, hr)
+        for _ in range(passes):
+            step(lr, hr)
         del moments
     return bytes_.peak
 

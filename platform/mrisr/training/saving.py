@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from mrisr.training import checkpoint
 from mrisr.training.best import sound_weights
 from mrisr.training.durable import sync, write_synced
 from mrisr.training.networks import Networks
-from mrisr.training.sharding import rank, world_size
+from mrisr.training.sharding import gather_texts, rank, world_size
 from mrisr.weights import serialised
 
 
@@ -89,11 +90,13 @@ def write_folder(
     a hidden folder beside `final`, which takes its name in one step after every rank has said that its part is on the
     disk, out of the kernel's caches. So a process killed at any moment, or a machine that loses its power, leaves the
     last whole checkpoint as the newest one.
-    Raises CheckpointWriteError on every rank if any of them cannot write: disk full, quota, folder gone.
+    Raises CheckpointWriteError on every rank if any of them cannot write: disk full, quota, folder gone, or a host that
+    does not see the folder that rank 0 has made, where the rank's shards would be lost without a word.
     """
     part = final.with_name(f".{final.name}.part")
     try:
         _together(lambda: _begin(part, weights, generator_config) if rank() == 0 else None)
+        _together(lambda: _require(part))
         _together(lambda: checkpoint.save(part, networks, progress))
         _together(lambda: _finish(part, final) if rank() == 0 else None)
     except CheckpointWriteError as error:
@@ -102,7 +105,8 @@ def write_folder(
             shutil.rmtree(part, ignore_errors=True)
         raise CheckpointWriteError(
             f"{final} could not be written: {error} ({_free(final.parent)}). "
-            f"The last whole checkpoint is {last[-1].name if last else 'none'}; free space and run the same command"
+            f"The last whole checkpoint is {last[-1].name if last else 'none'}; free space, or mend what is named, and "
+            "run the same command"
         ) from None
     return final
 
@@ -121,6 +125,13 @@ def _begin(part: Path, weights: dict[str, dict[str, Tensor]], generator_config: 
         write_synced(part / name, serialised(generator_config, state))
 
 
+def _require(part: Path) -> None:
+    if not part.is_dir():
+        raise OSError(
+            errno.ENOENT, "the folder that rank 0 made is not there; output must be on storage that all share"
+        )
+
+
 def _finish(part: Path, final: Path) -> None:
     sync(part)
     shutil.rmtree(final, ignore_errors=True)
@@ -137,10 +148,6 @@ def _together(action: Any) -> None:
         problem = error.strerror or str(error)
     except CheckpointException as error:
         problem = ", ".join(sorted({str(cause).splitlines()[0] for cause, _ in error.failures.values()}))
-    problems = [problem]
-    if world_size() > 1:
-        problems = [""] * world_size()
-        dist.all_gather_object(problems, problem)
-    told = [f"rank {number}: {text}" for number, text in enumerate(problems) if text]
+    told = [f"rank {number}: {text}" for number, text in enumerate(gather_texts(problem)) if text]
     if told:
         raise CheckpointWriteError("; ".join(told))

@@ -140,6 +140,15 @@ def on_every_rank(own: bool, device: torch.device) -> bool:
     return all(value for (value,) in gather_rows([float(own)], device))
 
 
+def gather_texts(own: str) -> list[str]:
+    """Every rank's text, in the order of ranks, on every rank; every rank must call it."""
+    texts = [own]
+    if world_size() > 1:
+        texts = [""] * world_size()
+        dist.all_gather_object(texts, own)
+    return texts
+
+
 def average_batchnorm(generator: nn.Module) -> None:
     """Average BatchNorm's running statistics over the ranks, in place; every rank must call it.
 

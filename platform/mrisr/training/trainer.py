@@ -173,11 +173,8 @@ def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun
     try:
         with stop_on_sigterm(folder):
             result = trainer.fit()
-    except (KeyboardInterrupt, SystemExit) as end:
+    except (KeyboardInterrupt, SystemExit):
         tracking.finish_if_reachable(uri, run_id, "KILLED")
-        if isinstance(end, SystemExit) and end.code == 0:
-            # How Ray leaves the run upon Ctrl-C, as if it had come to its end.
-            raise KeyboardInterrupt from None
         raise
     except StopRequested as error:
         tracking.finish_if_reachable(uri, run_id, "KILLED")

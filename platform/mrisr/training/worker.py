@@ -18,7 +18,7 @@ from mrisr.metrics import METRICS
 from mrisr.models import MDCSRN
 from mrisr.outbox import Outbox
 from mrisr.pictures import critic_figure
-from mrisr.stream import Batch, StreamLimits, rank_batches
+from mrisr.stream import Batch, StreamError, StreamLimits, rank_batches
 from mrisr.training import checkpoint, replay
 from mrisr.training.assembly import generator_config, initial_networks, patch_maker, schedule_of, step_config
 from mrisr.training.best import BEST_WEIGHTS, LAST_WEIGHTS, Best
@@ -55,7 +55,8 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     cpus_per_worker, node_cpus, and of a search: runs that share the cluster, driver_cpus of each.
 
     Returns step, best and `stopped`: None at the end of the schedule, else [kind, message] with kind `terminated`,
-    `non-finite`, `storage` or `checkpoint`: what starting the workers again would not mend.
+    `non-finite`, `storage` or `checkpoint`: what starting the workers again would not mend. What ends one rank alone in
+    that way, a row that cannot be made, it raises: TrainingStopped.
     """
     cluster.quiet()
     experiment = Experiment.model_validate(settings["experiment"])
@@ -173,7 +174,14 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
         t = experiment.training
         while step < schedule.total_steps:
             started = time.perf_counter()
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except StreamError as error:
+                # The other ranks have their batches: they are in the step's collectives, and end with this worker.
+                raise TrainingStopped(
+                    f"{error}. Another store needs a new run, which may begin at this one's weights: name=... "
+                    f"generator.init_from={run_folder}"
+                ) from None
             waited = time.perf_counter() - started
             now = phase(schedule, step)
             try:

@@ -1,0 +1,66 @@
+"""What one rank cannot see, a folder or a file of a checkpoint, is told on every rank: two real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# python -c APART FOLDER RANK: two hosts that share no folder, then a rank whose copy of a checkpoint lacks a file.
+APART = """
+import os, shutil, sys, torch
+import torch.distributed as dist
+from pathlib import Path
+from mrisr.config.validation_keys import Validation
+from mrisr.models import MDCSRN
+from mrisr.training.best import Best
+from mrisr.training.checkpoint import CheckpointError, load
+from mrisr.training.saving import CheckpointWriteError, checkpoint_name, write_folder
+from mrisr.training.step import StepConfig, build_networks
+root, rank = Path(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)
+networks = build_networks(MDCSRN(2, 1, 1), None, StepConfig(), torch.device("cpu"), "fsdp")
+def write(run):
+    weights = {"best.safetensors": {"w": torch.zeros(4)}}
+    return write_folder(run / checkpoint_name(1), networks, {"step": 1}, weights, networks.generator.config)
+def tell(action):
+    try:
+        print("done", action(), flush=True)
+    except (CheckpointError, CheckpointWriteError) as error:
+        print(repr(str(error)), flush=True)
+tell(lambda: write(root / f"host{rank}"))
+whole = write(root / "shared")
+own = shutil.copytree(whole, root / f"copy{rank}")
+for name, action in (
+    ("best.safetensors", lambda: Best(Validation()).restore({"step": 1, "figures": {}}, own)),
+    ("progress.json", lambda: load(own, networks)),
+):
+    if rank == 1:
+        (own / name).unlink()
+    tell(action)
+tell(lambda: load(whole, networks)["step"])
+os._exit(0)  # no teardown, for the reason in parity_worker.py
+"""
+
+
+def test_what_one_rank_lacks_is_told_on_all_and_hangs_none(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", APART, str(tmp_path), str(rank)], env=environment, text=True, stdout=subprocess.PIPE
+        )
+        for rank in (0, 1)
+    ]
+    told = [process.communicate(timeout=120)[0].splitlines() for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0]
+    for lines in told:
+        unshared, best, progress, whole = lines
+        assert "could not be written: rank 1: the folder that rank 0 made is not there; output must be on" in unshared
+        assert f"rank 1: {tmp_path}/copy1 cannot be read: best.safetensors" in best
+        assert f"rank 1: {tmp_path}/copy1 is no whole checkpoint: progress.json is missing" in progress
+        assert "rank 0: /" not in unshared + best + progress
+        assert whole == "done 1", "the ranks are still in step"
+    assert not list((tmp_path / "host0").iterdir())
+    assert not (tmp_path / "host1").exists()
