@@ -94,10 +94,12 @@ def test_a_stopped_trial_is_pruned_in_the_study_and_its_steps_are_the_cost(tmp_p
     ends, cost = cost_lines(plan, outcome)
     assert ends == "3 trials: 1 finished, 2 stopped early"
     assert cost.startswith("cost: 80 steps run; 3 trials to their end would be 192 (2.4x)")
-    shown = io.StringIO()
-    Console(file=shown, width=200).print(trials_table(plan, outcome))
-    for word in ("0 *", "35.0000", "stopped early", "GP_WEIGHT".lower()):
-        assert word in shown.getvalue()
+    for width in (200, 60):  # a column for every key, or one for all
+        shown = io.StringIO()
+        console = Console(file=shown, width=width)
+        console.print(trials_table(plan, outcome, console))
+        for word in ("0 *", "35.0000", "stopped early", "gp_weight=10" if width == 60 else "gp_weight "):
+            assert word in shown.getvalue()
     assert write_csv(plan, outcome, tmp_path / "trials.csv").read_text().count("stopped early") == 2
     assert [t.value for t in study_of_results(plan, outcome).trials] == [35.0, 19.0, 23.0]
     assert {"history", "parallel-coordinates", "slice"} <= {name for name, _ in figures(plan, outcome)}

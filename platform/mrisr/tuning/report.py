@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import TrialState
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from mrisr.config.loading import dump_experiment
@@ -23,26 +25,37 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-def trials_table(plan: SearchPlan, outcome: Outcome) -> Table:
-    """Trials, best first, failed ones last: values of the searched keys, figures, steps, how each ended."""
-    metrics, keys = plan.base.tuning.metrics, list(plan.spaces)
+def trials_table(plan: SearchPlan, outcome: Outcome, console: Console) -> Table:
+    """Trials, best first, failed ones last: figures, steps, how each ended, values of the searched keys.
+
+    A column for every key where the console is wide enough for it, else all of them in one that is wrapped.
+    """
+    wide = _table(plan, outcome, together=False)
+    fits = Measurement.get(console, console.options.update(max_width=10_000), wide).maximum <= console.width
+    return wide if fits else _table(plan, outcome, together=True)
+
+
+def _table(plan: SearchPlan, outcome: Outcome, *, together: bool) -> Table:
+    metrics = plan.base.tuning.metrics
+    names = {key: key.split(".")[-1] for key in plan.spaces}
     table = Table(title=f"{plan.folder.name}: validation, {scale(plan)}")
-    for name in (
-        "trial",
-        *(key.split(".")[-1] for key in keys),
-        *(metric.upper() for metric in metrics),
-        "steps",
-        "end",
-    ):
-        table.add_column(name, overflow="fold", justify="left" if name == "end" else "right")
+    for name in ("trial", *(metric.upper() for metric in metrics), "steps"):
+        table.add_column(name, justify="right")
+    table.add_column("end", overflow="fold")
+    for name in ["values"] if together else names.values():
+        table.add_column(name, overflow="fold", justify="left" if together else "right")
     winners = {trial.number for trial in outcome.best}
     for trial in ordered(plan, outcome):
+        values = [short(trial.values.get(key)) for key in names]
+        if together:
+            told = zip(names.values(), values, strict=True)
+            values = [", ".join(f"{name}={value}" for name, value in told if value)]
         table.add_row(
             f"{trial.number}{' *' if trial.number in winners else ''}",
-            *(short(trial.values.get(key)) for key in keys),
             *(f"{trial.figures[m]:.4f}" if trial.figures else "" for m in metrics),
             f"{trial.step:,}",
             trial.state if trial.failure is None else f"failed: {trial.failure[:80]}",
+            *values,
             style="bold" if trial.number in winners else None,
         )
     return table

@@ -46,7 +46,7 @@ def _show(found: Search, console: Console) -> TrialOutcome:
         file.parent.mkdir(exist_ok=True)
         picture.write_html(file)
         logger.artifact(file, "plots")
-    console.print(trials_table(plan, outcome))
+    console.print(trials_table(plan, outcome, console))
     if not outcome.best:
         raise ValueError(f"no trial of {plan.folder.name} came to a validation; see the reasons in the table")
     if len(outcome.best) > 1:
