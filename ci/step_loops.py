@@ -182,7 +182,7 @@ def _ray_worker(settings: dict[str, Any]) -> Seconds:
     _restrict(cores[context.get_world_rank()], device)
     lr, hr = patches(settings["count"], settings["size"], device)
     requests = Requests(Path(settings["folder"]), device)
-    steps = our_loop(lr, hr, "fsdp", batch_size=world * settings["count"])
+    steps = our_loop(lr, hr, "fsdp", batch_size=world * settings["count"], critic_samples=settings["samples"])
     # What the worker's loop does after a step that is neither logged, validated nor saved.
     whole: Steps = {phase: partial(_followed, step, requests.after_step) for phase, step in steps.items()}
     if settings["turns"]:
@@ -190,26 +190,31 @@ def _ray_worker(settings: dict[str, Any]) -> Seconds:
     return by_phase(whole, settings["repeats"])
 
 
-def in_turns(cores: list[int], count: int, size: int, repeats: int) -> tuple[Seconds, Seconds]:
+def in_turns(cores: list[int], count: int, size: int, repeats: int, samples: int | None = 1) -> tuple[Seconds, Seconds]:
     """The plain loop in this process and our step in a Ray Train worker under FSDP, step by step in turn."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _restrict(cores, device)
     plain = plain_loop(*patches(count, size, device), bf16=True, channels_last=True)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
         (Path(folder) / "turn").write_text("ray")
-        ours = pool.submit(under_ray, [cores], count, size, repeats, folder)
+        ours = pool.submit(under_ray, [cores], count, size, repeats, folder, samples)
         return Turn(Path(folder), "plain", "ray", ours).by_phase(plain, repeats), ours.result()
 
 
-def under_ray(cores: list[list[int]], count: int, size: int, repeats: int, turns: str = "") -> Seconds:
-    """Our step in Ray Train workers under FSDP, one per list of cores; rank 0's seconds. Ray must be connected."""
+def under_ray(
+    cores: list[list[int]], count: int, size: int, repeats: int, turns: str = "", samples: int | None = 1
+) -> Seconds:
+    """Our step in Ray Train workers under FSDP, one per list of cores; rank 0's seconds. Ray must be connected.
+
+    turns: folder of a `Turn`, if any. samples: as `critic.samples_at_once`, whose default saves memory.
+    """
     import ray.train
     from ray.train.torch import TorchTrainer
 
     gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
         settings = {"cores": cores, "count": count, "size": size, "repeats": repeats, "folder": folder}
-        settings |= {"turns": turns, "gpu": gpu}
+        settings |= {"turns": turns, "gpu": gpu, "samples": samples}
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config=settings,
