@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,14 +103,14 @@ def test_a_row_that_cannot_be_made_is_told_from_a_task_that_failed(
     monkeypatch.setattr(stream, "group_dataset", lambda *arguments: Failed())
     with pytest.raises(RayTaskError):
         next(rank_batches(maker, 0, 3, 0, 9, LIMITS))
-    original, broken = PatchMaker.row_patches, maker.plan.group(0, 1)[1].subject
+    original, broken = PatchMaker.write_row, maker.plan.group(0, 1)[1].subject
 
-    def row_patches(self: PatchMaker, row: Row, mark: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray]:
+    def write_row(self: PatchMaker, row: Row, *rest: Any) -> None:
         if row.subject == broken:
             raise ValueError(f"{broken} reaches 7e4; mend that file")
-        return original(self, row, mark)
+        original(self, row, *rest)
 
-    monkeypatch.setattr(PatchMaker, "row_patches", row_patches)
+    monkeypatch.setattr(PatchMaker, "write_row", write_row)
     with pytest.raises(StreamError, match=f"^{broken} reaches 7e4; mend that file$"):
         next(rank_batches(maker, 0, 3, 0, 9, LIMITS))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -17,12 +18,18 @@ from mrisr.tuning.ending import end_trials, sigterm_interrupts, tune_interruptib
 from mrisr.tuning.outcome import Outcome, TrialOutcome
 
 
+def receive(number: int) -> None:
+    """Send this process a signal that ends it by an exception; another thread may be the one that is given it."""
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
 def test_sigterm_ends_a_search_as_ctrl_c_does_and_is_told_from_it() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(Terminated, match="stopped by SIGTERM"), sigterm_interrupts():
-        os.kill(os.getpid(), signal.SIGTERM)
+        receive(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), sigterm_interrupts():
-        os.kill(os.getpid(), signal.SIGINT)
+        receive(signal.SIGINT)
 
     # Tune has a handler of its own, which asks its loop to end, and leaves it behind.
     heard: list[int] = []
@@ -34,6 +41,9 @@ def test_sigterm_ends_a_search_as_ctrl_c_does_and_is_told_from_it() -> None:
         with tune_interruptible():
             signal.signal(signal.SIGINT, theirs)
             os.kill(os.getpid(), signal.SIGTERM)
+            deadline = time.monotonic() + 60
+            while not heard and time.monotonic() < deadline:
+                time.sleep(0.01)
         assert heard == [signal.SIGINT]
         raise KeyboardInterrupt  # since trials are missing
 
