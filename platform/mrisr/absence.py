@@ -17,13 +17,6 @@ def refused(error: BaseException) -> bool:
     return isinstance(error, MlflowException) and error.error_code in _REFUSALS
 
 
-def from_mlflow(error: BaseException) -> bool:
-    """Whether the error is MLflow's own, be it away or saying no."""
-    from mlflow.exceptions import MlflowException
-
-    return isinstance(error, MlflowException)
-
-
 def first_line(error: BaseException) -> str:
     """An error's type and the beginning of its message, without secrets."""
     return str(mask_secrets(f"{type(error).__name__}: {error}".splitlines()[0][:200]))

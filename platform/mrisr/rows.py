@@ -164,8 +164,8 @@ class PatchMaker:
 
 
 def _overflowed(patch: np.ndarray) -> bool:
-    """Whether a float16 of it is infinite. As integers only what is no number has larger bits than infinity of its sign,
-    and numpy finds the largest integer 25 times as fast as it looks for infinities."""
+    """Whether a float16 of it is infinite. Of its sign, only what is no number has larger bits than infinity, and numpy
+    finds the largest integer 25 times as fast as it looks for infinities."""
     infinity = np.float16(np.inf).view(np.int16), np.float16(-np.inf).view(np.uint16)
     suspect = patch.view(np.int16).max() >= infinity[0] or patch.view(np.uint16).max() >= infinity[1]
     return bool(suspect and np.isinf(patch).any())

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mrisr.rows import WIRE_DTYPE, PatchMaker, Row, RowPlan
+from voxelstore import StoreError
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -168,6 +169,8 @@ def _make_here(maker: PatchMaker, lanes: Sequence[int], turns: range, skip: int)
         for lane in lanes:
             try:
                 maker.group_patches(turn, lane, skip if turn == turns.start else 0)
+            except StoreError:
+                return  # a store that is away comes back, perhaps: the workers are started again
             except ValueError as error:
                 raise StreamError(str(error)) from None
 

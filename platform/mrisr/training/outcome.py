@@ -12,6 +12,18 @@ class StorageStopped(TrainingStopped):
     """A run whose checkpoint could not be written. It goes on from the one before, and says nothing of its settings."""
 
 
+class TrackingUnreachable(TrainingStopped):
+    """A run that could not be begun in MLflow, which says nothing of its settings."""
+
+
+class SubjectAtFault(TrainingStopped):
+    """A run that has come to a subject of the store that no run can use."""
+
+
+# What stops a run and would stop another one of the same store and the same machines as well.
+SURROUNDINGS = (StorageStopped, TrackingUnreachable, SubjectAtFault, OSError)
+
+
 class Terminated(RuntimeError):
     """A run that SIGTERM stopped: after a checkpoint, or while it had no workers."""
 

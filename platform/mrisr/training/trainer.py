@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mrisr import cluster, tracking
+from mrisr.absence import first_line
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.paths import home
 from mrisr.degradation import check
 from mrisr.outbox import Outbox
+from mrisr.run_parameters import mask_secrets
 from mrisr.split_rule import settle_splits
 from mrisr.training.best import best_weights
 from mrisr.training.checkpoint import PROGRESS
@@ -27,7 +29,7 @@ from mrisr.training.claim import (
     write_whole,
 )
 from mrisr.training.initial import prepare_initial_weights
-from mrisr.training.outcome import StorageStopped, Terminated, TrainingStopped
+from mrisr.training.outcome import StorageStopped, Terminated, TrackingUnreachable, TrainingStopped
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.stopping import stop_on_sigterm
 from mrisr.training.worker import LAST_DELIVERY_S, train_worker
@@ -230,10 +232,18 @@ def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str, parent: s
         run_id = file.read_text()
         tracking.resume_if_reachable(uri, run_id, file)
         return run_id
-    place = tracking.prepare(uri, home() / "mlartifacts", experiment.tracking.experiment)
     config = experiment.model_dump(mode="json")
-    run_id = tracking.start_run(
-        place, config, name=experiment.name, dataset_fingerprint=store.fingerprint(), parent_run_id=parent
-    )
+    try:
+        place = tracking.prepare(uri, home() / "mlartifacts", experiment.tracking.experiment)
+        run_id = tracking.start_run(
+            place, config, name=experiment.name, dataset_fingerprint=store.fingerprint(), parent_run_id=parent
+        )
+    except ValueError:
+        raise  # an address or an experiment that cannot be used
+    except Exception as error:  # a database raises its own errors, not MLflow's
+        raise TrackingUnreachable(
+            f"tracking.uri = {mask_secrets(uri)}: the run cannot be begun there ({first_line(error)}); start "
+            "MLflow, or give another address"
+        ) from error
     write_whole(file, run_id)
     return run_id

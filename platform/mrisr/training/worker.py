@@ -24,7 +24,7 @@ from mrisr.training.assembly import generator_config, initial_networks, patch_ma
 from mrisr.training.best import BEST_WEIGHTS, LAST_WEIGHTS, Best
 from mrisr.training.claim import OUTBOX
 from mrisr.training.exhaustion import memory_advice, out_of_memory
-from mrisr.training.outcome import FiguresNotFinite, TrainingStopped
+from mrisr.training.outcome import FiguresNotFinite, SubjectAtFault, TrainingStopped
 from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint, checkpoint_name, write_folder
 from mrisr.training.schedule import phase
 from mrisr.training.sharding import average_statistics, device_for_worker, evaluated_state, full_state, largest
@@ -56,7 +56,7 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
 
     Returns step, best and `stopped`: None at the end of the schedule, else [kind, message] with kind `terminated`,
     `non-finite`, `storage` or `checkpoint`: what starting the workers again would not mend. What ends one rank alone in
-    that way, a row that cannot be made, it raises: TrainingStopped.
+    that way, a row that cannot be made, it raises: SubjectAtFault.
     """
     cluster.quiet()
     experiment = Experiment.model_validate(settings["experiment"])
@@ -178,7 +178,7 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
                 batch = next(batches)
             except StreamError as error:
                 # The other ranks have their batches: they are in the step's collectives, and end with this worker.
-                raise TrainingStopped(
+                raise SubjectAtFault(
                     f"{error}. Another store needs a new run, which may begin at this one's weights: name=... "
                     f"generator.init_from={run_folder}"
                 ) from None

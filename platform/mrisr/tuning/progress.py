@@ -21,7 +21,7 @@ _LAST_RELEASE_S = 20.0
 class Progress(tune.Callback):
     """A line for every validation and for every trial's end, whose workers' room is given back.
 
-    A trial that its surroundings stopped ends the search: the next trials would meet the same.
+    A trial that its surroundings stopped ends the search: the next trials would meet the same. stopped: why, then.
     """
 
     def __init__(self, plan: SearchPlan, done: int, wanted: int) -> None:
@@ -29,6 +29,7 @@ class Progress(tune.Callback):
         self.trials, self.metrics, self.steps = trials_folder(plan), plan.base.tuning.metrics, plan.trial_steps
         self.done, self.wanted = done, wanted
         self.ended: list[Path] = []
+        self.stopped: TrainingStopped | None = None
 
     def _say(self, text: str) -> None:
         print(text, flush=True)  # Tune pickles its callbacks, which a console would not survive.
@@ -53,9 +54,11 @@ class Progress(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.ended.append(self._folder(trial))
         if (why := Record(self._folder(trial)).interruption) is not None:
-            raise TrainingStopped(
-                f"{trial.config['run']} could not go on: {why}\nThe same command goes on with the search"
+            run = trial.config["run"]
+            self.stopped = TrainingStopped(
+                f"{run} could not go on: {why or 'see above'}\nThe same command goes on with the search"
             )
+            raise self.stopped
         self.done += 1
         self._say(f"{trial.config['run']} failed; {self.done} of {self.wanted} trials done")
 

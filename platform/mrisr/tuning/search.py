@@ -32,7 +32,7 @@ from mrisr.tuning.outcome import Outcome, collect, wanted_trials
 from mrisr.tuning.plan import SearchPlan, extremes
 from mrisr.tuning.progress import Progress
 from mrisr.tuning.scheduler import build_scheduler, judged
-from mrisr.tuning.study import StudySearch, begun, open_storage, open_study
+from mrisr.tuning.study import StudySearch, begun, open_storage, open_study, stored_study
 from mrisr.tuning.trial import DRIVER_CPUS, PRETRAINED, TrialSetting, run_trial, trials_folder, yardstick
 from voxelstore import VolumeStore
 
@@ -133,6 +133,7 @@ def _run_trials(plan: SearchPlan, setting: TrialSetting, fingerprint: str, conso
     if left <= 0:
         return
     histories = {trial.run: judged(trial.state != "running", trial.results) for trial in before.trials}
+    progress = Progress(plan, len(finished), wanted)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, setting=setting), {"CPU": DRIVER_CPUS}),
         tune_config=tune.TuneConfig(
@@ -146,12 +147,18 @@ def _run_trials(plan: SearchPlan, setting: TrialSetting, fingerprint: str, conso
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(plan.folder / "tune"),
             failure_config=tune.FailureConfig(max_failures=0),
-            callbacks=[Progress(plan, len(finished), wanted)],
+            callbacks=[progress],
             verbose=0,
         ),
     )
-    with tune_interruptible():
-        tuner.fit()
+    try:
+        with tune_interruptible():
+            tuner.fit()
+    except tune.TuneError as error:
+        # Tune hands on the text of what a callback raises.
+        if progress.stopped is not None:
+            raise progress.stopped from None
+        raise error
 
 
 def claim(plan: SearchPlan, fingerprint: str) -> None:
@@ -162,10 +169,11 @@ def claim(plan: SearchPlan, fingerprint: str) -> None:
     file = plan.folder / DESCRIPTION
     text = yaml.safe_dump(description(plan, fingerprint), sort_keys=False)
     if file.exists():
-        if file.read_text() == text:
-            return
+        same = file.read_text() == text
         if not _began(plan):
             _forget(plan)
+        elif same:
+            return
         else:
             before, now = yaml.safe_load(file.read_text()), yaml.safe_load(text)
             sections = [key for key in now if now[key] != before.get(key)] + [key for key in before if key not in now]
@@ -177,18 +185,19 @@ def claim(plan: SearchPlan, fingerprint: str) -> None:
 
 
 def _began(plan: SearchPlan) -> bool:
-    """Whether an earlier start of a search of this name came to train anything."""
-    return any(folder.exists() for folder in (trials_folder(plan), plan.folder / PRETRAINED))
+    """Whether an earlier start of a search of this name came to train anything; its folders may have been deleted."""
+    if any(folder.exists() for folder in (trials_folder(plan), plan.folder / PRETRAINED)):
+        return True
+    study = stored_study(plan)
+    return study is not None and bool(begun(study))
 
 
 def _forget(plan: SearchPlan) -> None:
     """A start that failed before its first step, by a wrong address, say, has no claim to the name: its study, which
     may have known points of other spaces in its queue, goes, and its MLflow run stays as it ended."""
+    if stored_study(plan) is not None:
+        optuna.delete_study(study_name=plan.folder.name, storage=open_storage(plan))
     (plan.folder / PARENT).unlink(missing_ok=True)
-    storage = open_storage(plan)
-    if plan.folder.name in optuna.get_all_study_names(storage):
-        open_study(plan, storage)  # refuses the study of another folder's search
-        optuna.delete_study(study_name=plan.folder.name, storage=storage)
 
 
 def _parent_run(plan: SearchPlan, place: Tracking, store: VolumeStore) -> str:

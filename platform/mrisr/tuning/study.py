@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from mrisr.config import ConfigError
+from mrisr.run_parameters import mask_secrets
 from mrisr.tuning.grid import DistinctGrid
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.record import Record
@@ -70,19 +71,33 @@ def open_study(plan: SearchPlan, storage: BaseStorage) -> optuna.Study:
         storage=storage, study_name=plan.folder.name, directions=directions, load_if_exists=True
     )  # fmt: skip
     if "://" in t.storage:
-        # A database may serve many searches; the trials of this one lie in this folder.
-        folder = study.user_attrs.get(FOLDER)
-        if folder not in (None, str(plan.folder)):
-            raise ConfigError(
-                f"tuning.storage = {t.storage!r}: its study {plan.folder.name!r} belongs to the search in {folder}; "
-                "use another name=..."
-            )
+        _refuse_of_another_folder(plan, study)
         study.set_user_attr(FOLDER, str(plan.folder))
     name_metrics(study, t.metrics)
     if t.sampler != "grid":
         for point in plan.points:
             study.enqueue_trial(point, skip_if_exists=True)
     return study
+
+
+def stored_study(plan: SearchPlan) -> optuna.Study | None:
+    """The study as an earlier start has left it, whatever its settings were."""
+    storage = open_storage(plan)
+    if plan.folder.name not in optuna.get_all_study_names(storage):
+        return None
+    study = optuna.load_study(study_name=plan.folder.name, storage=storage)
+    _refuse_of_another_folder(plan, study)
+    return study
+
+
+def _refuse_of_another_folder(plan: SearchPlan, study: optuna.Study) -> None:
+    """A database may serve many searches; the trials of this one lie in this folder."""
+    folder = study.user_attrs.get(FOLDER)
+    if folder not in (None, str(plan.folder)):
+        raise ConfigError(
+            f"tuning.storage = {mask_secrets(plan.base.tuning.storage)!r}: its study {plan.folder.name!r} belongs to "
+            f"the search in {folder}; use another name=..."
+        )
 
 
 def name_metrics(study: optuna.Study, metrics: tuple[str, ...]) -> None:

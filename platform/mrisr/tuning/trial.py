@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,11 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from mrisr import cluster
-from mrisr.absence import from_mlflow
 from mrisr.config import Experiment
 from mrisr.config.tuning_keys import Tuning
 from mrisr.training.best import score
 from mrisr.training.checkpoint import PROGRESS
-from mrisr.training.outcome import StorageStopped, TrainingStopped
+from mrisr.training.outcome import SURROUNDINGS, TrainingStopped
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.trainer import Host, train
 from mrisr.tuning.groups import GroupRecord
@@ -114,14 +114,13 @@ class ReportToTune(TuneReportCallback):
 def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
     """Run, or go on with, one trial inside Tune. An error fails this trial alone; its reason is kept in the record.
 
-    Unless it is the disk or MLflow that stops it: then the record says so, and the search stops (see Progress).
+    Unless the disk, MLflow or the store stops it: then the record says so, and the search stops (see Progress).
     """
     os.environ.update(setting.environment)
     cluster.quiet()
     t = setting.plan.base.tuning
     experiment = trial_experiment(setting, config[RUN], config["values"])
     record = Record(experiment.run_folder)
-    record.interrupt(None)
     report = ReportToTune(experiment.run_folder, t.metrics, experiment.validation.protocol, t.protocols)
     for folder in whole_checkpoints(experiment.run_folder):
         # A killed run may have written checkpoints whose validations nobody heard of.
@@ -133,12 +132,13 @@ def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
     if record.step >= experiment.schedule.total_steps:
         return
     try:
+        record.interrupt(None)
         callbacks = (report, GroupRecord(experiment.run_folder))
         train(experiment, Host(setting.runs, DRIVER_CPUS, callbacks, setting.parent_run_id))
     except Exception as error:
         if not _stopped():
-            around = isinstance(error, StorageStopped) or from_mlflow(error)
-            (record.interrupt if around else record.fail)(_reason(error))
+            with suppress(OSError):  # a full disk takes no note either; what the trial met is the error to tell
+                (record.interrupt if isinstance(error, SURROUNDINGS) else record.fail)(_reason(error))
         raise
 
 
