@@ -59,6 +59,8 @@ def sigterm_interrupts() -> Iterator[None]:
         nonlocal told
         told = True
         os.write(2, b"SIGTERM: the search stops\n")
+        if not callable(signal.getsignal(signal.SIGINT)):
+            raise KeyboardInterrupt  # a shell that starts a command in the background has it ignore Ctrl-C
         signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, handle)
