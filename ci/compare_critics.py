@@ -40,7 +40,7 @@ def restore(start: Experiment, weights: Path | None) -> Callable[..., Any] | Non
 
     generator = MDCSRN(**generator_config(start))
     generator.load_state_dict(load_file(weights))
-    options = InferenceOptions(precision="bf16")
+    options = InferenceOptions(precision="auto")
     return lambda lr: options.run(generator, lr)
 
 
@@ -119,8 +119,8 @@ def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], override
     from mrisr import cluster
     from mrisr.conversion import convert_folder
     from mrisr.training.assembly import generator_config
+    from mrisr.training.best import LAST_WEIGHTS
     from mrisr.training.trainer import train
-    from mrisr.training.worker import LAST_WEIGHTS
     from mrisr.weights import write_weights
 
     whole = load_experiment(CONFIG, overrides)

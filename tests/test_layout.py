@@ -42,7 +42,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import mrisr.degradation, mrisr.patches, mrisr.models, mrisr.objectives, mrisr.metrics
 import mrisr.training.schedule, mrisr.training.step, mrisr.training.sharding, mrisr.training.checkpoint
-import mrisr.training.memory
+import mrisr.training.memory, mrisr.precision
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

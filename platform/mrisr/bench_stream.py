@@ -194,7 +194,7 @@ def measure_stream(experiment: Experiment, rows: int, cores: int | None = None) 
     import tempfile
 
     from mrisr import cluster
-    from mrisr.training.worker import patch_maker
+    from mrisr.training.assembly import patch_maker
 
     store = VolumeStore.open(experiment.data.store)
     subjects = store.subjects("train")

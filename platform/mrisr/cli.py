@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mrisr.config.loading import ConfigError, field_reference, load_experiment
-from mrisr.config.paths import absolute_path, home, in_ray_job
+from mrisr.cli_options import ConfigOption, Overrides, TrackingOption, absolute, key_reference, output_path
+from mrisr.config.loading import ConfigError, load_experiment
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -18,35 +18,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-def _key_reference() -> str:
-    """Every configuration key with type, default and meaning; \\b keeps click from re-wrapping the lines."""
-    rows = [f"  {key}={default}\n      {meaning}" for key, _, default, meaning in field_reference()]
-    return "\b\nConfiguration keys (KEY=VALUE; values are YAML):\n" + "\n".join(rows)
-
-
-def _absolute(path: Path, option: str) -> Path:
-    """Every path of the command line passes here: in a Ray job a relative one would lead into a throw-away copy."""
-    try:
-        return absolute_path(path)
-    except ValueError as error:
-        raise ConfigError(f"{option} {path}: {error}") from None
-
-
-def _output(path: Path | None, name: str, option: str) -> Path:
-    """Where results go: as asked, else `name` in the working directory, of a Ray job in $MRISR_HOME."""
-    if path is None:
-        return (home() if in_ray_job() else Path.cwd()) / name
-    return _absolute(path, option)
-
-
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="experiment file (YAML)", dir_okay=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override configuration keys")]
-TrackingOption = Annotated[
-    str | None, typer.Option(help="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else $MRISR_HOME/mlflow.db")
-]
-
-
-@app.command(epilog=_key_reference())
+@app.command(epilog=key_reference())
 def convert(
     source: Annotated[Path, typer.Argument(help="folder of .nii, .nii.gz and .mgz volumes, searched recursively")],
     overrides: Overrides = None,
@@ -57,8 +29,8 @@ def convert(
 
     Exit code 3 says that some files were left out; the rest is in the store.
     """
-    extra = [] if store is None else [f"data.store={_absolute(store, '--store')}"]
-    source = _absolute(source, "SOURCE")
+    extra = [] if store is None else [f"data.store={absolute(store, '--store')}"]
+    source = absolute(source, "SOURCE")
     experiment = load_experiment(config, [*(overrides or []), *extra])
     from mrisr import cluster
     from mrisr.conversion import convert_folder
@@ -73,7 +45,7 @@ def convert(
     raise typer.Exit(summary.exit_code)
 
 
-@app.command(epilog=_key_reference())
+@app.command(epilog=key_reference())
 def train(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -105,7 +77,7 @@ def train(
     typer.echo("\n".join(published.lines()))
 
 
-@app.command(epilog=_key_reference())
+@app.command(epilog=key_reference())
 def tune(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -137,7 +109,7 @@ def replay(
     """
     from mrisr.training.replay import replay as again
 
-    result = again(_absolute(folder, "FOLDER"))
+    result = again(absolute(folder, "FOLDER"))
     typer.echo("\n".join(result.lines))
     raise typer.Exit(0 if result.reproduced else 1)
 
@@ -160,8 +132,8 @@ def evaluate(
     """Evaluate on whole volumes: the zero-filled input, cubic spline and the model in one table."""
     from mrisr.verbs import run_evaluation
 
-    target = _output(output, "evaluation", "--output")
-    run_evaluation(model, _absolute(store, "--store"), split, protocol, target, consistency, tracking_uri)
+    target = output_path(output, "evaluation", "--output")
+    run_evaluation(model, absolute(store, "--store"), split, protocol, target, consistency, tracking_uri)
 
 
 @app.command()
@@ -179,11 +151,11 @@ def superresolve(
     """Super-resolve NIfTI files; the output keeps the input's affine, orientation, type and intensity range."""
     from mrisr.verbs import run_superresolution
 
-    paths = _absolute(source, "SOURCE"), _absolute(target, "TARGET")
+    paths = absolute(source, "SOURCE"), absolute(target, "TARGET")
     raise typer.Exit(run_superresolution(model, *paths, data_consistency, overwrite, tracking_uri))
 
 
-@app.command(epilog=_key_reference())
+@app.command(epilog=key_reference())
 def preview(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -200,14 +172,14 @@ def preview(
     experiment = load_experiment(config, overrides or [])
     from mrisr.preview import GALLERY, contact_sheet, load_volume, planned, write_sheet
 
-    name, hr, no_signal = load_volume(experiment, None if volume is None else _absolute(volume, "--volume"))
+    name, hr, no_signal = load_volume(experiment, None if volume is None else absolute(volume, "--volume"))
     entries = list(GALLERY) if gallery else planned(experiment, samples)
-    target = _output(output, "preview.png", "--output")
+    target = output_path(output, "preview.png", "--output")
     write_sheet(contact_sheet(hr, entries, name, 2 if len(entries) > 6 else 1, no_signal), target, dpi=90)
     typer.echo("\n".join([*(f"{title:<24} {degradation.describe()}" for title, degradation in entries), str(target)]))
 
 
-@app.command(epilog=_key_reference())
+@app.command(epilog=key_reference())
 def bench(
     what: Annotated[Literal["stream"], typer.Argument(help="stream: patches per second of this machine")],
     overrides: Overrides = None,
@@ -231,7 +203,7 @@ def demo(
     """The whole way in minutes, without a GPU: convert, train (L1, then WGAN-GP), register, evaluate."""
     from mrisr.demo import run_demo
 
-    run_demo(None if data is None else _absolute(data, "--data"), _output(home, "demo", "--home"), overrides or [])
+    run_demo(None if data is None else absolute(data, "--data"), output_path(home, "demo", "--home"), overrides or [])
 
 
 def main(arguments: list[str] | None = None) -> None:

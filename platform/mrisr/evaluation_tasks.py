@@ -15,6 +15,7 @@ from mrisr.degradation import PROTOCOLS, Degradation
 from mrisr.evaluation import evaluate_subject
 from mrisr.evaluation_result import EvaluationResult, SubjectResult
 from mrisr.inference import InferenceOptions
+from mrisr.precision import Precision
 from voxelstore import VolumeStore
 
 
@@ -32,7 +33,7 @@ def evaluate_on_cluster(
     generator: nn.Module | None,
     patch_size: int = 64,
     overlap: float = 0.25,
-    precision: str = "bf16",
+    precision: Precision = "auto",
     consistency: bool = False,
     console: Console | None = None,
     gpu: bool | None = None,
@@ -55,9 +56,8 @@ def evaluate_on_cluster(
     gpus = int(total_gpus) if gpu is not False else 0
     parallel = max(1, min(len(subjects), gpus or int(cpus)))
     options = InferenceOptions(
-        patch_size=patch_size, overlap=overlap, precision="bf16" if precision == "bf16" else "fp32",
-        device="cuda" if gpus else "cpu",
-    )  # fmt: skip
+        patch_size=patch_size, overlap=overlap, precision=precision, device="cuda" if gpus else "cpu"
+    )
     # A task runs on one machine, however many CPUs all of them have together.
     smallest = min(node_cpus for node_cpus, _ in cluster.nodes())
     share = min(max(1.0, cpus // parallel), smallest) if not gpus else min(1.0, smallest)

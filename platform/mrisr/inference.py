@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mrisr.precision import Precision, chosen
+
 Progress = Callable[[int, int], None]
-Precision = Literal["fp32", "bf16"]
 
 
 @contextmanager
@@ -93,8 +93,8 @@ def superresolve_array(
     overlap: fraction of the patch, in [0, 1). batch_size: windows per forward. device: where the windows run;
     default where the generator's parameters lie (if it differs, the generator is moved there and stays). The
     blended volume stays on the CPU, so that a GPU needs memory for one batch of windows only.
-    precision: "bf16" runs the network under autocast; windows are blended in float32. What is float32 is IEEE
-    float32 on a GPU too, never TF32.
+    precision: "bf16" runs the network under autocast, "auto" where the device is made for it; windows are blended in
+    float32. What is float32 is IEEE float32 on a GPU too, never TF32.
     channels_last: the layout of the activations of a generator that has such a switch (MDCSRN); the full one
     takes 6.2 s for a 64^3 window on 2 cores without, 2.2 s with it, 1.1 s in bf16.
     progress: called with (windows done, windows in total) after every batch.
@@ -113,11 +113,12 @@ def superresolve_array(
     if device is not None:
         generator.to(target)
     region = torch.from_numpy(np.array(volume, np.float32))[None, None]
+    half = chosen(precision, target) == "bf16"
     total, done = window_count(tuple(region.shape[2:]), patch_size, overlap), 0
 
     def predict(windows: Tensor) -> Tensor:
         nonlocal done
-        with torch.autocast(target.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(target.type, torch.bfloat16, enabled=half):
             output = generator(windows)
         if output.shape != windows.shape:
             raise ValueError(f"the generator must keep the shape: {tuple(windows.shape)} became {tuple(output.shape)}")

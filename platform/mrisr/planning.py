@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from mrisr.config import Experiment
 from mrisr.config.loading import dump_experiment
 from mrisr.models import MDCSRN, build_critic
+from mrisr.precision import Computed, chosen
 from mrisr.split_rule import settle_splits
 from mrisr.stream import AHEAD, group_bytes, object_store_bytes
 from mrisr.training.assembly import generator_config, patch_maker, schedule_of, step_config
@@ -14,6 +17,15 @@ from mrisr.training.schedule import updates_before
 from mrisr.training.trainer import open_store
 
 FEW = 4
+
+
+def assumed_precision(experiment: Experiment) -> Computed:
+    """What training.precision will be if the workers' devices are like this machine's; of GPUs that it lacks, bf16."""
+    precision, gpus = experiment.training.precision, experiment.resources.gpus
+    has_gpu = torch.cuda.is_available()
+    if gpus and not has_gpu:
+        return "bf16" if precision == "auto" else precision
+    return chosen(precision, torch.device("cuda" if has_gpu and gpus is not False else "cpu"))
 
 
 def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
@@ -30,7 +42,7 @@ def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
             experiment.critic.kind if schedule_of(experiment).needs_critic else None,
             experiment.stream.patch_size,
             patches,
-            experiment.training.precision,
+            assumed_precision(experiment),
             experiment.generator.recompute,
             experiment.critic.samples_at_once,
             validation_patch=experiment.validation.patch_size,
@@ -91,6 +103,7 @@ def describe_plan(experiment: Experiment) -> str:
     batchnorm = f"{on_cpus}" if on_cpus == on_gpus else f"{on_cpus}, on GPUs over all {on_gpus}"
     fewer = " or ".join(map(str, experiment.worker_counts[1:]))
     elastic = f", {fewer} while nodes are away" if fewer else ""
+    on_this = ", as for devices like this machine's" if experiment.training.precision == "auto" else ""
     lines = [
         f"volumes     {', '.join(f'{name} {len(names)}' for name, names in splits.items())}  in {store.path}",
         f"rows        {rows:,}: one volume degraded once ({degradation.describe()}), "
@@ -101,7 +114,7 @@ def describe_plan(experiment: Experiment) -> str:
         f"{updates.critic:,} critic, {updates.generator:,} adversarial",
         f"parameters  {parameters}",
         f"memory      {', '.join(f'{name} {peak / 2**30:.2f} GiB' for name, peak in peaks.items())} per worker "
-        f"({steps.precision}; live tensors, without kernel workspace), before sharding",
+        f"({assumed_precision(experiment)}{on_this}; live tensors, without kernel workspace), before sharding",
         f"stream      {object_store_bytes(maker, stream.rounds) / 2**30:.2f} GiB of Ray's object store at most: "
         f"{(1 + AHEAD) * stream.rounds} groups for each of {maker.plan.lanes} lanes, "
         f"{group_bytes(maker) / 2**20:.1f} MiB a group",

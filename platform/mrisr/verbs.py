@@ -95,7 +95,7 @@ def run_superresolution(
 
     band = None if data_consistency is None else protocol_named(data_consistency)
     generator = load_model(model, tracking_uri).generator
-    options = InferenceOptions(device="cuda" if torch.cuda.is_available() else "cpu", precision="bf16")
+    options = InferenceOptions(device="cuda" if torch.cuda.is_available() else "cpu", precision="auto")
     console = Console(highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:

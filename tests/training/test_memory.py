@@ -17,6 +17,7 @@ from mrisr.planning import estimated_peaks
 from mrisr.training.fitting import largest_batch, parse_bytes
 from mrisr.training.memory import peak_bytes
 
+BF16 = {"precision": "bf16"}  # auto would be what this machine is made for
 PUBLISHED = {"growth_rate": 16, "blocks": 4, "units": 4, "residual": False}
 
 
@@ -61,9 +62,12 @@ def test_the_gradients_of_earlier_micro_batches_are_counted() -> None:
 @pytest.mark.parametrize(
     ("settings", "accumulates"),
     [
-        ({"training": {"batch_size": 4, "micro_batch": 2}, "resources": {"workers": 2}}, False),
-        ({"training": {"batch_size": 8, "micro_batch": 2}, "resources": {"workers": 2}}, True),
-        ({"training": {"batch_size": 4, "micro_batch": 2}, "resources": {"workers": 2, "min_workers": 1}}, True),
+        ({"training": {**BF16, "batch_size": 4, "micro_batch": 2}, "resources": {"workers": 2}}, False),
+        ({"training": {**BF16, "batch_size": 8, "micro_batch": 2}, "resources": {"workers": 2}}, True),
+        (
+            {"training": {**BF16, "batch_size": 4, "micro_batch": 2}, "resources": {"workers": 2, "min_workers": 1}},
+            True,
+        ),
     ],
 )
 def test_an_estimate_is_of_the_smallest_group_that_a_run_may_go_on_with(
@@ -131,7 +135,7 @@ def test_fit_memory_chooses_the_batch_of_the_plan(small_store: Path) -> None:
 
     tiny = ["stream.patch_size=16", "validation.patch_size=16", "data.min_size=32", "generator.growth_rate=2",
             "generator.blocks=2", "generator.units=2", "schedule.total_steps=9", "schedule.pretrain_steps=9",
-            "resources.workers=2"]  # fmt: skip
+            "training.precision=bf16", "resources.workers=2"]  # fmt: skip
     command = ["train", *tiny, f"data.store={small_store}", "--dry-run", "--fit-memory", "5MiB"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output

@@ -12,6 +12,7 @@ from mrisr.config.fields import AbsolutePath, NonNegative, Positive, Rate, Secti
 from mrisr.config.tuning_keys import Tuning
 from mrisr.config.validation_keys import Validation
 from mrisr.degradation import PROTOCOLS
+from mrisr.precision import Precision
 from mrisr.training.schedule import Schedule
 
 
@@ -85,7 +86,10 @@ class Training(Section):
     critic_lr: Rate = Field(5e-6, description="Adam learning rate of the critic")
     adversarial_weight: float = Field(1e-3, ge=0, description="weight of the adversarial term beside L1")
     gp_weight: float = Field(10.0, ge=0, description="gradient-penalty weight")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="autocast of the generator; the critic is fp32")
+    precision: Precision = Field(
+        "auto",
+        description="autocast of the generator; auto: bf16 where every worker's device is made for it",
+    )
     tf32: bool = Field(False, description="GPU: float32 convolutions (all of the critic's) in TF32: faster, 10 bits")
     channels_last: bool = Field(True, description="channels_last_3d memory format")
     compile: bool = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from safetensors.torch import load_file
 
 from mrisr.config import Experiment
 from mrisr.models import MDCSRN, build_critic
+from mrisr.precision import chosen, native_bf16
 from mrisr.stream import PatchMaker, RowPlan
+from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.compiling import compile_generator, why_eager
 from mrisr.training.networks import Networks, StepConfig, build_networks
 from mrisr.training.schedule import Schedule
-from mrisr.training.sharding import rank, world_size
+from mrisr.training.sharding import gather_texts, on_every_rank, rank, world_size
 
 
 def generator_config(experiment: Experiment) -> dict[str, Any]:
@@ -26,7 +29,8 @@ def schedule_of(experiment: Experiment) -> Schedule:
     return Schedule(**experiment.schedule.model_dump())
 
 
-def step_config(experiment: Experiment) -> StepConfig:
+def step_config(experiment: Experiment, device: torch.device = torch.device("cpu")) -> StepConfig:
+    """How the experiment's steps are computed. device: where training.precision is auto, the one that decides."""
     t = experiment.training
     return StepConfig(
         seed=experiment.seed,
@@ -37,7 +41,7 @@ def step_config(experiment: Experiment) -> StepConfig:
         critic_lr=t.critic_lr,
         adversarial_weight=t.adversarial_weight,
         gp_weight=t.gp_weight,
-        precision=t.precision,
+        precision=chosen(t.precision, device),
         channels_last=t.channels_last,
         recompute=experiment.generator.recompute,
         critic_samples=experiment.critic.samples_at_once,
@@ -47,6 +51,36 @@ def step_config(experiment: Experiment) -> StepConfig:
         # can synchronise (CUDA), unless the group may change its size, which would change the numbers.
         sync_batchnorm=t.micro_batch is None and experiment.resources.min_workers is None,
     )
+
+
+def settle_precision(experiment: Experiment, found: Path | None, device: torch.device) -> Experiment:
+    """The experiment with a precision that is bf16 or fp32, the same on every rank; every rank must call it.
+
+    found: the checkpoint that the run goes on from, which says in what it was computed so far. `auto` becomes bf16 in a
+    new run where that is native to the devices of all ranks. Rank 0 says what it has become, and every rank whose CPU
+    has to compute bfloat16 by torch's reference code says that too.
+    """
+    t, native = experiment.training, native_bf16(device)
+    everywhere = on_every_rank(native, device)
+    recorded = gather_texts(recorded_precision(found) if found is not None and rank() == 0 else "")[0]
+    precision: str = t.precision
+    if precision == "auto":
+        precision = recorded or ("bf16" if everywhere else "fp32")
+        why = "as the run began" if recorded else f"bfloat16 is {'' if everywhere else 'not '}native to all workers"
+        if rank() == 0:
+            print(f"training.precision: auto is {precision}, {why}", flush=True)
+    if precision == "bf16" and device.type == "cpu" and not native:
+        print(
+            f"training.precision: bf16, but the CPU of rank {rank()} has no AVX512-BF16: a step takes tens of times as "
+            "long as in fp32, which a new run has with training.precision=auto",
+            flush=True,
+        )
+    return experiment.model_copy(update={"training": t.model_copy(update={"precision": precision})})
+
+
+def recorded_precision(folder: Path) -> str:
+    """What a checkpoint's steps were computed in; empty for one of before it was recorded."""
+    return str(json.loads((folder / PROGRESS).read_text()).get("precision", ""))
 
 
 def patch_maker(experiment: Experiment, subjects: list[str]) -> PatchMaker:
@@ -66,7 +100,7 @@ def initial_networks(experiment: Experiment, initial: Path | None, device: torch
         critic = build_critic(experiment.critic.kind, experiment.stream.patch_size, seed=experiment.seed)
     if initial is not None:
         generator.load_state_dict(load_file(initial))
-    config = step_config(experiment)
+    config = step_config(experiment, device)
     if experiment.training.compile:
         _compile(generator, config, experiment.stream.patch_size, device)
     return build_networks(generator, critic, config, device, experiment.training.strategy)

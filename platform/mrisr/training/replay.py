@@ -36,8 +36,8 @@ def record(
 
     It holds a checkpoint of the weights, which the failed step has not touched, and in progress.json under `replay`:
     step, phase, which value was not finite and where, the seed of the interpolation, micro_batch, over how many patches
-    BatchNorm normalised, per patch of the global batch its row, epoch, subject, patch number and the row's seed, and
-    per micro-batch all losses.
+    BatchNorm normalised, the precision, per patch of the global batch its row, epoch, subject, patch number and the
+    row's seed, and per micro-batch all losses.
     """
     mine = [(int(row), int(patch)) for row, patch in zip(batch.row, batch.patch, strict=True)]
     parts: list[Any] = [mine]
@@ -52,7 +52,7 @@ def record(
     told = {
         "step": error.step, "phase": str(error.phase), "value": error.value, "ranks": error.ranks,
         "world_size": world_size(), "seed": config.seed, "micro_batch": config.micro_batch,
-        "batchnorm_over": networks.batchnorm_over, "batch": patches,
+        "batchnorm_over": networks.batchnorm_over, "precision": config.precision, "batch": patches,
         "losses": [{name: _text(value) for name, value in terms.items()} for terms in error.terms],
     }  # fmt: skip
     progress = {"step": error.step, "replay": told}
@@ -71,7 +71,9 @@ def replay(folder: Path) -> Replayed:
     folder = _record_in(folder)
     told = json.loads((folder / checkpoint.PROGRESS).read_text())["replay"]
     # What was normalised together, by several ranks where BatchNorm was synchronised, is one micro-batch here.
-    experiment = alone(load_experiment(folder.parent / "experiment.yaml"), told["batchnorm_over"])
+    whole = load_experiment(folder.parent / "experiment.yaml")
+    precision = told.get("precision", whole.training.precision)
+    experiment = alone(whole, told["batchnorm_over"], precision)
     losses = regrouped(told["losses"], told["batchnorm_over"] // told["micro_batch"])
     store = open_store(experiment)
     maker = patch_maker(experiment, store.subjects("train"))
@@ -108,11 +110,11 @@ def _record_in(folder: Path) -> Path:
     return records[-1]
 
 
-def alone(experiment: Experiment, micro_batch: int) -> Experiment:
-    """The same experiment on one worker, with micro-batches of the patches that BatchNorm normalised over."""
+def alone(experiment: Experiment, micro_batch: int, precision: str) -> Experiment:
+    """The same on one worker, with micro-batches of what BatchNorm normalised over, in the precision of the run."""
     raw = experiment.model_dump(mode="json")
     raw["resources"] |= {"workers": 1, "min_workers": None}
-    raw["training"] |= {"micro_batch": micro_batch, "strategy": "single", "compile": False}
+    raw["training"] |= {"micro_batch": micro_batch, "precision": precision, "strategy": "single", "compile": False}
     return Experiment.model_validate(raw)
 
 

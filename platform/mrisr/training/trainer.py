@@ -218,8 +218,11 @@ def _step(checkpoint: Path) -> int:
 
 
 def outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> TrainedRun:
-    """What a run has come to at a checkpoint of it."""
+    """What a run has come to at a checkpoint of it; experiment.training.precision is what it was computed in."""
     progress = json.loads((checkpoint / PROGRESS).read_text())
+    if precision := progress.get("precision"):
+        training = experiment.training.model_copy(update={"precision": precision})
+        experiment = experiment.model_copy(update={"training": training})
     best = progress["best"]
     state = best_weights(checkpoint)
     return TrainedRun(experiment, run_id, uri, progress["step"], best["step"], best["figures"], state, checkpoint)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mrisr import cluster
-from mrisr.planning import estimated_peaks
+from mrisr.planning import assumed_precision, estimated_peaks
 from mrisr.training.assembly import step_config
 from mrisr.tuning.concurrency import trials_at_once
 from mrisr.tuning.outcome import wanted_trials
@@ -44,7 +44,7 @@ def describe_search(config: Path | None, overrides: list[str]) -> str:
         f"cost        at most {trials * steps:,} steps{anew}; a grid of {t.grid_points} values per range would be "
         f"{plan.grid_size * steps:,}",
         f"at a time   {_at_a_time(plan)}",
-        f"memory      {_memory(plan)} per worker ({base.training.precision}; live tensors, before sharding)",
+        f"memory      {_memory(plan)} per worker ({assumed_precision(base)}; live tensors, before sharding)",
         f"search      {plan.folder}"
         + ("; goes on with what is there" if (plan.folder / "search.yaml").exists() else ""),
     ]

@@ -1,0 +1,39 @@
+"""What the verbs of the `mrisr` command share: their options, their paths, and the reference of all keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mrisr.config.loading import ConfigError, field_reference
+from mrisr.config.paths import absolute_path, home, in_ray_job
+
+
+def key_reference() -> str:
+    """Every configuration key with type, default and meaning; \\b keeps click from re-wrapping the lines."""
+    rows = [f"  {key}={default}\n      {meaning}" for key, _, default, meaning in field_reference()]
+    return "\b\nConfiguration keys (KEY=VALUE; values are YAML):\n" + "\n".join(rows)
+
+
+def absolute(path: Path, option: str) -> Path:
+    """Every path of the command line passes here: in a Ray job a relative one would lead into a throw-away copy."""
+    try:
+        return absolute_path(path)
+    except ValueError as error:
+        raise ConfigError(f"{option} {path}: {error}") from None
+
+
+def output_path(path: Path | None, name: str, option: str) -> Path:
+    """Where results go: as asked, else `name` in the working directory, of a Ray job in $MRISR_HOME."""
+    if path is None:
+        return (home() if in_ray_job() else Path.cwd()) / name
+    return absolute(path, option)
+
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="experiment file (YAML)", dir_okay=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override configuration keys")]
+TrackingOption = Annotated[
+    str | None, typer.Option(help="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else $MRISR_HOME/mlflow.db")
+]
