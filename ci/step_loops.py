@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mrisr.models import MDCSRN, build_critic
+from mrisr.precision import chosen, native_bf16
 from mrisr.training.schedule import Phase
 from mrisr.training.sharding import float32_convolutions
 from mrisr.training.step import StepConfig, build_networks, train_step
@@ -67,9 +68,16 @@ def plain_loop(lr: Tensor, hr: Tensor, bf16: bool, channels_last: bool) -> Steps
     return {Phase.PRETRAIN: pretrain, Phase.CRITIC: train_critic}
 
 
+def fast_plain_loop(count: int, size: int, device: torch.device) -> Steps:
+    """The plain loop as fast as the device has it: channels_last_3d, and bf16 where that is native."""
+    return plain_loop(*patches(count, size, device), bf16=native_bf16(device), channels_last=True)
+
+
 def our_loop(lr: Tensor, hr: Tensor, strategy: str = "single", batch_size: int | None = None, **options: Any) -> Steps:
-    """train_step on this rank's patches, in bf16 unless `options` say otherwise. batch_size: over all ranks."""
-    own: dict[str, Any] = {"batch_size": batch_size or lr.shape[0], "micro_batch": lr.shape[0], "precision": "bf16"}
+    """train_step on this rank's patches, in training.precision=auto unless `options` say otherwise. batch_size: over
+    all ranks."""
+    own: dict[str, Any] = {"batch_size": batch_size or lr.shape[0], "micro_batch": lr.shape[0]}
+    own["precision"] = chosen("auto", lr.device)
     config = StepConfig(**own | options)
     critic = build_critic("separable", lr.shape[-1])
     networks = build_networks(MDCSRN(**PUBLISHED), critic, config, lr.device, strategy)
@@ -157,11 +165,11 @@ def _restrict(cores: list[int], device: torch.device) -> None:
 def _plain_alone(cores: list[int], count: int, size: int, repeats: int) -> Seconds:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _restrict(cores, device)
-    return by_phase(plain_loop(*patches(count, size, device), bf16=True, channels_last=True), repeats)
+    return by_phase(fast_plain_loop(count, size, device), repeats)
 
 
 def plain_processes(cores: list[list[int]], count: int, size: int, repeats: int) -> list[Seconds]:
-    """The plain loop in bf16 with channels_last_3d in processes of its own, one per list of cores, all at once."""
+    """`fast_plain_loop` in processes of its own, one per list of cores, all at once."""
     with ProcessPoolExecutor(len(cores), mp_context=get_context("spawn")) as pool:
         return [job.result() for job in [pool.submit(_plain_alone, own, count, size, repeats) for own in cores]]
 
@@ -184,25 +192,34 @@ def _ray_worker(settings: dict[str, Any]) -> Seconds:
     requests = Requests(Path(settings["folder"]), device)
     steps = our_loop(lr, hr, "fsdp", batch_size=world * settings["count"], critic_samples=settings["samples"])
     # What the worker's loop does after a step that is neither logged, validated nor saved.
-    whole: Steps = {phase: partial(_followed, step, requests.after_step) for phase, step in steps.items()}
+    whole: Steps = {phase: partial(_followed, steps[phase], requests.after_step) for phase in settings["phases"]}
     if settings["turns"]:
         return Turn(Path(settings["turns"]), "ray", "plain").by_phase(whole, settings["repeats"])
     return by_phase(whole, settings["repeats"])
 
 
-def in_turns(cores: list[int], count: int, size: int, repeats: int, samples: int | None = 1) -> tuple[Seconds, Seconds]:
+def in_turns(
+    cores: list[int], count: int, size: int, repeats: int, samples: int | None = 1, phases: tuple[Phase, ...] = PHASES
+) -> tuple[Seconds, Seconds]:
     """The plain loop in this process and our step in a Ray Train worker under FSDP, step by step in turn."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _restrict(cores, device)
-    plain = plain_loop(*patches(count, size, device), bf16=True, channels_last=True)
+    plain = fast_plain_loop(count, size, device)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
         (Path(folder) / "turn").write_text("ray")
-        ours = pool.submit(under_ray, [cores], count, size, repeats, folder, samples)
-        return Turn(Path(folder), "plain", "ray", ours).by_phase(plain, repeats), ours.result()
+        ours = pool.submit(under_ray, [cores], count, size, repeats, folder, samples, phases)
+        own = {phase: plain[phase] for phase in phases}
+        return Turn(Path(folder), "plain", "ray", ours).by_phase(own, repeats), ours.result()
 
 
 def under_ray(
-    cores: list[list[int]], count: int, size: int, repeats: int, turns: str = "", samples: int | None = 1
+    cores: list[list[int]],
+    count: int,
+    size: int,
+    repeats: int,
+    turns: str = "",
+    samples: int | None = 1,
+    phases: tuple[Phase, ...] = PHASES,
 ) -> Seconds:
     """Our step in Ray Train workers under FSDP, one per list of cores; rank 0's seconds. Ray must be connected.
 
@@ -214,7 +231,7 @@ def under_ray(
     gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
         settings = {"cores": cores, "count": count, "size": size, "repeats": repeats, "folder": folder}
-        settings |= {"turns": turns, "gpu": gpu, "samples": samples}
+        settings |= {"turns": turns, "gpu": gpu, "samples": samples, "phases": phases}
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config=settings,

@@ -20,7 +20,8 @@ import torch.distributed as dist
 from mrisr.training.sharding import rank, world_size
 
 STOP_FILE, CHECKPOINT_FILE = "stop-requested", "checkpoint-requested"
-PREEMPTION_EVERY_S = 5.0  # Ray itself looks no more often
+# As often as Ray itself looks for nodes that it will lose, whose own setting this is.
+PREEMPTION_EVERY_S = float(os.environ.get("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "5"))
 
 
 class Request(IntEnum):
