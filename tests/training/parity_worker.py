@@ -23,6 +23,7 @@ from mrisr.training.schedule import Schedule, phase
 from mrisr.training.sharding import (
     average_statistics,
     evaluated_state,
+    float32_convolutions,
     full_state,
     largest,
     on_every_rank,
@@ -89,6 +90,12 @@ class SmallCritic(nn.Module):
         return self.layers(x).flatten()
 
 
+def device() -> torch.device:
+    """A GPU of its own for each rank, if there are as many; the CPU for the reference, which has no process group."""
+    gpus = dist.is_initialized() and dist.get_backend() == "nccl"
+    return torch.device("cuda", rank()) if gpus else torch.device("cpu")
+
+
 def networks_for(strategy: str, precision: str, seed: int) -> Networks:
     """A tiny generator with the small critic in float64, with the report's own critic in float32."""
     generator = MDCSRN(2, 2, 2, residual=True, seed=seed)
@@ -96,8 +103,7 @@ def networks_for(strategy: str, precision: str, seed: int) -> Networks:
         SmallCritic(seed + 1) if precision == "float64" else build_critic("pointwise", 16, seed=seed + 1)
     )
     dtype = getattr(torch, precision)
-    device = torch.device("cpu")
-    return build_networks(generator.to(dtype), critic.to(dtype), CONFIGS[precision], device, strategy)
+    return build_networks(generator.to(dtype), critic.to(dtype), CONFIGS[precision], device(), strategy)
 
 
 def batch(step: int, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,8 +169,12 @@ def poisoned(strategy: str, value: str) -> dict[str, Any]:
 def main(folder: Path, own_rank: int, world: int, cases: list[Case]) -> None:
     torch.set_num_threads(1)
     meeting = f"file://{folder}/rendezvous-{world}"
-    dist.init_process_group("gloo", init_method=meeting, rank=own_rank, world_size=world)
-    assert largest(float(own_rank), torch.device("cpu")) == world - 1
+    gpus = torch.cuda.device_count() >= world
+    float32_convolutions(tf32=False)
+    if gpus:
+        torch.cuda.set_device(own_rank)
+    dist.init_process_group("nccl" if gpus else "gloo", init_method=meeting, rank=own_rank, world_size=world)
+    assert largest(float(own_rank), device()) == world - 1
     for case in cases:
         result = run(case, folder)
         if own_rank == 0:
@@ -172,7 +182,7 @@ def main(folder: Path, own_rank: int, world: int, cases: list[Case]) -> None:
     for strategy in ("fsdp", "ddp"):
         said: dict[str, Any] = {value: poisoned(strategy, value) for value in POISONED}
         # What torch.compile's ranks agree by: the last one says no.
-        said["agreed"] = [on_every_rank(own, torch.device("cpu")) for own in (True, own_rank < world - 1)]
+        said["agreed"] = [on_every_rank(own, device()) for own in (True, own_rank < world - 1)]
         torch.save(said, folder / f"poisoned-{world}-{strategy}-{own_rank}.pt")
     dist.destroy_process_group()
 

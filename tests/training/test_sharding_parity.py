@@ -1,7 +1,8 @@
 """The heart of distributed training: world sizes 1, 2 and 3, FSDP2 and DDP, make the same networks.
 
-Real gloo processes run every phase of the schedule (parity_worker.py); one process without a process group is the
-reference. A checkpoint saved by two ranks resumes on one and on three, under the other strategy too.
+Real processes run every phase of the schedule (parity_worker.py), over gloo, or over nccl on GPUs where there is one
+for each; one process without a process group, on the CPU, is the reference. A checkpoint saved by two ranks resumes on
+one and on three, under the other strategy too.
 """
 
 from __future__ import annotations

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# What a machine with a GPU and torch, but without Ray, can check and measure (its own python3, or PYTHON=...): the tests
+# of networks, objectives, steps, sharding (nccl, as many ranks as there are GPUs), compiling and leaks, then peak memory
+# and the speed of steps against the plain loop. It needs pytest, numpy, scipy and scikit-image.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+: "${PYTHON:=python3}"
+export PYTHONPATH="platform:storage${PYTHONPATH:+:$PYTHONPATH}"
+# tests/conftest.py and pyproject.toml ask for more than such a machine has.
+"$PYTHON" -m pytest -c /dev/null --rootdir=. --noconftest --import-mode=importlib -p no:cacheprovider -q \
+  tests/models tests/test_objectives.py tests/training/test_{step,sharding_parity,compiling,leak}.py "$@"
+"$PYTHON" ci/bench_memory.py
+"$PYTHON" ci/bench_step.py --parts layouts compile
