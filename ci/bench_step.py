@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,7 @@ from step_loops import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
+from mrisr.cluster import prepare_environment
 from mrisr.models import MDCSRN, build_critic
 from mrisr.objectives import CriticObjective
 from mrisr.precision import chosen, native_bf16
@@ -185,6 +187,10 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_cpu = device.type == "cpu"
+    if on_cpu and "MALLOC_ARENA_MAX" not in os.environ:
+        # glibc reads its settings when a process starts: the plain loops shall have those of Ray's workers.
+        prepare_environment()
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     size, repeats = options.size or (32 if on_cpu else 64), options.repeats or (7 if on_cpu else 20)
     parts = options.parts or [part for part in PARTS if part != "compile" or not on_cpu]
     cores = sorted(os.sched_getaffinity(0))
