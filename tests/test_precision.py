@@ -82,9 +82,11 @@ def test_a_run_keeps_what_it_began_with(
     bf16_processor(monkeypatch, native=True)
     begun = checkpoint(tmp_path / "checkpoint_00000011", precision="fp32")
     assert settle_precision(experiment, begun, CPU).training.precision == "fp32"
-    older = checkpoint(tmp_path / "checkpoint_00000012")
+    (tmp_path / "experiment.yaml").write_text("training: {precision: bf16}")
+    of_before = checkpoint(tmp_path / "checkpoint_00000012")
+    assert settle_precision(experiment, of_before, CPU).training.precision == "bf16"
     explicit = load_experiment(None, ["training.precision=bf16"])
-    assert settle_precision(explicit, older, CPU) == explicit
+    assert settle_precision(explicit, None, CPU) == explicit
 
 
 def test_one_worker_that_is_not_made_for_it_is_enough(

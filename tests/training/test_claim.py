@@ -19,12 +19,12 @@ def experiment(folder: Path, *overrides: str) -> Experiment:
     return load_experiment(None, ["name=r", f"output={folder}", *overrides])
 
 
-def leave_checkpoint(run_folder: Path, batchnorm_over: int = 2) -> None:
+def leave_checkpoint(run_folder: Path, batchnorm_over: int = 2, **progress: str) -> None:
     """What `whole_checkpoints` takes for one."""
     checkpoint = run_folder / "checkpoint_00000010"
     checkpoint.mkdir()
     (checkpoint / METADATA).write_bytes(b"x")
-    (checkpoint / PROGRESS).write_text(json.dumps({"step": 10, "batchnorm_over": batchnorm_over}))
+    (checkpoint / PROGRESS).write_text(json.dumps({"step": 10, "batchnorm_over": batchnorm_over, **progress}))
 
 
 def test_a_start_without_a_checkpoint_gives_the_name_back(small_store: Path, tmp_path: Path) -> None:
@@ -65,6 +65,28 @@ def test_checkpoints_of_another_configuration_are_refused(
     refuse_another(experiment(tmp_path, "stream.cpus_per_task=0.5", "stream.rounds=3"), store)
     with pytest.raises(ConfigError, match=words):
         refuse_another(experiment(tmp_path, change), store)
+
+
+@pytest.mark.parametrize(
+    ("began", "recorded", "goes_on"),
+    [
+        ("auto", {"precision": "fp32"}, ["auto", "fp32"]),
+        ("auto", {"precision": "bf16"}, ["auto", "bf16"]),
+        ("bf16", {}, ["auto", "bf16"]),  # of before auto was known, and the default
+    ],
+)
+def test_what_auto_has_become_stays(
+    began: str, recorded: dict[str, str], goes_on: list[str], small_store: Path, tmp_path: Path
+) -> None:
+    store, first = VolumeStore.open(small_store), experiment(tmp_path, f"training.precision={began}")
+    first.run_folder.mkdir()
+    claim(first, store)
+    leave_checkpoint(first.run_folder, **recorded)
+    for precision in goes_on:
+        refuse_another(experiment(tmp_path, f"training.precision={precision}"), store)
+    (other,) = {"fp32", "bf16"} - {*goes_on}
+    with pytest.raises(ConfigError, match=rf"training\.precision: was '{goes_on[1]}', now '{other}'"):
+        refuse_another(experiment(tmp_path, f"training.precision={other}"), store)
 
 
 BATCH = "training.batch_size=4"

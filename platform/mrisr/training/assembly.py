@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from mrisr.config import Experiment
+from mrisr.config import Experiment, load_experiment
 from mrisr.models import MDCSRN, build_critic
 from mrisr.precision import chosen, native_bf16
 from mrisr.stream import PatchMaker, RowPlan
@@ -78,9 +78,10 @@ def settle_precision(experiment: Experiment, found: Path | None, device: torch.d
     return experiment.model_copy(update={"training": t.model_copy(update={"precision": precision})})
 
 
-def recorded_precision(folder: Path) -> str:
-    """What a checkpoint's steps were computed in; empty for one of before it was recorded."""
-    return str(json.loads((folder / PROGRESS).read_text()).get("precision", ""))
+def recorded_precision(checkpoint: Path) -> str:
+    """What the steps up to a checkpoint were computed in; before that was recorded, the run's settings said it."""
+    recorded = json.loads((checkpoint / PROGRESS).read_text()).get("precision")
+    return recorded or load_experiment(checkpoint.parent / "experiment.yaml").training.precision
 
 
 def patch_maker(experiment: Experiment, subjects: list[str]) -> PatchMaker:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import dump_experiment, load_experiment
 from mrisr.config.spaces import flat
-from mrisr.training.assembly import schedule_of, step_config
+from mrisr.training.assembly import recorded_precision, schedule_of, step_config
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.durable import sync, write_synced
 from mrisr.training.saving import whole_checkpoints
@@ -29,6 +29,7 @@ _MAY_CHANGE = (
     # It matters by what BatchNorm normalises over, which also depends on the hardware: see refuse_other_batchnorm.
     "training.micro_batch",
 )  # fmt: skip
+_PRECISION = "training.precision"
 
 
 @contextmanager
@@ -51,10 +52,14 @@ def alone(experiment: Experiment) -> Iterator[None]:
 def refuse_another(experiment: Experiment, store: VolumeStore) -> None:
     """Raise ConfigError if the run's folder holds checkpoints of another configuration or of other data."""
     folder = experiment.run_folder
-    if not (file := folder / "experiment.yaml").exists() or not whole_checkpoints(folder):
+    if not (file := folder / "experiment.yaml").exists() or not (checkpoints := whole_checkpoints(folder)):
         return
     earlier = load_experiment(file)
     before, now = (flat(one.model_dump(mode="json")) for one in (earlier, experiment))
+    # What auto has become stays, whatever it would be on this machine.
+    before[_PRECISION] = recorded_precision(checkpoints[-1])
+    if now[_PRECISION] == "auto":
+        now[_PRECISION] = before[_PRECISION]
     changed = sorted(
         key for key in before.keys() | now.keys()
         if before.get(key) != now.get(key) and not key.startswith(_MAY_CHANGE)

@@ -16,6 +16,7 @@ from mrisr.degradation import check
 from mrisr.outbox import Outbox
 from mrisr.run_parameters import mask_secrets
 from mrisr.split_rule import settle_splits
+from mrisr.training.assembly import recorded_precision
 from mrisr.training.best import best_weights
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.claim import (
@@ -220,9 +221,8 @@ def _step(checkpoint: Path) -> int:
 def outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> TrainedRun:
     """What a run has come to at a checkpoint of it; experiment.training.precision is what it was computed in."""
     progress = json.loads((checkpoint / PROGRESS).read_text())
-    if precision := progress.get("precision"):
-        training = experiment.training.model_copy(update={"precision": precision})
-        experiment = experiment.model_copy(update={"training": training})
+    training = experiment.training.model_copy(update={"precision": recorded_precision(checkpoint)})
+    experiment = experiment.model_copy(update={"training": training})
     best = progress["best"]
     state = best_weights(checkpoint)
     return TrainedRun(experiment, run_id, uri, progress["step"], best["step"], best["figures"], state, checkpoint)
