@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mrisr import planning
-from mrisr.config import load_experiment
+from mrisr.config import Experiment, load_experiment
+from mrisr.config.loading import dump_experiment
 from mrisr.inference import superresolve_array
 from mrisr.models import MDCSRN
 from mrisr.precision import chosen, native_bf16
 from mrisr.training import assembly
-from mrisr.training.assembly import settle_precision, step_config
+from mrisr.training.assembly import PRECISION, recorded_precision, settle_precision, step_config
+from mrisr.training.best import BEST_WEIGHTS
 from mrisr.training.checkpoint import PROGRESS
+from mrisr.training.trainer import outcome
 
 CPU = torch.device("cpu")
 
@@ -25,16 +28,10 @@ def bf16_processor(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native}, raising=False)
 
 
-def checkpoint(folder: Path, **progress: str) -> Path:
-    folder.mkdir()
-    (folder / PROGRESS).write_text(json.dumps({"step": 10, **progress}))
-    return folder
-
-
 def test_a_processor_is_asked() -> None:
     flags = {flag for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")
              for flag in line.partition(":")[2].split()}  # fmt: skip
-    assert native_bf16(CPU) == ("avx512_bf16" in flags)
+    assert native_bf16(CPU) == ("avx512_bf16" in flags and hasattr(torch.cpu, "get_capabilities"))
 
 
 @pytest.mark.parametrize(("native", "auto"), [(True, "bf16"), (False, "fp32")])
@@ -63,38 +60,58 @@ def test_whole_volumes_follow(monkeypatch: pytest.MonkeyPatch, native: bool, aut
     assert same == {given: given == auto for given in same}
 
 
+def begun(folder: Path, *overrides: str) -> Experiment:
+    """An experiment whose run's folder says what it is, as the driver leaves it for the workers."""
+    experiment = load_experiment(None, [f"output={folder}", *overrides])
+    experiment.run_folder.mkdir(parents=True)
+    (experiment.run_folder / "experiment.yaml").write_text(dump_experiment(experiment))
+    return experiment
+
+
 def test_a_run_keeps_what_it_began_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another machine goes on in the same numbers, and says what that costs it."""
-    experiment = load_experiment(None)
-    bf16_processor(monkeypatch, native=True)
-    assert settle_precision(experiment, None, CPU).training.precision == "bf16"
-    assert "auto is bf16, bfloat16 is native to all workers" in capsys.readouterr().out
+    """Also before its first checkpoint, and on another machine, which says what that costs it."""
+    for native, auto, told in ((True, "bf16", "bfloat16 is native"), (False, "fp32", "bfloat16 is not native")):
+        experiment = begun(tmp_path / auto)
+        bf16_processor(monkeypatch, native)
+        assert settle_precision(experiment, CPU).training.precision == auto
+        assert f"auto is {auto}, {told} to all workers" in capsys.readouterr().out
+        assert recorded_precision(experiment.run_folder) == auto
+        bf16_processor(monkeypatch, not native)
+        assert settle_precision(experiment, CPU).training.precision == auto
+        again = capsys.readouterr().out
+        assert f"auto is {auto}, as the run began" in again
+        assert ("the CPU of rank 0 is not made (no AVX512-BF16): a step may take tens of times" in again) == native
+
+
+def test_a_precision_that_is_given_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And a run of before auto was known, whose settings say it, goes on under the new default."""
     bf16_processor(monkeypatch, native=False)
-    assert settle_precision(experiment, None, CPU).training.precision == "fp32"
-    assert "auto is fp32, bfloat16 is not native to all workers" in capsys.readouterr().out
-    begun = checkpoint(tmp_path / "checkpoint_00000010", precision="bf16")
-    assert settle_precision(experiment, begun, CPU).training.precision == "bf16"
-    told = capsys.readouterr().out
-    assert "auto is bf16, as the run began" in told
-    assert "the CPU of rank 0 has no AVX512-BF16: a step takes tens of times as long" in told
-    bf16_processor(monkeypatch, native=True)
-    begun = checkpoint(tmp_path / "checkpoint_00000011", precision="fp32")
-    assert settle_precision(experiment, begun, CPU).training.precision == "fp32"
-    (tmp_path / "experiment.yaml").write_text("training: {precision: bf16}")
-    of_before = checkpoint(tmp_path / "checkpoint_00000012")
-    assert settle_precision(experiment, of_before, CPU).training.precision == "bf16"
-    explicit = load_experiment(None, ["training.precision=bf16"])
-    assert settle_precision(explicit, None, CPU) == explicit
+    given = begun(tmp_path, "training.precision=bf16")
+    assert settle_precision(given, CPU) == given
+    now = load_experiment(None, [f"output={tmp_path}"])
+    assert now.training.precision == "auto"
+    assert settle_precision(now, CPU).training.precision == "bf16"
+
+
+@pytest.mark.parametrize("became", ["bf16", "fp32"])
+def test_a_model_is_evaluated_in_what_its_run_became(tmp_path: Path, became: str) -> None:
+    experiment = begun(tmp_path)
+    (experiment.run_folder / PRECISION).write_text(became)
+    checkpoint = experiment.run_folder / "checkpoint_00000010"
+    checkpoint.mkdir()
+    (checkpoint / PROGRESS).write_text('{"step": 10, "best": {"step": 10, "figures": {"psnr": 30.0}}}')
+    save_file({"weight": torch.zeros(1)}, checkpoint / BEST_WEIGHTS)
+    assert outcome(experiment, "run", "sqlite:///none.db", checkpoint).experiment.training.precision == became
 
 
 def test_one_worker_that_is_not_made_for_it_is_enough(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bf16_processor(monkeypatch, native=True)
     monkeypatch.setattr(assembly, "on_every_rank", lambda own, device: False)  # another rank's processor is older
-    assert settle_precision(load_experiment(None), None, CPU).training.precision == "fp32"
+    assert settle_precision(begun(tmp_path), CPU).training.precision == "fp32"
     assert "not native to all workers" in capsys.readouterr().out
 
 
@@ -104,8 +121,8 @@ def test_an_estimate_is_of_what_this_machine_would_compute(
 ) -> None:
     bf16_processor(monkeypatch, native)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for given, expected in ((None, auto), (False, auto), (True, "bf16")):
+    for given, expected in ((None, auto), (False, auto), (True, "fp32")):
         gpus = "null" if given is None else str(given).lower()
         assert planning.assumed_precision(load_experiment(None, [f"resources.gpus={gpus}"])) == expected
-    forced = load_experiment(None, ["training.precision=fp32", "resources.gpus=true"])
-    assert planning.assumed_precision(forced) == "fp32"
+    forced = load_experiment(None, ["training.precision=bf16", "resources.gpus=true"])
+    assert planning.assumed_precision(forced) == "bf16"

@@ -108,7 +108,7 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
         generator,
         v.patch_size,
         v.overlap,
-        experiment.training.precision,
+        run.experiment.training.precision,
         consistency=True,
         console=console,
     )

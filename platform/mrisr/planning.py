@@ -20,11 +20,12 @@ FEW = 4
 
 
 def assumed_precision(experiment: Experiment) -> Computed:
-    """What training.precision will be if the workers' devices are like this machine's; of GPUs that it lacks, bf16."""
+    """What training.precision will be if the workers' devices are like this machine's; for GPUs that it lacks, auto
+    counts as fp32, which needs more."""
     precision, gpus = experiment.training.precision, experiment.resources.gpus
     has_gpu = torch.cuda.is_available()
-    if gpus and not has_gpu:
-        return "bf16" if precision == "auto" else precision
+    if precision == "auto" and gpus and not has_gpu:
+        return "fp32"
     return chosen(precision, torch.device("cuda" if has_gpu and gpus is not False else "cpu"))
 
 
@@ -103,7 +104,7 @@ def describe_plan(experiment: Experiment) -> str:
     batchnorm = f"{on_cpus}" if on_cpus == on_gpus else f"{on_cpus}, on GPUs over all {on_gpus}"
     fewer = " or ".join(map(str, experiment.worker_counts[1:]))
     elastic = f", {fewer} while nodes are away" if fewer else ""
-    on_this = ", as for devices like this machine's" if experiment.training.precision == "auto" else ""
+    on_this = " if the workers are like this machine" if experiment.training.precision == "auto" else ""
     lines = [
         f"volumes     {', '.join(f'{name} {len(names)}' for name, names in splits.items())}  in {store.path}",
         f"rows        {rows:,}: one volume degraded once ({degradation.describe()}), "

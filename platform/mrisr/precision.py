@@ -14,9 +14,9 @@ Computed = Literal["fp32", "bf16"]
 def native_bf16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 itself: a GPU since Ampere, a CPU with AVX512-BF16.
 
-    Other CPUs take torch's reference convolution: an L1 step of a small generator took 32 times as long in bfloat16 as
-    in float32 on one with AVX2. Older GPUs emulate. A CPU that torch cannot ask (torch 2.11, not x86-64) counts as one
-    without.
+    On a CPU with AVX2 alone torch took its reference convolution: the gradients of a small generator took 32 times as
+    long in bfloat16 as in float32. Older GPUs emulate. CPUs of other kinds, and all of them under a torch that cannot
+    ask them (2.11), count as not made for it.
     """
     import torch  # not above: the configuration's --help has no need of it
 

@@ -1,4 +1,4 @@
-"""A run on a cluster that shrinks and grows: real Ray nodes on this machine, one drained and killed, another added."""
+"""A run on a cluster that shrinks and grows: real Ray nodes on this machine, drained, killed, added."""
 
 from __future__ import annotations
 
@@ -99,6 +99,10 @@ class Nodes(Bench):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def starts_of_two(lines: list[str]) -> list[str]:
+    return [line for line in lines if "2 of 2 workers from step" in line]
+
+
 @pytest.fixture
 def nodes(tmp_path: Path, small_store: Path) -> Iterator[Nodes]:
     bench = Nodes(tmp_path, small_store)
@@ -109,7 +113,8 @@ def nodes(tmp_path: Path, small_store: Path) -> Iterator[Nodes]:
 def test_a_run_shrinks_and_grows_with_its_cluster(unkilled: tuple[Bench, str], nodes: Nodes) -> None:
     """A node is told to go, and is killed with its worker: one worker goes on, from a checkpoint that was made for it.
 
-    A node joins: two go on from where the one was. The numbers are those of two workers all along.
+    A node joins: two go on from where the one was. It is killed without a word: one computes again what was done since.
+    The numbers are those of two workers all along.
     """
     reference, _ = unkilled
     bench = nodes
@@ -132,17 +137,20 @@ def test_a_run_shrinks_and_grows_with_its_cluster(unkilled: tuple[Bench, str], n
     kill(bench.nodes[1])
     # The one worker is held until the other node has joined: what is left of the run takes seconds.
     bench.wait_for(driver, lines, lambda: any("1 of 2 workers" in line for line in lines))
-    alone = bench.worker()
+    alone, before = bench.worker(), starts_of_two(lines)
     alone.suspend()
     bench.add_node()
     alone.resume()
+    bench.wait_for(driver, lines, lambda: len(starts_of_two(lines)) > len(before))
+    kill(bench.nodes[2])
     reader.join(240)
     output = "".join(lines)
     assert driver.wait(60) == 0, output
     told = re.findall(r"(\d) of 2 workers from step (\d+) on, each with (\d) of the 2 patches", output)
     assert [workers + each for workers, _, each in told if workers + each != "21"] == ["12"], output
-    assert [workers for workers, _, _ in told][-2:] == ["1", "2"], output
-    shrunk, grown = (int(step) for _, step, _ in told[-2:])
+    assert [workers for workers, _, _ in told][-3:] == ["1", "2", "1"], output
+    shrunk, grown, again = (int(step) for _, step, _ in told[-3:])
     assert [shrunk] == noticed, "from the checkpoint that the notice asked for"
     assert grown > shrunk, "a checkpoint was asked for before the group grew"
+    assert again == grown, "there is none since"
     assert_same_run(bench, reference)

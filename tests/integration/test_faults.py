@@ -16,10 +16,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from mrisr.config import load_experiment
+from mrisr.precision import chosen
+from mrisr.training.assembly import recorded_precision
 from mrisr.training.saving import whole_checkpoints
 from voxelstore import VolumeStore
 from voxelstore.subject import write_array
@@ -179,11 +182,12 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_replayed(
     bench = Bench(tmp_path / "home", store)
     monkeypatch.setenv("MRISR_HOME", str(bench.home))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    experiment = load_experiment(bench.config, ["schedule.total_steps=30"])
+    experiment = load_experiment(bench.config, ["schedule.total_steps=30", "training.precision=auto"])
     with pytest.raises(TrainingStopped, match=r"loss is not finite on rank [01].*no weight was updated.*mrisr replay"):
         train(experiment)
     (folder,) = bench.run.glob("nonfinite_*")
     told = json.loads((folder / "progress.json").read_text())["replay"]
+    assert told["precision"] == recorded_precision(bench.run) == chosen("auto", torch.device("cpu"))
     assert len(told["batch"]) == len(told["losses"]) == 2
     bad = [place for place, losses in enumerate(told["losses"]) if not np.isfinite(float(losses["loss"]))]
     assert bad == told["ranks"] == [place for place, patch in enumerate(told["batch"]) if patch["subject"] == subject]

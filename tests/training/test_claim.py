@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mrisr.config import ConfigError, Experiment, load_experiment
+from mrisr.training.assembly import PRECISION
 from mrisr.training.checkpoint import METADATA, PROGRESS
 from mrisr.training.claim import alone, claim, refuse_another, refuse_other_batchnorm
 from voxelstore import VolumeStore
@@ -19,12 +20,12 @@ def experiment(folder: Path, *overrides: str) -> Experiment:
     return load_experiment(None, ["name=r", f"output={folder}", *overrides])
 
 
-def leave_checkpoint(run_folder: Path, batchnorm_over: int = 2, **progress: str) -> None:
+def leave_checkpoint(run_folder: Path, batchnorm_over: int = 2) -> None:
     """What `whole_checkpoints` takes for one."""
     checkpoint = run_folder / "checkpoint_00000010"
     checkpoint.mkdir()
     (checkpoint / METADATA).write_bytes(b"x")
-    (checkpoint / PROGRESS).write_text(json.dumps({"step": 10, "batchnorm_over": batchnorm_over, **progress}))
+    (checkpoint / PROGRESS).write_text(json.dumps({"step": 10, "batchnorm_over": batchnorm_over}))
 
 
 def test_a_start_without_a_checkpoint_gives_the_name_back(small_store: Path, tmp_path: Path) -> None:
@@ -32,13 +33,14 @@ def test_a_start_without_a_checkpoint_gives_the_name_back(small_store: Path, tmp
     wrong, right = experiment(tmp_path, "generator.init_from=nowhere.pt"), experiment(tmp_path)
     wrong.run_folder.mkdir()
     claim(wrong, store)
-    for name in ("initial.safetensors", "mlflow_run_id.txt"):
+    for name in ("initial.safetensors", "mlflow_run_id.txt", PRECISION):
         (wrong.run_folder / name).write_text("of the wrong one")
     refuse_another(right, store)
     claim(right, store)
     assert load_experiment(right.run_folder / "experiment.yaml") == right
     assert not (right.run_folder / "initial.safetensors").exists()
     assert not (right.run_folder / "mlflow_run_id.txt").exists()
+    assert not (right.run_folder / PRECISION).exists()
     # The same one again leaves everything.
     (right.run_folder / "mlflow_run_id.txt").write_text("of the right one")
     claim(right, store)
@@ -68,20 +70,22 @@ def test_checkpoints_of_another_configuration_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("began", "recorded", "goes_on"),
+    ("began", "became", "goes_on"),
     [
-        ("auto", {"precision": "fp32"}, ["auto", "fp32"]),
-        ("auto", {"precision": "bf16"}, ["auto", "bf16"]),
-        ("bf16", {}, ["auto", "bf16"]),  # of before auto was known, and the default
+        ("auto", "fp32", ["auto", "fp32"]),
+        ("auto", "bf16", ["auto", "bf16"]),
+        ("bf16", None, ["auto", "bf16"]),  # of before auto was known, and the default
     ],
 )
 def test_what_auto_has_become_stays(
-    began: str, recorded: dict[str, str], goes_on: list[str], small_store: Path, tmp_path: Path
+    began: str, became: str | None, goes_on: list[str], small_store: Path, tmp_path: Path
 ) -> None:
     store, first = VolumeStore.open(small_store), experiment(tmp_path, f"training.precision={began}")
     first.run_folder.mkdir()
     claim(first, store)
-    leave_checkpoint(first.run_folder, **recorded)
+    if became is not None:
+        (first.run_folder / PRECISION).write_text(became)
+    leave_checkpoint(first.run_folder)
     for precision in goes_on:
         refuse_another(experiment(tmp_path, f"training.precision={precision}"), store)
     (other,) = {"fp32", "bf16"} - {*goes_on}

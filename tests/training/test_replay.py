@@ -21,6 +21,8 @@ def test_ranks_that_normalised_together_are_one_micro_batch() -> None:
     experiment = load_experiment(None, [*raw, "schedule.total_steps=9", "schedule.pretrain_steps=9"])
     for gpu, over in ((True, 4), (False, 2)):
         assert step_config(experiment).batchnorm_over(2, gpu) == over
+        for precision in ("fp32", "bf16"):
+            assert step_config(alone(experiment, over, precision)).precision == precision
         config = step_config(alone(experiment, over, "fp32"))
         assert (config.micro_batch, config.batchnorm_over(1, gpu), config.local_batch(1)) == (over, over, 4)
 

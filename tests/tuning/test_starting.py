@@ -89,5 +89,7 @@ def test_a_start_that_trained_nothing_leaves_its_name_free_and_nothing_in_the_qu
     # The study knows of the trial, whose folder may be gone.
     claim(plan, "data")
     assert [trial.run for trial in collect(plan).trials] == ["trial-0000"]
-    with pytest.raises(ConfigError, match=r"holds a search of other settings \(changed: .*space"):
+    with pytest.raises(
+        ConfigError, match=r"holds a search of other settings; changed:\n(.*\n)*  space\..*was .*, now "
+    ):
         claim(mistaken, "data")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,14 @@ from mrisr.config import Experiment, load_experiment
 from mrisr.models import MDCSRN, build_critic
 from mrisr.precision import chosen, native_bf16
 from mrisr.stream import PatchMaker, RowPlan
-from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.compiling import compile_generator, why_eager
+from mrisr.training.durable import write_whole
 from mrisr.training.networks import Networks, StepConfig, build_networks
 from mrisr.training.schedule import Schedule
 from mrisr.training.sharding import gather_texts, on_every_rank, rank, world_size
+
+# In a run's folder: what training.precision=auto has become in it.
+PRECISION = "precision.txt"
 
 
 def generator_config(experiment: Experiment) -> dict[str, Any]:
@@ -53,35 +55,40 @@ def step_config(experiment: Experiment, device: torch.device = torch.device("cpu
     )
 
 
-def settle_precision(experiment: Experiment, found: Path | None, device: torch.device) -> Experiment:
+def settle_precision(experiment: Experiment, device: torch.device) -> Experiment:
     """The experiment with a precision that is bf16 or fp32, the same on every rank; every rank must call it.
 
-    found: the checkpoint that the run goes on from, which says in what it was computed so far. `auto` becomes bf16 in a
-    new run where that is native to the devices of all ranks. Rank 0 says what it has become, and every rank whose CPU
-    has to compute bfloat16 by torch's reference code says that too.
+    `auto` becomes bf16 where that is native to the devices of all ranks of the run's first group; rank 0 says so, and
+    notes it in the run's folder for all later ones. A rank whose CPU is not made for the run's bfloat16 says that too.
     """
     t, native = experiment.training, native_bf16(device)
     everywhere = on_every_rank(native, device)
-    recorded = gather_texts(recorded_precision(found) if found is not None and rank() == 0 else "")[0]
+    recorded = gather_texts((rank() == 0 and recorded_precision(experiment.run_folder)) or "")[0]
     precision: str = t.precision
     if precision == "auto":
         precision = recorded or ("bf16" if everywhere else "fp32")
         why = "as the run began" if recorded else f"bfloat16 is {'' if everywhere else 'not '}native to all workers"
         if rank() == 0:
             print(f"training.precision: auto is {precision}, {why}", flush=True)
+            write_whole(experiment.run_folder / PRECISION, precision)
     if precision == "bf16" and device.type == "cpu" and not native:
         print(
-            f"training.precision: bf16, but the CPU of rank {rank()} has no AVX512-BF16: a step takes tens of times as "
-            "long as in fp32, which a new run has with training.precision=auto",
+            f"training.precision: bf16, for which the CPU of rank {rank()} is not made (no AVX512-BF16): a step may "
+            "take tens of times as long as in fp32, which a new run has with training.precision=auto",
             flush=True,
         )
     return experiment.model_copy(update={"training": t.model_copy(update={"precision": precision})})
 
 
-def recorded_precision(checkpoint: Path) -> str:
-    """What the steps up to a checkpoint were computed in; before that was recorded, the run's settings said it."""
-    recorded = json.loads((checkpoint / PROGRESS).read_text()).get("precision")
-    return recorded or load_experiment(checkpoint.parent / "experiment.yaml").training.precision
+def recorded_precision(run_folder: Path) -> str | None:
+    """What an earlier start of a run computed in: as its settings said, or what auto became; None where none began."""
+    settings, note = run_folder / "experiment.yaml", run_folder / PRECISION
+    if not settings.exists():
+        return None
+    given = load_experiment(settings).training.precision
+    if given != "auto":
+        return given
+    return note.read_text() if note.exists() else None
 
 
 def patch_maker(experiment: Experiment, subjects: list[str]) -> PatchMaker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +13,9 @@ from filelock import FileLock, Timeout
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import dump_experiment, load_experiment
 from mrisr.config.spaces import flat
-from mrisr.training.assembly import recorded_precision, schedule_of, step_config
+from mrisr.training.assembly import PRECISION, recorded_precision, schedule_of, step_config
 from mrisr.training.checkpoint import PROGRESS
-from mrisr.training.durable import sync, write_synced
+from mrisr.training.durable import write_whole
 from mrisr.training.saving import whole_checkpoints
 from voxelstore import VolumeStore
 
@@ -29,7 +28,6 @@ _MAY_CHANGE = (
     # It matters by what BatchNorm normalises over, which also depends on the hardware: see refuse_other_batchnorm.
     "training.micro_batch",
 )  # fmt: skip
-_PRECISION = "training.precision"
 
 
 @contextmanager
@@ -52,14 +50,15 @@ def alone(experiment: Experiment) -> Iterator[None]:
 def refuse_another(experiment: Experiment, store: VolumeStore) -> None:
     """Raise ConfigError if the run's folder holds checkpoints of another configuration or of other data."""
     folder = experiment.run_folder
-    if not (file := folder / "experiment.yaml").exists() or not (checkpoints := whole_checkpoints(folder)):
+    if not (file := folder / "experiment.yaml").exists() or not whole_checkpoints(folder):
         return
     earlier = load_experiment(file)
     before, now = (flat(one.model_dump(mode="json")) for one in (earlier, experiment))
     # What auto has become stays, whatever it would be on this machine.
-    before[_PRECISION] = recorded_precision(checkpoints[-1])
-    if now[_PRECISION] == "auto":
-        now[_PRECISION] = before[_PRECISION]
+    key = "training.precision"
+    before[key] = recorded_precision(folder) or before[key]
+    if now[key] == "auto":
+        now[key] = before[key]
     changed = sorted(
         key for key in before.keys() | now.keys()
         if before.get(key) != now.get(key) and not key.startswith(_MAY_CHANGE)
@@ -122,7 +121,7 @@ def claim(experiment: Experiment, store: VolumeStore) -> None:
     folder, file, text = experiment.run_folder, experiment.run_folder / "experiment.yaml", dump_experiment(experiment)
     if file.exists() and (file.read_text() == text or whole_checkpoints(folder)):
         return
-    for name in (INITIAL, RUN_ID):
+    for name in (INITIAL, RUN_ID, PRECISION):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / OUTBOX, ignore_errors=True)
     write_whole(folder / "dataset.txt", store.fingerprint())
@@ -146,11 +145,3 @@ def mend_ray_snapshot(folder: Path) -> None:
         sound = False
     if not sound:
         snapshot.replace(snapshot.with_suffix(".torn"))
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a small file so that it is there as a whole or not at all."""
-    part = file.with_name(f".{file.name}.part{os.getpid()}")
-    write_synced(part, text.encode())
-    part.replace(file)
-    sync(file.parent)

@@ -21,3 +21,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a small file so that it is there as a whole or not at all."""
+    part = file.with_name(f".{file.name}.part{os.getpid()}")
+    write_synced(part, text.encode())
+    part.replace(file)
+    sync(file.parent)

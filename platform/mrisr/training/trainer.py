@@ -27,8 +27,8 @@ from mrisr.training.claim import (
     mend_ray_snapshot,
     refuse_another,
     refuse_other_batchnorm,
-    write_whole,
 )
+from mrisr.training.durable import write_whole
 from mrisr.training.initial import prepare_initial_weights
 from mrisr.training.outcome import StorageStopped, Terminated, TrackingUnreachable, TrainingStopped
 from mrisr.training.saving import whole_checkpoints
@@ -221,7 +221,9 @@ def _step(checkpoint: Path) -> int:
 def outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> TrainedRun:
     """What a run has come to at a checkpoint of it; experiment.training.precision is what it was computed in."""
     progress = json.loads((checkpoint / PROGRESS).read_text())
-    training = experiment.training.model_copy(update={"precision": recorded_precision(checkpoint)})
+    training = experiment.training.model_copy(
+        update={"precision": recorded_precision(checkpoint.parent) or experiment.training.precision}
+    )
     experiment = experiment.model_copy(update={"training": training})
     best = progress["best"]
     state = best_weights(checkpoint)

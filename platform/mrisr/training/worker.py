@@ -75,7 +75,8 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
         # Saved again, it would be twice in Ray's list, and its folder deleted with the older of the two entries.
         told = f"{known.path} is gone or damaged since it was written; the same command goes on from the one before it"
         return _ended(state, ["checkpoint", told])
-    experiment = settle_precision(experiment, found, device)
+    experiment = settle_precision(experiment, device)
+    settings["experiment"] = experiment.model_dump(mode="json")  # what advice about memory is then about
     schedule, config = schedule_of(experiment), step_config(experiment, device)
     initial = Path(settings["initial"]) if settings["initial"] else None
     networks = initial_networks(experiment, initial, device)

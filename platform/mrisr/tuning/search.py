@@ -18,11 +18,12 @@ from rich.console import Console
 from mrisr import cluster, tracking
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.paths import home
+from mrisr.config.spaces import flat
 from mrisr.config.tuning_keys import Tuning
 from mrisr.split_rule import settle_splits
 from mrisr.tracking import Tracking
 from mrisr.training.claim import RUN_ID as PARENT
-from mrisr.training.claim import write_whole
+from mrisr.training.durable import write_whole
 from mrisr.training.trainer import Host, open_store, train
 from mrisr.training.worker import LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S
 from mrisr.tuning.concurrency import trials_at_once
@@ -176,10 +177,12 @@ def claim(plan: SearchPlan, fingerprint: str) -> None:
             return
         else:
             before, now = yaml.safe_load(file.read_text()), yaml.safe_load(text)
-            sections = [key for key in now if now[key] != before.get(key)] + [key for key in before if key not in now]
+            was, is_now = flat(before), flat(now)
+            changed = [key for key in {**was, **is_now} if was.get(key) != is_now.get(key)]
             raise ConfigError(
-                f"name = {plan.base.name!r}: {plan.folder} holds a search of other settings (changed: "
-                f"{', '.join(sections)}); use the same to go on with it, or another name=... for a new search"
+                f"name = {plan.base.name!r}: {plan.folder} holds a search of other settings; changed:\n"
+                + "\n".join(f"  {key}: was {was.get(key)!r}, now {is_now.get(key)!r}" for key in changed)
+                + "\nUse the same to go on with it, or another name=... for a new search"
             )
     write_whole(file, text)
 
