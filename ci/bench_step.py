@@ -53,7 +53,7 @@ def matmul_rate(device: torch.device) -> float:
     return 2 * n**3 / median(interleaved({"": lambda index: a @ a}, 10)[""])
 
 
-def layouts(size: int, repeats: int, device: torch.device) -> list[str]:
+def layouts(size: int, repeats: int, device: torch.device, phases: Sequence[Phase]) -> list[str]:
     """Table of steps in one process; returns the lines of the ratios."""
     rate, fast = matmul_rate(device), chosen("auto", device)
     names = [f"{whose}, {fast}, channels_last_3d" for whose in ("plain loop", "ours")]
@@ -76,7 +76,7 @@ def layouts(size: int, repeats: int, device: torch.device) -> list[str]:
     loops = {key: with_tf32(steps, key == rounded) for key, steps in loops.items()}
     print("| step | seconds | steps/s | patches/s | model FLOP/s |\n|---|---|---|---|---|", flush=True)
     ratios = []
-    for phase in PHASES:
+    for phase in phases:
         with FlopCounterMode(
             display=False
         ) as flops:  # of the plain loop: what recomputation adds is no work of the model
@@ -182,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, help="edge of the patches; 32 on a CPU, 64 on a GPU")
     parser.add_argument("--repeats", type=int, help="steps per median; 7 on a CPU, 20 on a GPU")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="steps that layouts compares")
     parser.add_argument("--starts", type=int, default=3, help="worker processes that the overhead is the median of")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all; on a CPU all but compile")
     options = parser.parse_args()
@@ -199,7 +200,7 @@ def main() -> None:
     ratios = []
     float32_convolutions(tf32=False)
     if "layouts" in parts:
-        ratios += layouts(size, repeats, device)
+        ratios += layouts(size, repeats, device, [Phase(phase) for phase in options.phases])
         if native_bf16(device):  # elsewhere one step takes minutes; the tests compare small ones
             ratios += rounding(size, device)
     if "compile" in parts:
