@@ -77,6 +77,7 @@ def test_an_identity_is_its_input_and_does_not_beat_it(store: VolumeStore, local
             assert found.mean(names.MODEL, region, metric) == pytest.approx(
                 found.mean(names.INPUT, region, metric), abs=1e-3
             )
+            assert not found.beats_input(metric, region), "also where rounding is in its favour"
     assert not evaluate(store, "test", sharpen(5.0)).beats_input()
 
 
