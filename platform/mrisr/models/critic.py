@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mrisr.models.seeding import initialise, uninitialised_conv3d
+from mrisr.models.depthwise import DepthwiseConv3d
+from mrisr.models.seeding import initialise, uninitialised, uninitialised_conv3d
 
 KINDS = ("full", "pointwise", "separable")
 SLOPE = 0.2
@@ -74,7 +75,7 @@ class Critic(nn.Module):
             return [uninitialised_conv3d(wide_in, wide_out, kernel_size=1, stride=stride, bias=False)]
         # No biases: the normalisation behind them has its own.
         return [
-            uninitialised_conv3d(wide_in, wide_in, kernel_size=3, stride=stride, padding=1, groups=wide_in, bias=False),
+            uninitialised(DepthwiseConv3d, wide_in, stride=stride),
             uninitialised_conv3d(wide_in, wide_out, kernel_size=1, bias=False),
         ]
 

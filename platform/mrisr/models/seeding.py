@@ -9,11 +9,16 @@ from torch import nn
 from torch.nn.utils import skip_init
 
 
-def uninitialised_conv3d(in_channels: int, out_channels: int, **options: Any) -> nn.Conv3d:
-    """An nn.Conv3d that `initialise` has yet to fill: PyTorch's own draws from the global state."""
-    conv = skip_init(nn.Conv3d, in_channels, out_channels, **options)
-    assert isinstance(conv, nn.Conv3d)
+def uninitialised(kind: type[nn.Conv3d], *arguments: Any, **options: Any) -> nn.Conv3d:
+    """A convolution that `initialise` has yet to fill: PyTorch's own draws from the global state."""
+    conv = skip_init(kind, *arguments, **options)
+    assert isinstance(conv, kind)
     return conv
+
+
+def uninitialised_conv3d(in_channels: int, out_channels: int, **options: Any) -> nn.Conv3d:
+    """As `uninitialised`, of an nn.Conv3d."""
+    return uninitialised(nn.Conv3d, in_channels, out_channels, **options)
 
 
 def initialise(module: nn.Module, seed: int, negative_slope: float = 0.0) -> None:
