@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,12 @@ from mrisr.config.loading import dump_experiment
 from mrisr.inference import superresolve_array
 from mrisr.models import MDCSRN
 from mrisr.precision import chosen, native_bf16
-from mrisr.training import assembly
-from mrisr.training.assembly import PRECISION, recorded_precision, settle_precision, step_config
+from mrisr.training import settled
+from mrisr.training.assembly import step_config
 from mrisr.training.best import BEST_WEIGHTS
-from mrisr.training.checkpoint import PROGRESS
+from mrisr.training.checkpoint import METADATA, PROGRESS
+from mrisr.training.saving import CheckpointWriteError
+from mrisr.training.settled import PRECISION, recorded_precision, settle_precision
 from mrisr.training.trainer import outcome
 
 CPU = torch.device("cpu")
@@ -106,11 +110,43 @@ def test_a_model_is_evaluated_in_what_its_run_became(tmp_path: Path, became: str
     assert outcome(experiment, "run", "sqlite:///none.db", checkpoint).experiment.training.precision == became
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_a_run_whose_note_is_gone_is_known_by_its_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, native: bool
+) -> None:
+    bf16_processor(monkeypatch, native)
+    experiment = begun(tmp_path)
+    became = "fp32" if native else "bf16"
+    for step, progress in ((5, {"step": 5}), (10, {"step": 10, "precision": became})):
+        checkpoint = experiment.run_folder / f"checkpoint_{step:08d}"
+        checkpoint.mkdir()
+        (checkpoint / METADATA).write_bytes(b"x")
+        (checkpoint / PROGRESS).write_text(json.dumps(progress))
+    assert settle_precision(experiment, CPU).training.precision == became
+    assert planning.assumed_precision(experiment) == (became, "as the run began")
+
+
+def test_a_note_that_cannot_be_written_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that is there is not written again: a run on a full disk must come as far as its checkpoint."""
+    experiment = begun(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(settled, "write_whole", full)
+        with pytest.raises(CheckpointWriteError, match=r"precision\.txt could not be written: rank 0: No space left"):
+            settle_precision(experiment, CPU)
+    settle_precision(experiment, CPU)
+    monkeypatch.setattr(settled, "write_whole", full)
+    settle_precision(experiment, CPU)
+
+
 def test_one_worker_that_is_not_made_for_it_is_enough(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bf16_processor(monkeypatch, native=True)
-    monkeypatch.setattr(assembly, "on_every_rank", lambda own, device: False)  # another rank's processor is older
+    monkeypatch.setattr(settled, "on_every_rank", lambda own, device: False)  # another rank's processor is older
     assert settle_precision(begun(tmp_path), CPU).training.precision == "fp32"
     assert "not native to all workers" in capsys.readouterr().out
 
@@ -123,6 +159,8 @@ def test_an_estimate_is_of_what_this_machine_would_compute(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for given, expected in ((None, auto), (False, auto), (True, "fp32")):
         gpus = "null" if given is None else str(given).lower()
-        assert planning.assumed_precision(load_experiment(None, [f"resources.gpus={gpus}"])) == expected
+        planned = planning.assumed_precision(load_experiment(None, [f"resources.gpus={gpus}"]))
+        assert planned.precision == expected
+        assert ("no GPU here" in planned.why) == bool(given)
     forced = load_experiment(None, ["training.precision=bf16", "resources.gpus=true"])
-    assert planning.assumed_precision(forced) == "bf16"
+    assert planning.assumed_precision(forced) == ("bf16", "")

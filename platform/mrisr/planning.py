@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from mrisr.config import Experiment
@@ -14,19 +16,32 @@ from mrisr.training.assembly import generator_config, patch_maker, schedule_of, 
 from mrisr.training.fitting import USABLE, largest_batch, parse_bytes
 from mrisr.training.memory import peak_bytes
 from mrisr.training.schedule import updates_before
+from mrisr.training.settled import as_recorded
 from mrisr.training.trainer import open_store
 
 FEW = 4
 
 
-def assumed_precision(experiment: Experiment) -> Computed:
-    """What training.precision will be if the workers' devices are like this machine's; for GPUs that it lacks, auto
-    counts as fp32, which needs more."""
-    precision, gpus = experiment.training.precision, experiment.resources.gpus
+class Assumed(NamedTuple):
+    """In which precision a run is planned, and if that is not what its configuration says, why."""
+
+    precision: Computed
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.precision}{self.why and ', '}{self.why}"
+
+
+def assumed_precision(experiment: Experiment) -> Assumed:
+    """What training.precision is in a run that began, and will be in another whose workers are like this machine."""
+    precision, gpus = as_recorded(experiment).training.precision, experiment.resources.gpus
+    if precision != "auto":
+        return Assumed(precision, "" if precision == experiment.training.precision else "as the run began")
     has_gpu = torch.cuda.is_available()
-    if precision == "auto" and gpus and not has_gpu:
-        return "fp32"
-    return chosen(precision, torch.device("cuda" if has_gpu and gpus is not False else "cpu"))
+    if gpus and not has_gpu:
+        return Assumed("fp32", "which needs more than bf16, since there is no GPU here to ask")
+    device = torch.device("cuda" if has_gpu and gpus is not False else "cpu")
+    return Assumed(chosen("auto", device), "if the workers are like this machine")
 
 
 def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
@@ -43,7 +58,7 @@ def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
             experiment.critic.kind if schedule_of(experiment).needs_critic else None,
             experiment.stream.patch_size,
             patches,
-            assumed_precision(experiment),
+            assumed_precision(experiment).precision,
             experiment.generator.recompute,
             experiment.critic.samples_at_once,
             validation_patch=experiment.validation.patch_size,
@@ -104,7 +119,6 @@ def describe_plan(experiment: Experiment) -> str:
     batchnorm = f"{on_cpus}" if on_cpus == on_gpus else f"{on_cpus}, on GPUs over all {on_gpus}"
     fewer = " or ".join(map(str, experiment.worker_counts[1:]))
     elastic = f", {fewer} while nodes are away" if fewer else ""
-    on_this = " if the workers are like this machine" if experiment.training.precision == "auto" else ""
     lines = [
         f"volumes     {', '.join(f'{name} {len(names)}' for name, names in splits.items())}  in {store.path}",
         f"rows        {rows:,}: one volume degraded once ({degradation.describe()}), "
@@ -115,7 +129,7 @@ def describe_plan(experiment: Experiment) -> str:
         f"{updates.critic:,} critic, {updates.generator:,} adversarial",
         f"parameters  {parameters}",
         f"memory      {', '.join(f'{name} {peak / 2**30:.2f} GiB' for name, peak in peaks.items())} per worker "
-        f"({assumed_precision(experiment)}{on_this}; live tensors, without kernel workspace), before sharding",
+        f"({assumed_precision(experiment)}; live tensors, without kernel workspace), before sharding",
         f"stream      {object_store_bytes(maker, stream.rounds) / 2**30:.2f} GiB of Ray's object store at most: "
         f"{(1 + AHEAD) * stream.rounds} groups for each of {maker.plan.lanes} lanes, "
         f"{group_bytes(maker) / 2**20:.1f} MiB a group",

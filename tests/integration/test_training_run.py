@@ -46,6 +46,7 @@ def test_a_submitted_job_goes_through_every_phase_and_is_registered(unkilled: tu
     assert {f"pictures/{step:08d}-validation.png" for step in (0, 6, 12, 18, 24)} <= pictures
     version = client.get_model_version_by_alias("mdcsrn", "champion")
     assert version.tags["protocol"] == "chen2018"
+    assert version.tags["precision"] == "fp32"
 
 
 def test_running_it_again_trains_and_registers_nothing(

@@ -93,3 +93,9 @@ def test_a_start_that_trained_nothing_leaves_its_name_free_and_nothing_in_the_qu
         ConfigError, match=r"holds a search of other settings; changed:\n(.*\n)*  space\..*was .*, now "
     ):
         claim(mistaken, "data")
+    order = small_plan(tmp_path / "order", "critic.kind={choice: [full, separable]}")
+    claim(order, "data")
+    searcher(order).suggest("a")
+    other = SearchPlan(order.raw, order.base, dict(reversed(order.spaces.items())), order.points)
+    with pytest.raises(ConfigError, match=r"changed:\n  the order of the searched keys, in which values are drawn"):
+        claim(other, "data")

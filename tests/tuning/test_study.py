@@ -14,13 +14,14 @@ from rich.console import Console
 
 from mrisr.config import ConfigError
 from mrisr.training.best import score
+from mrisr.training.settled import PRECISION
 from mrisr.tuning.earlier import DESCRIPTION, description, learn
 from mrisr.tuning.outcome import collect
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.record import Record
 from mrisr.tuning.report import cost_lines, figures, study_of_results, trials_table, write_csv
 from mrisr.tuning.study import StudySearch, open_storage, open_study
-from mrisr.tuning.trial import TrialSetting, trial_experiment
+from mrisr.tuning.trial import TrialSetting, configured, trial_experiment
 
 SPACE = ["training.gp_weight={log_uniform: [0.1, 100], fixed: 10}", "critic.kind={choice: [full, separable]}"]
 SMALL = ["schedule.total_steps=64", "schedule.pretrain_steps=0", "validation.every=4", "tuning.startup_trials=2"]
@@ -202,6 +203,23 @@ def test_trials_start_from_the_shared_generator_and_do_not_pay_for_l1(tmp_path: 
     alone = small_plan(tmp_path)
     unshared = trial_experiment(TrialSetting(alone, 1, "parent", None), "trial-0000", {"training.gp_weight": 3.0})
     assert unshared.schedule == alone.base.schedule
+
+
+def test_a_search_keeps_the_precision_that_its_first_trial_began_with(tmp_path: Path) -> None:
+    """On whatever machine it goes on, or trains its winner; a trial of its own beginning keeps its own."""
+    plan = small_plan(tmp_path)
+    setting, values = TrialSetting(plan, 1, "parent", None), {"training.gp_weight": 3.0}
+    assert trial_experiment(setting, "trial-0000", values).training.precision == "auto"
+    for run, became in (("trial-0001", "bf16"), ("trial-0002", "fp32")):
+        begun = trial_experiment(setting, run, values).run_folder
+        begun.mkdir(parents=True)
+        (begun / "experiment.yaml").write_text("training: {precision: auto}")
+        (begun / PRECISION).write_text(became)
+    found = [trial_experiment(setting, f"trial-{number:04d}", values).training.precision for number in range(4)]
+    assert found == ["bf16", "bf16", "fp32", "bf16"]
+    assert configured(setting, values).training.precision == "bf16", "the winner"
+    given = small_plan(tmp_path, "training.precision=fp32")
+    assert configured(TrialSetting(given, 1, "parent", None), values).training.precision == "fp32"
 
 
 def test_a_known_point_whose_trial_was_killed_while_it_was_drawn_is_not_lost(tmp_path: Path) -> None:

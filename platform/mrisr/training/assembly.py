@@ -8,18 +8,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from mrisr.config import Experiment, load_experiment
+from mrisr.config import Experiment
 from mrisr.models import MDCSRN, build_critic
-from mrisr.precision import chosen, native_bf16
+from mrisr.precision import chosen
 from mrisr.stream import PatchMaker, RowPlan
 from mrisr.training.compiling import compile_generator, why_eager
-from mrisr.training.durable import write_whole
 from mrisr.training.networks import Networks, StepConfig, build_networks
 from mrisr.training.schedule import Schedule
-from mrisr.training.sharding import gather_texts, on_every_rank, rank, world_size
-
-# In a run's folder: what training.precision=auto has become in it.
-PRECISION = "precision.txt"
+from mrisr.training.sharding import rank, world_size
 
 
 def generator_config(experiment: Experiment) -> dict[str, Any]:
@@ -53,42 +49,6 @@ def step_config(experiment: Experiment, device: torch.device = torch.device("cpu
         # can synchronise (CUDA), unless the group may change its size, which would change the numbers.
         sync_batchnorm=t.micro_batch is None and experiment.resources.min_workers is None,
     )
-
-
-def settle_precision(experiment: Experiment, device: torch.device) -> Experiment:
-    """The experiment with a precision that is bf16 or fp32, the same on every rank; every rank must call it.
-
-    `auto` becomes bf16 where that is native to the devices of all ranks of the run's first group; rank 0 says so, and
-    notes it in the run's folder for all later ones. A rank whose CPU is not made for the run's bfloat16 says that too.
-    """
-    t, native = experiment.training, native_bf16(device)
-    everywhere = on_every_rank(native, device)
-    recorded = gather_texts((rank() == 0 and recorded_precision(experiment.run_folder)) or "")[0]
-    precision: str = t.precision
-    if precision == "auto":
-        precision = recorded or ("bf16" if everywhere else "fp32")
-        why = "as the run began" if recorded else f"bfloat16 is {'' if everywhere else 'not '}native to all workers"
-        if rank() == 0:
-            print(f"training.precision: auto is {precision}, {why}", flush=True)
-            write_whole(experiment.run_folder / PRECISION, precision)
-    if precision == "bf16" and device.type == "cpu" and not native:
-        print(
-            f"training.precision: bf16, for which the CPU of rank {rank()} is not made (no AVX512-BF16): a step may "
-            "take tens of times as long as in fp32, which a new run has with training.precision=auto",
-            flush=True,
-        )
-    return experiment.model_copy(update={"training": t.model_copy(update={"precision": precision})})
-
-
-def recorded_precision(run_folder: Path) -> str | None:
-    """What an earlier start of a run computed in: as its settings said, or what auto became; None where none began."""
-    settings, note = run_folder / "experiment.yaml", run_folder / PRECISION
-    if not settings.exists():
-        return None
-    given = load_experiment(settings).training.precision
-    if given != "auto":
-        return given
-    return note.read_text() if note.exists() else None
 
 
 def patch_maker(experiment: Experiment, subjects: list[str]) -> PatchMaker:

@@ -13,10 +13,11 @@ from filelock import FileLock, Timeout
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import dump_experiment, load_experiment
 from mrisr.config.spaces import flat
-from mrisr.training.assembly import PRECISION, recorded_precision, schedule_of, step_config
+from mrisr.training.assembly import schedule_of, step_config
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.durable import write_whole
 from mrisr.training.saving import whole_checkpoints
+from mrisr.training.settled import PRECISION, recorded_precision
 from voxelstore import VolumeStore
 
 OUTBOX, INITIAL, RUN_ID = "outbox", "initial.safetensors", "mlflow_run_id.txt"

@@ -182,7 +182,7 @@ class Loop:
         state, best = self.state, self.state.best
         weights = {LAST_WEIGHTS: evaluated_state(self.networks)} | ({BEST_WEIGHTS: best.state} if best.state else {})
         folder = self.experiment.run_folder / checkpoint_name(state.step)
-        progress = state.progress(self.networks)
+        progress = state.progress(self.networks, self.config.precision)
         write_folder(folder, self.networks, progress, weights, generator_config(self.experiment))
         report(folder, state)
 

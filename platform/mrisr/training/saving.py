@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,10 @@ def write_folder(
     """
     part = final.with_name(f".{final.name}.part")
     try:
-        _together(lambda: _begin(part, weights, generator_config) if rank() == 0 else None)
-        _together(lambda: _require(part))
-        _together(lambda: checkpoint.save(part, networks, progress))
-        _together(lambda: _finish(part, final) if rank() == 0 else None)
+        together(lambda: _begin(part, weights, generator_config) if rank() == 0 else None)
+        together(lambda: _require(part))
+        together(lambda: checkpoint.save(part, networks, progress))
+        together(lambda: _finish(part, final) if rank() == 0 else None)
     except CheckpointWriteError as error:
         last = whole_checkpoints(final.parent)
         if rank() == 0:
@@ -139,7 +140,7 @@ def _finish(part: Path, final: Path) -> None:
     sync(final.parent)
 
 
-def _together(action: Any) -> None:
+def together(action: Callable[[], object]) -> None:
     """Do something on every rank; CheckpointWriteError on all of them if it failed on one."""
     problem = ""
     try:

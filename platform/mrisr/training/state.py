@@ -26,11 +26,12 @@ class RunState:
     critic_norms: list[float] = field(default_factory=list)
     latest: dict[str, float] = field(default_factory=dict)
 
-    def progress(self, networks: Networks) -> dict[str, Any]:
+    def progress(self, networks: Networks, precision: str) -> dict[str, Any]:
         """For a checkpoint's JSON; with it what depends on the hardware that the run began on, and must stay."""
         return {
             "step": self.step, "best": self.best.progress(), "window": self.window.progress(),
             "critic_norms": self.critic_norms, "latest": self.latest, "batchnorm_over": networks.batchnorm_over,
+            "precision": precision,
         }  # fmt: skip
 
     def restore(self, progress: dict[str, Any], folder: Path) -> None:

@@ -16,7 +16,6 @@ from mrisr.degradation import check
 from mrisr.outbox import Outbox
 from mrisr.run_parameters import mask_secrets
 from mrisr.split_rule import settle_splits
-from mrisr.training.assembly import recorded_precision
 from mrisr.training.best import best_weights
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.claim import (
@@ -32,6 +31,7 @@ from mrisr.training.durable import write_whole
 from mrisr.training.initial import prepare_initial_weights
 from mrisr.training.outcome import StorageStopped, Terminated, TrackingUnreachable, TrainingStopped
 from mrisr.training.saving import whole_checkpoints
+from mrisr.training.settled import as_recorded
 from mrisr.training.stopping import stop_on_sigterm
 from mrisr.training.worker import LAST_DELIVERY_S, train_worker
 from voxelstore import VolumeStore
@@ -221,11 +221,7 @@ def _step(checkpoint: Path) -> int:
 def outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> TrainedRun:
     """What a run has come to at a checkpoint of it; experiment.training.precision is what it was computed in."""
     progress = json.loads((checkpoint / PROGRESS).read_text())
-    training = experiment.training.model_copy(
-        update={"precision": recorded_precision(checkpoint.parent) or experiment.training.precision}
-    )
-    experiment = experiment.model_copy(update={"training": training})
-    best = progress["best"]
+    experiment, best = as_recorded(experiment), progress["best"]
     state = best_weights(checkpoint)
     return TrainedRun(experiment, run_id, uri, progress["step"], best["step"], best["figures"], state, checkpoint)
 

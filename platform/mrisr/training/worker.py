@@ -20,7 +20,6 @@ from mrisr.training.assembly import (
     initial_networks,
     patch_maker,
     schedule_of,
-    settle_precision,
     step_config,
 )
 from mrisr.training.best import Best
@@ -28,7 +27,8 @@ from mrisr.training.claim import OUTBOX
 from mrisr.training.exhaustion import memory_advice, out_of_memory
 from mrisr.training.loop import Loop, Stopped, report
 from mrisr.training.outcome import TrainingStopped
-from mrisr.training.saving import agreed_checkpoint
+from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint
+from mrisr.training.settled import as_recorded, settle_precision
 from mrisr.training.sharding import device_for_worker
 from mrisr.training.state import RunState
 from mrisr.training.stopping import Requests
@@ -47,7 +47,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         if not out_of_memory(error):
             raise
-        advice = memory_advice(Experiment.model_validate(settings["experiment"]), error)
+        advice = memory_advice(as_recorded(Experiment.model_validate(settings["experiment"])), error)
     raise TrainingStopped(advice)
 
 
@@ -75,8 +75,10 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
         # Saved again, it would be twice in Ray's list, and its folder deleted with the older of the two entries.
         told = f"{known.path} is gone or damaged since it was written; the same command goes on from the one before it"
         return _ended(state, ["checkpoint", told])
-    experiment = settle_precision(experiment, device)
-    settings["experiment"] = experiment.model_dump(mode="json")  # what advice about memory is then about
+    try:
+        experiment = settle_precision(experiment, device)
+    except CheckpointWriteError as error:
+        return _ended(state, ["storage", str(error)])
     schedule, config = schedule_of(experiment), step_config(experiment, device)
     initial = Path(settings["initial"]) if settings["initial"] else None
     networks = initial_networks(experiment, initial, device)

@@ -37,6 +37,9 @@ from mrisr.tuning.study import StudySearch, begun, open_storage, open_study, sto
 from mrisr.tuning.trial import DRIVER_CPUS, PRETRAINED, TrialSetting, run_trial, trials_folder, yardstick
 from voxelstore import VolumeStore
 
+# Of a key that one side lacks, which is not the same as a key that is null.
+_ABSENT = "absent"
+
 
 class Search(NamedTuple):
     """A finished search. parent_run_id: its MLflow run; outcome: its trials."""
@@ -178,10 +181,11 @@ def claim(plan: SearchPlan, fingerprint: str) -> None:
         else:
             before, now = yaml.safe_load(file.read_text()), yaml.safe_load(text)
             was, is_now = flat(before), flat(now)
-            changed = [key for key in {**was, **is_now} if was.get(key) != is_now.get(key)]
+            changed = [key for key in {**was, **is_now} if was.get(key, _ABSENT) != is_now.get(key, _ABSENT)]
+            lines = [f"  {key}: was {was.get(key, _ABSENT)}, now {is_now.get(key, _ABSENT)}" for key in changed]
             raise ConfigError(
                 f"name = {plan.base.name!r}: {plan.folder} holds a search of other settings; changed:\n"
-                + "\n".join(f"  {key}: was {was.get(key)!r}, now {is_now.get(key)!r}" for key in changed)
+                + "\n".join(lines or ["  the order of the searched keys, in which values are drawn"])
                 + "\nUse the same to go on with it, or another name=... for a new search"
             )
     write_whole(file, text)

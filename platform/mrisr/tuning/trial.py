@@ -19,6 +19,7 @@ from mrisr.training.best import score
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.outcome import SURROUNDINGS, TrainingStopped
 from mrisr.training.saving import whole_checkpoints
+from mrisr.training.settled import recorded_precision
 from mrisr.training.trainer import Host, train
 from mrisr.tuning.groups import GroupRecord
 from mrisr.tuning.plan import SearchPlan
@@ -55,7 +56,17 @@ def yardstick(plan: SearchPlan) -> dict[str, Any]:
     return {"metric": t.metrics[0], "mean_over": t.protocols}
 
 
-def configured(setting: TrialSetting, values: dict[str, Any]) -> Experiment:
+def begun_precision(plan: SearchPlan, run: str = "") -> str:
+    """What training.precision=auto is in a search: what the trial `run` began with, or else the search; auto if nothing
+    has begun. Figures of two precisions would not be one search's, whatever machine it goes on on."""
+    trials = trials_folder(plan)
+    for folder in ([trials / run] if run else []) + [plan.folder / PRETRAINED, *sorted(trials.glob("*"))]:
+        if (known := recorded_precision(folder)) is not None:
+            return known
+    return "auto"
+
+
+def configured(setting: TrialSetting, values: dict[str, Any], run: str = "") -> Experiment:
     """The experiment that a trial of these values trains: the base's, from the shared weights where there are any.
 
     Weights before the first step are nobody's score, so they are never its best either.
@@ -64,6 +75,8 @@ def configured(setting: TrialSetting, values: dict[str, Any]) -> Experiment:
     experiment = plan.experiment(values)
     scale = yardstick(plan) | {"further_protocols": (), "start_counts": False}
     changes: dict[str, Any] = {"validation": experiment.validation.model_copy(update=scale), "tuning": Tuning()}
+    if experiment.training.precision == "auto":
+        changes["training"] = experiment.training.model_copy(update={"precision": begun_precision(plan, run)})
     if setting.initial is not None:
         s = experiment.schedule
         changes["generator"] = experiment.generator.model_copy(update={"init_from": setting.initial})
@@ -75,7 +88,7 @@ def configured(setting: TrialSetting, values: dict[str, Any]) -> Experiment:
 
 def trial_experiment(setting: TrialSetting, run: str, values: dict[str, Any]) -> Experiment:
     """The experiment of a trial: as configured, with a checkpoint at every validation, in a folder of its own."""
-    experiment = configured(setting, values)
+    experiment = configured(setting, values, run)
     changes: dict[str, Any] = {
         "name": run,
         "output": trials_folder(setting.plan),
