@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mrisr.models import MDCSRN, build_critic
+from mrisr.models.depthwise import DepthwiseConv3d
 from mrisr.precision import chosen, native_bf16
 from mrisr.training.schedule import Phase
 from mrisr.training.sharding import float32_convolutions
@@ -73,13 +74,23 @@ def fast_plain_loop(count: int, size: int, device: torch.device) -> Steps:
     return plain_loop(*patches(count, size, device), bf16=native_bf16(device), channels_last=True)
 
 
-def our_loop(lr: Tensor, hr: Tensor, strategy: str = "single", batch_size: int | None = None, **options: Any) -> Steps:
+def our_loop(
+    lr: Tensor,
+    hr: Tensor,
+    strategy: str = "single",
+    batch_size: int | None = None,
+    own_depthwise: bool = True,
+    **options: Any,
+) -> Steps:
     """train_step on this rank's patches, in training.precision=auto unless `options` say otherwise. batch_size: over
-    all ranks."""
+    all ranks; own_depthwise: without it the critic has torch's depthwise convolutions."""
     own: dict[str, Any] = {"batch_size": batch_size or lr.shape[0], "micro_batch": lr.shape[0]}
     own["precision"] = chosen("auto", lr.device)
     config = StepConfig(**own | options)
     critic = build_critic("separable", lr.shape[-1])
+    for part in critic.modules():
+        if isinstance(part, DepthwiseConv3d) and not own_depthwise:
+            part.__class__ = nn.Conv3d  # type: ignore[assignment]  # which it is but for its derivatives
     networks = build_networks(MDCSRN(**PUBLISHED), critic, config, lr.device, strategy)
     return {phase: partial(train_step, networks, config, phase, lr=lr, hr=hr) for phase in PHASES}
 
@@ -179,7 +190,12 @@ def _followed(step: Callable[[int], object], after: Callable[[], object], index:
     after()
 
 
-def _ray_worker(settings: dict[str, Any]) -> Seconds:
+def waited_for_core() -> float:
+    """Seconds that this thread has been ready to run while another process had its core (Linux)."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+
+
+def _ray_worker(settings: dict[str, Any]) -> tuple[Seconds, float]:
     import ray.train
 
     from mrisr.training.sharding import device_for_worker
@@ -194,8 +210,10 @@ def _ray_worker(settings: dict[str, Any]) -> Seconds:
     # What the worker's loop does after a step that is neither logged, validated nor saved.
     whole: Steps = {phase: partial(_followed, steps[phase], requests.after_step) for phase in settings["phases"]}
     if settings["turns"]:
-        return Turn(Path(settings["turns"]), "ray", "plain").by_phase(whole, settings["repeats"])
-    return by_phase(whole, settings["repeats"])
+        return Turn(Path(settings["turns"]), "ray", "plain").by_phase(whole, settings["repeats"]), 0.0
+    started, before = time.perf_counter(), waited_for_core()
+    seconds = by_phase(whole, settings["repeats"])
+    return seconds, (waited_for_core() - before) / (time.perf_counter() - started)
 
 
 def in_turns(
@@ -209,7 +227,7 @@ def in_turns(
         (Path(folder) / "turn").write_text("ray")
         ours = pool.submit(under_ray, [cores], count, size, repeats, folder, samples, phases)
         own = {phase: plain[phase] for phase in phases}
-        return Turn(Path(folder), "plain", "ray", ours).by_phase(own, repeats), ours.result()
+        return Turn(Path(folder), "plain", "ray", ours).by_phase(own, repeats), ours.result()[0]
 
 
 def under_ray(
@@ -220,8 +238,9 @@ def under_ray(
     turns: str = "",
     samples: int | None = 1,
     phases: tuple[Phase, ...] = PHASES,
-) -> Seconds:
-    """Our step in Ray Train workers under FSDP, one per list of cores; rank 0's seconds. Ray must be connected.
+) -> tuple[Seconds, float]:
+    """Our step in Ray Train workers under FSDP, one per list of cores: rank 0's seconds, and which share of the time it
+    waited for its core. Ray must be connected.
 
     turns: folder of a `Turn`, if any. samples: as `critic.samples_at_once`, whose default saves memory.
     """
@@ -243,5 +262,5 @@ def under_ray(
             ),
         )
         result = trainer.fit()
-    seconds: Seconds = result.return_value
-    return seconds
+    found: tuple[Seconds, float] = result.return_value
+    return found

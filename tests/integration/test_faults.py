@@ -22,10 +22,8 @@ from typer.testing import CliRunner
 
 from mrisr.config import load_experiment
 from mrisr.precision import chosen
-from mrisr.split_rule import settle_splits
-from mrisr.training.claim import claim
 from mrisr.training.saving import whole_checkpoints
-from mrisr.training.settled import PRECISION
+from mrisr.training.settled import recorded_precision
 from voxelstore import VolumeStore
 from voxelstore.subject import write_array
 
@@ -185,17 +183,11 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_replayed(
     monkeypatch.setenv("MRISR_HOME", str(bench.home))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     experiment = load_experiment(bench.config, ["schedule.total_steps=30", "training.precision=auto"])
-    # It began on a machine of the other kind, so that what it computes in is nobody's default here.
-    began = "fp32" if chosen("auto", torch.device("cpu")) == "bf16" else "bf16"
-    experiment.run_folder.mkdir(parents=True)
-    opened = VolumeStore.open(store)
-    claim(settle_splits(experiment, opened), opened)
-    (experiment.run_folder / PRECISION).write_text(began)
     with pytest.raises(TrainingStopped, match=r"loss is not finite on rank [01].*no weight was updated.*mrisr replay"):
         train(experiment)
     (folder,) = bench.run.glob("nonfinite_*")
     told = json.loads((folder / "progress.json").read_text())["replay"]
-    assert told["precision"] == began
+    assert told["precision"] == recorded_precision(bench.run) == chosen("auto", torch.device("cpu"))
     assert len(told["batch"]) == len(told["losses"]) == 2
     bad = [place for place, losses in enumerate(told["losses"]) if not np.isfinite(float(losses["loss"]))]
     assert bad == told["ranks"] == [place for place, patch in enumerate(told["batch"]) if patch["subject"] == subject]
