@@ -25,7 +25,7 @@ from step_loops import (
     under_ray,
     with_tf32,
 )
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from mrisr.cluster import prepare_environment
 from mrisr.models import MDCSRN, build_critic
@@ -51,6 +51,24 @@ def matmul_rate(device: torch.device) -> float:
         device, torch.bfloat16 if native_bf16(device) else torch.float32
     )
     return 2 * n**3 / median(interleaved({"": lambda index: a @ a}, 10)[""])
+
+
+def convolution_backward_flops(
+    gradient: list[int],
+    x: list[int],
+    weight: list[int],
+    bias: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    transposed: bool,
+    output_padding: object,
+    groups: int,
+    wanted: list[bool],
+    out_shape: object,
+) -> int:
+    """Each gradient's are the forward pass's. torch's own count takes a depthwise weight's for those of a full one."""
+    return sum(wanted[:2]) * conv_flop_count(x, weight, gradient, transposed=transposed)
 
 
 def layouts(size: int, repeats: int, device: torch.device, phases: Sequence[Phase]) -> list[str]:
@@ -80,7 +98,7 @@ def layouts(size: int, repeats: int, device: torch.device, phases: Sequence[Phas
     ratios = []
     for phase in phases:
         with FlopCounterMode(
-            display=False
+            display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward_flops}
         ) as flops:  # of the plain loop: what recomputation adds is no work of the model
             loops[PLAIN][phase](0)
         steps = {key: loop[phase] for key, loop in loops.items() if phase in loop}
@@ -142,7 +160,7 @@ def scaling(size: int, repeats: int, pair: list[list[int]]) -> list[str]:
     first, _ = under_ray(pair[:1], PATCHES, size, repeats)
     two, waited = under_ray(pair, PATCHES, size, repeats)
     last, _ = under_ray(pair[1:], PATCHES, size, repeats)
-    lines = [f"| 2 workers: time in which one waited for a core that Ray's own processes had | {waited:.1%} | - |"]
+    lines = [f"| 2 workers: time in which one waited for its core (Ray's processes, others) | {waited:.1%} | - |"]
     for phase in PHASES:
         alone, both = (median(first[phase]) + median(last[phase])) / 2, median(two[phase])
         print(f"| {phase}: Ray Train, FSDP, 1 worker on 1 core | {alone:.4f} |")

@@ -191,7 +191,7 @@ def _followed(step: Callable[[int], object], after: Callable[[], object], index:
 
 
 def waited_for_core() -> float:
-    """Seconds that this thread has been ready to run while another process had its core (Linux)."""
+    """Seconds that this thread has been ready to run while something else had its core (Linux)."""
     return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
 
 

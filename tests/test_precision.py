@@ -124,6 +124,8 @@ def test_a_run_whose_note_is_gone_is_known_by_its_checkpoints(
         (checkpoint / PROGRESS).write_text(json.dumps(progress))
     assert settle_precision(experiment, CPU).training.precision == became
     assert planning.assumed_precision(experiment) == (became, "as the run began")
+    given = experiment.training.model_copy(update={"precision": "fp32"})
+    assert planning.assumed_precision(experiment.model_copy(update={"training": given})) == ("fp32", "")
 
 
 def test_a_note_that_cannot_be_written_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from mrisr.stream import AHEAD, group_bytes, object_store_bytes
 from mrisr.training.assembly import generator_config, patch_maker, schedule_of, step_config
 from mrisr.training.fitting import USABLE, largest_batch, parse_bytes
 from mrisr.training.memory import peak_bytes
+from mrisr.training.saving import whole_checkpoints
 from mrisr.training.schedule import updates_before
-from mrisr.training.settled import as_recorded
+from mrisr.training.settled import recorded_precision
 from mrisr.training.trainer import open_store
 
 FEW = 4
@@ -33,10 +34,19 @@ class Assumed(NamedTuple):
 
 
 def assumed_precision(experiment: Experiment) -> Assumed:
-    """What training.precision is in a run that began, and will be in another whose workers are like this machine."""
-    precision, gpus = as_recorded(experiment).training.precision, experiment.resources.gpus
+    """What training.precision is: as it is given, as in the run's checkpoints, or `precision_here`. A run without a
+    checkpoint may begin anew, whatever it has noted."""
+    folder = experiment.run_folder
+    if experiment.training.precision == "auto" and whole_checkpoints(folder) and (known := recorded_precision(folder)):
+        return Assumed(known, "as the run began")
+    return precision_here(experiment)
+
+
+def precision_here(experiment: Experiment) -> Assumed:
+    """What training.precision is as it is given, or will be if the workers are like this machine."""
+    precision, gpus = experiment.training.precision, experiment.resources.gpus
     if precision != "auto":
-        return Assumed(precision, "" if precision == experiment.training.precision else "as the run began")
+        return Assumed(precision)
     has_gpu = torch.cuda.is_available()
     if gpus and not has_gpu:
         return Assumed("fp32", "which needs more than bf16, since there is no GPU here to ask")

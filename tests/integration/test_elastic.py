@@ -120,10 +120,11 @@ class Started:
     def wait_for(self, condition: Callable[[], object]) -> None:
         self.bench.wait_for(self.driver, self.lines, condition)
 
-    def printed_step(self) -> int:
-        """The last step that the run has told of."""
-        told = re.findall(r"step +([\d,]+)/", "".join(self.lines))
-        return max((int(step.replace(",", "")) for step in told), default=0)
+    def after(self, line: str) -> str:
+        """What was printed since the last line of that pattern; nothing before there is one."""
+        text = "".join(self.lines)
+        ends = [match.end() for match in re.finditer(line, text)]
+        return text[ends[-1] :] if ends else ""
 
     def groups(self) -> list[tuple[int, int]]:
         """Wait for the end, which must be a good one; workers and first step of every group that trained."""
@@ -162,11 +163,12 @@ def test_a_run_shrinks_and_grows_with_its_cluster(unkilled: tuple[Bench, str], n
     alone.suspend()
     bench.add_node()
     alone.resume()
-    regrown = re.compile(r"2 of 2 workers from step ([1-9]\d*) on")
-    run.wait_for(lambda: regrown.search("".join(run.lines)))
-    (since,) = map(int, regrown.findall("".join(run.lines)))
-    run.wait_for(lambda: run.printed_step() > since)
+    # The two have done a step or two, and stand still, when the node goes.
+    run.wait_for(lambda: re.search(r"step +[\d,]+/", run.after(r"2 of 2 workers from step [1-9]\d* on.*\n")))
+    held = bench.worker()
+    held.suspend()
     kill(bench.nodes[2])
+    held.resume()
     (one, shrunk), (two, grown), (left, again) = run.groups()[-3:]
     assert (one, two, left) == (1, 2, 1)
     assert [shrunk] == noticed, "from the checkpoint that the notice asked for"

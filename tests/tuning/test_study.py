@@ -21,7 +21,7 @@ from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.record import Record
 from mrisr.tuning.report import cost_lines, figures, study_of_results, trials_table, write_csv
 from mrisr.tuning.study import StudySearch, open_storage, open_study
-from mrisr.tuning.trial import TrialSetting, configured, trial_experiment
+from mrisr.tuning.trial import TrialSetting, in_begun_precision, trial_experiment
 
 SPACE = ["training.gp_weight={log_uniform: [0.1, 100], fixed: 10}", "critic.kind={choice: [full, separable]}"]
 SMALL = ["schedule.total_steps=64", "schedule.pretrain_steps=0", "validation.every=4", "tuning.startup_trials=2"]
@@ -206,7 +206,7 @@ def test_trials_start_from_the_shared_generator_and_do_not_pay_for_l1(tmp_path: 
 
 
 def test_a_search_keeps_the_precision_that_its_first_trial_began_with(tmp_path: Path) -> None:
-    """On whatever machine it goes on, or trains its winner; a trial of its own beginning keeps its own."""
+    """On whatever machine it goes on, or trains its winner; a trial that has begun goes on as it was written down."""
     plan = small_plan(tmp_path)
     setting, values = TrialSetting(plan, 1, "parent", None), {"training.gp_weight": 3.0}
     assert trial_experiment(setting, "trial-0000", values).training.precision == "auto"
@@ -216,10 +216,11 @@ def test_a_search_keeps_the_precision_that_its_first_trial_began_with(tmp_path: 
         (begun / "experiment.yaml").write_text("training: {precision: auto}")
         (begun / PRECISION).write_text(became)
     found = [trial_experiment(setting, f"trial-{number:04d}", values).training.precision for number in range(4)]
-    assert found == ["bf16", "bf16", "fp32", "bf16"]
-    assert configured(setting, values).training.precision == "bf16", "the winner"
+    assert found == ["bf16", "auto", "auto", "bf16"]
+    winners = [in_begun_precision(plan, plan.base, run).training.precision for run in ("", "trial-0001", "trial-0002")]
+    assert winners == ["bf16", "bf16", "fp32"]
     given = small_plan(tmp_path, "training.precision=fp32")
-    assert configured(TrialSetting(given, 1, "parent", None), values).training.precision == "fp32"
+    assert trial_experiment(TrialSetting(given, 1, "p", None), "trial-0009", values).training.precision == "fp32"
 
 
 def test_a_known_point_whose_trial_was_killed_while_it_was_drawn_is_not_lost(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ _THREE_ZEROS, _NO_DILATION = [0, 0, 0], [1, 1, 1]
 
 
 class DepthwiseConv3d(nn.Conv3d):
-    """One 3x3x3 filter per channel, zero padding of one voxel, no bias; an nn.Conv3d in every other respect.
+    """One 3x3x3 filter per channel, zero padding of one voxel, no bias; its state is that of such an nn.Conv3d.
 
     Input (B, C, D, H, W), output (B, C, ceil(D / stride), ...), in the precision of input and weight, which must be
-    the same: autocast does not reach it.
+    the same: autocast does not reach it. For autograd alone: not for torch.func's transforms of derivatives.
     """
 
     def __init__(
@@ -34,9 +34,27 @@ class DepthwiseConv3d(nn.Conv3d):
         super().__init__(channels, channels, 3, stride, 1, groups=channels, bias=False, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            output: Tensor = _Convolution.apply(input, self.weight, self.stride[0])
+        output: Tensor = _Convolution.apply(input, self.weight, self.stride[0])
         return output
+
+
+def _wanted(ctx: Any, *tensors: int) -> list[bool]:
+    """Whether the differentiation that is under way needs the gradients of these inputs.
+
+    needs_input_grad tells what could be differentiated. A penalty first differentiates with respect to the patch alone,
+    for which no gradient of a weight need be computed; torch's own functions ask the engine so too.
+    """
+    asked = getattr(torch._C, "_will_engine_execute_node", None)
+
+    def wanted(index: int) -> bool:
+        if not ctx.needs_input_grad[index] or asked is None:
+            return bool(ctx.needs_input_grad[index])
+        try:
+            return bool(asked(ctx.next_functions[index][0]))
+        except RuntimeError:
+            return True  # a leaf whose gradient is what autograd.grad was called for
+
+    return [wanted(index) for index in tensors]
 
 
 def _backward(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, wanted: int) -> Tensor:
@@ -55,15 +73,16 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
-        return functional.conv3d(x, weight, stride=stride, padding=1, groups=weight.shape[0])
+        with torch.autocast(x.device.type, enabled=False):
+            return functional.conv3d(x, weight, stride=stride, padding=1, groups=weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, _ = ctx.needs_input_grad
+        of_x, of_weight = _wanted(ctx, 0, 1)
         return (
-            _InputGradient.apply(gradient, x, weight, ctx.stride) if of_x else None,
-            _WeightGradient.apply(gradient, x, weight, ctx.stride) if of_weight else None,
+            _InputGradient.apply(gradient, x.detach(), weight, ctx.stride) if of_x else None,
+            _WeightGradient.apply(gradient, x, weight.detach(), ctx.stride) if of_weight else None,
             None,
         )
 
@@ -80,11 +99,11 @@ class _InputGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
         gradient, weight = ctx.saved_tensors
-        of_gradient, _, of_weight, _ = ctx.needs_input_grad
+        of_gradient, of_weight = _wanted(ctx, 0, 2)
         return (
             _Convolution.apply(upstream, weight, ctx.stride) if of_gradient else None,
             None,
-            _WeightGradient.apply(gradient, upstream, weight, ctx.stride) if of_weight else None,
+            _WeightGradient.apply(gradient, upstream, weight.detach(), ctx.stride) if of_weight else None,
             None,
         )
 
@@ -101,10 +120,10 @@ class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         gradient, x = ctx.saved_tensors
-        of_gradient, of_x, _, _ = ctx.needs_input_grad
+        of_gradient, of_x = _wanted(ctx, 0, 1)
         return (
             _Convolution.apply(x, upstream, ctx.stride) if of_gradient else None,
-            _InputGradient.apply(gradient, x, upstream, ctx.stride) if of_x else None,
+            _InputGradient.apply(gradient, x.detach(), upstream, ctx.stride) if of_x else None,
             None,
             None,
         )

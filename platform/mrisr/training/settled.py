@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mrisr.config import Experiment, load_experiment
-from mrisr.precision import native_bf16
+from mrisr.precision import Computed, native_bf16
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.durable import write_whole
 from mrisr.training.saving import CheckpointWriteError, together, whole_checkpoints
@@ -16,6 +16,8 @@ from mrisr.training.sharding import gather_texts, on_every_rank, rank
 
 # In a run's folder, from before its first checkpoint on; every checkpoint says it too.
 PRECISION = "precision.txt"
+# There too: the configuration as the run began with it.
+SETTINGS = "experiment.yaml"
 
 
 def settle_precision(experiment: Experiment, device: torch.device) -> Experiment:
@@ -42,31 +44,36 @@ def settle_precision(experiment: Experiment, device: torch.device) -> Experiment
             "take tens of times as long as in fp32, which a new run has with training.precision=auto",
             flush=True,
         )
-    return _with(experiment, precision)
+    return with_precision(experiment, precision)
 
 
-def recorded_precision(run_folder: Path) -> str | None:
+def recorded_precision(run_folder: Path) -> Computed | None:
     """What an earlier start of a run computed in: as its settings said, or what auto became; None where none began."""
-    settings, note = run_folder / "experiment.yaml", run_folder / PRECISION
+    settings, note = run_folder / SETTINGS, run_folder / PRECISION
     if not settings.exists():
         return None
     given = load_experiment(settings).training.precision
     if given != "auto":
         return given
     if note.exists():
-        return note.read_text()
+        return _computed(note.read_text())
     for checkpoint in reversed(whole_checkpoints(run_folder)):
-        told: str | None = json.loads((checkpoint / PROGRESS).read_text()).get("precision")
-        return told
+        told = json.loads((checkpoint / PROGRESS).read_text()).get("precision")
+        return None if told is None else _computed(told)
     return None
+
+
+def _computed(text: str) -> Computed:
+    return "bf16" if text == "bf16" else "fp32"
 
 
 def as_recorded(experiment: Experiment) -> Experiment:
     """The experiment in what its run was computed in so far; as it is where none began."""
-    return _with(experiment, recorded_precision(experiment.run_folder) or experiment.training.precision)
+    return with_precision(experiment, recorded_precision(experiment.run_folder) or experiment.training.precision)
 
 
-def _with(experiment: Experiment, precision: str) -> Experiment:
+def with_precision(experiment: Experiment, precision: str) -> Experiment:
+    """The same experiment in another precision."""
     training = experiment.training.model_copy(update={"precision": precision})
     return experiment.model_copy(update={"training": training})
 

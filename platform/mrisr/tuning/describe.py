@@ -9,14 +9,16 @@ from typing import Any
 import torch
 
 from mrisr import cluster
-from mrisr.planning import assumed_precision, estimated_peaks
+from mrisr.planning import Assumed, estimated_peaks, precision_here
 from mrisr.training.assembly import step_config
+from mrisr.training.settled import with_precision
 from mrisr.tuning.concurrency import trials_at_once
 from mrisr.tuning.outcome import wanted_trials
 from mrisr.tuning.plan import SearchPlan, plan_search, short
 from mrisr.tuning.report import scale
 from mrisr.tuning.scheduler import rungs
 from mrisr.tuning.search import store_of
+from mrisr.tuning.trial import in_begun_precision
 
 # Keys that act after the L1 stage only.
 _ADVERSARIAL = (
@@ -34,6 +36,7 @@ def describe_search(config: Path | None, overrides: list[str]) -> str:
     stops = f"{t.scheduler}, decides at steps {', '.join(f'{step:,}' for step in at)}" if at else t.scheduler
     shared = f"; {base.schedule.pretrain_steps:,} L1 steps once before" if t.shared_pretraining else ""
     anew = f" and {plan.trial_steps:,} to train the winner anew" if t.winner == "retrain" else ""
+    assumed = _assumed(plan)
     lines = [
         *(f"{'space' if number == 0 else '':<12}{line}" for number, line in enumerate(_space_lines(plan))),
         f"first       {'; '.join(_point_text(plan, point) for point in plan.points) or 'nothing known'}",
@@ -44,7 +47,7 @@ def describe_search(config: Path | None, overrides: list[str]) -> str:
         f"cost        at most {trials * steps:,} steps{anew}; a grid of {t.grid_points} values per range would be "
         f"{plan.grid_size * steps:,}",
         f"at a time   {_at_a_time(plan)}",
-        f"memory      {_memory(plan)} per worker ({assumed_precision(base)}; live tensors, before sharding)",
+        f"memory      {_memory(plan, assumed)} per worker ({assumed}; live tensors, before sharding)",
         f"search      {plan.folder}"
         + ("; goes on with what is there" if (plan.folder / "search.yaml").exists() else ""),
     ]
@@ -90,12 +93,19 @@ def _at_a_time(plan: SearchPlan) -> str:
         return f"none {where}: {error}"
 
 
-def _memory(plan: SearchPlan) -> str:
+def _assumed(plan: SearchPlan) -> Assumed:
+    begun = in_begun_precision(plan, plan.base).training.precision
+    if begun == plan.base.training.precision:
+        return precision_here(plan.base)
+    return precision_here(with_precision(plan.base, begun))._replace(why="as the search began")
+
+
+def _memory(plan: SearchPlan, assumed: Assumed) -> str:
     """The largest step of every critic that may be drawn."""
     searched = plan.spaces.get("critic.kind")
     kinds = [plan.base.critic.kind] if searched is None else list(searched.options)
     peaks = {}
     for kind in kinds:
-        experiment = plan.experiment({"critic.kind": kind})
+        experiment = with_precision(plan.experiment({"critic.kind": kind}), assumed.precision)
         peaks[kind] = max(estimated_peaks(experiment, step_config(experiment).micro_batch).values())
     return ", ".join(f"critic {kind} {peak / 2**30:.2f} GiB" for kind, peak in peaks.items())

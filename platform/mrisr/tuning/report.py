@@ -19,7 +19,7 @@ from mrisr.config.tuning_keys import Tuning
 from mrisr.tuning.outcome import Outcome, TrialOutcome
 from mrisr.tuning.plan import SearchPlan, short
 from mrisr.tuning.study import MODES, name_metrics
-from mrisr.tuning.trial import yardstick
+from mrisr.tuning.trial import in_begun_precision, yardstick
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -101,7 +101,7 @@ def cost_lines(plan: SearchPlan, outcome: Outcome) -> list[str]:
 
 def winner_yaml(plan: SearchPlan, trial: TrialOutcome) -> str:
     """The winner as an experiment file that `mrisr train` takes as it is."""
-    experiment = plan.experiment(trial.values)
+    experiment = in_begun_precision(plan, plan.experiment(trial.values), trial.run)
     experiment = experiment.model_copy(
         update={
             "name": f"{plan.base.name}-winner",

@@ -38,7 +38,7 @@ from mrisr.tuning.trial import DRIVER_CPUS, PRETRAINED, TrialSetting, run_trial,
 from voxelstore import VolumeStore
 
 # Of a key that one side lacks, which is not the same as a key that is null.
-_ABSENT = "absent"
+_ABSENT = "(absent)"
 
 
 class Search(NamedTuple):
@@ -182,10 +182,12 @@ def claim(plan: SearchPlan, fingerprint: str) -> None:
             before, now = yaml.safe_load(file.read_text()), yaml.safe_load(text)
             was, is_now = flat(before), flat(now)
             changed = [key for key in {**was, **is_now} if was.get(key, _ABSENT) != is_now.get(key, _ABSENT)]
-            lines = [f"  {key}: was {was.get(key, _ABSENT)}, now {is_now.get(key, _ABSENT)}" for key in changed]
+            lines = [f"  {key}: was {was.get(key, _ABSENT)!r}, now {is_now.get(key, _ABSENT)!r}" for key in changed]
+            if list(before["space"]) != list(now["space"]):
+                lines.append("  the order of the searched keys, in which values are drawn")
             raise ConfigError(
                 f"name = {plan.base.name!r}: {plan.folder} holds a search of other settings; changed:\n"
-                + "\n".join(lines or ["  the order of the searched keys, in which values are drawn"])
+                + "\n".join(lines or ["  nothing but how it is written"])
                 + "\nUse the same to go on with it, or another name=... for a new search"
             )
     write_whole(file, text)

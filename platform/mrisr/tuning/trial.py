@@ -13,13 +13,13 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from mrisr import cluster
-from mrisr.config import Experiment
+from mrisr.config import Experiment, load_experiment
 from mrisr.config.tuning_keys import Tuning
 from mrisr.training.best import score
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.outcome import SURROUNDINGS, TrainingStopped
 from mrisr.training.saving import whole_checkpoints
-from mrisr.training.settled import recorded_precision
+from mrisr.training.settled import SETTINGS, recorded_precision, with_precision
 from mrisr.training.trainer import Host, train
 from mrisr.tuning.groups import GroupRecord
 from mrisr.tuning.plan import SearchPlan
@@ -56,17 +56,18 @@ def yardstick(plan: SearchPlan) -> dict[str, Any]:
     return {"metric": t.metrics[0], "mean_over": t.protocols}
 
 
-def begun_precision(plan: SearchPlan, run: str = "") -> str:
-    """What training.precision=auto is in a search: what the trial `run` began with, or else the search; auto if nothing
-    has begun. Figures of two precisions would not be one search's, whatever machine it goes on on."""
+def in_begun_precision(plan: SearchPlan, experiment: Experiment, run: str = "") -> Experiment:
+    """The experiment, with training.precision=auto as what it became in the trial `run`, or else in the search; auto if
+    nothing has begun. Figures of two precisions would not be one search's, on whatever machine it goes on."""
+    if experiment.training.precision != "auto":
+        return experiment
     trials = trials_folder(plan)
-    for folder in ([trials / run] if run else []) + [plan.folder / PRETRAINED, *sorted(trials.glob("*"))]:
-        if (known := recorded_precision(folder)) is not None:
-            return known
-    return "auto"
+    folders = [*([trials / run] if run else []), plan.folder / PRETRAINED, *sorted(trials.glob("*"))]
+    known = next((known for folder in folders if (known := recorded_precision(folder)) is not None), "auto")
+    return with_precision(experiment, known)
 
 
-def configured(setting: TrialSetting, values: dict[str, Any], run: str = "") -> Experiment:
+def configured(setting: TrialSetting, values: dict[str, Any]) -> Experiment:
     """The experiment that a trial of these values trains: the base's, from the shared weights where there are any.
 
     Weights before the first step are nobody's score, so they are never its best either.
@@ -75,8 +76,6 @@ def configured(setting: TrialSetting, values: dict[str, Any], run: str = "") -> 
     experiment = plan.experiment(values)
     scale = yardstick(plan) | {"further_protocols": (), "start_counts": False}
     changes: dict[str, Any] = {"validation": experiment.validation.model_copy(update=scale), "tuning": Tuning()}
-    if experiment.training.precision == "auto":
-        changes["training"] = experiment.training.model_copy(update={"precision": begun_precision(plan, run)})
     if setting.initial is not None:
         s = experiment.schedule
         changes["generator"] = experiment.generator.model_copy(update={"init_from": setting.initial})
@@ -88,10 +87,16 @@ def configured(setting: TrialSetting, values: dict[str, Any], run: str = "") -> 
 
 def trial_experiment(setting: TrialSetting, run: str, values: dict[str, Any]) -> Experiment:
     """The experiment of a trial: as configured, with a checkpoint at every validation, in a folder of its own."""
-    experiment = configured(setting, values, run)
+    experiment, output = configured(setting, values), trials_folder(setting.plan)
+    begun = output / run / SETTINGS
+    if begun.exists() and experiment.training.precision == "auto":
+        # It goes on as it was written down: another text would be another run until there is a checkpoint.
+        experiment = with_precision(experiment, load_experiment(begun).training.precision)
+    else:
+        experiment = in_begun_precision(setting.plan, experiment)
     changes: dict[str, Any] = {
         "name": run,
-        "output": trials_folder(setting.plan),
+        "output": output,
         "training": experiment.training.model_copy(
             update={
                 "checkpoint_every": experiment.validation.every,

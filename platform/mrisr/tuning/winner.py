@@ -21,7 +21,7 @@ from mrisr.tuning.outcome import TrialOutcome
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.report import cost_lines, figures, trials_table, winner_yaml, write_csv
 from mrisr.tuning.search import Search, search
-from mrisr.tuning.trial import PRETRAINED, TrialSetting, configured, trial_experiment
+from mrisr.tuning.trial import PRETRAINED, TrialSetting, configured, in_begun_precision, trial_experiment
 from mrisr.weights import build_generator
 
 
@@ -134,7 +134,7 @@ def _retrained(found: Search, best: TrialOutcome) -> TrainedRun:
     It starts where the trials started, so that its best weights are of the stage that was searched.
     """
     plan = found.plan
-    experiment = configured(_setting(found), best.values).model_copy(
+    experiment = in_begun_precision(plan, configured(_setting(found), best.values), best.run).model_copy(
         update={"name": f"winner-{best.run}", "output": plan.folder, "seed": plan.base.seed + 1}
     )
     return train(Experiment.model_validate(experiment.model_dump()), Host(parent_run_id=found.parent_run_id))
