@@ -87,8 +87,9 @@ def test_a_compiler_that_is_missing_leaves_the_generator_as_it_is(capsys: pytest
 
 
 def test_the_penalty_cannot_be_compiled() -> None:
-    """Should this fail one day, torch.compile has learnt the second derivative, and the critic may have it too."""
-    critic = build_critic("separable", 16)
+    """Should this fail one day, torch.compile has learnt the second derivative, and critics may have it too: those of
+    torch's own operators, for it leaves out what it cannot follow, as the depthwise convolution's derivatives."""
+    critic = build_critic("pointwise", 16)
     critic.compile(backend="aot_eager")
     lr, hr = noise(1, 16)
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
