@@ -1,7 +1,7 @@
 """Depthwise 3-D convolution whose derivatives of any order are single convolutions.
 
 torch differentiates a convolution of many groups twice by a loop over the groups: one small convolution for every
-channel, 960 of them in each pass of the separable critic's penalty. The three maps here are bilinear, and the
+channel, 1,408 of them in each pass of the separable critic's penalty. The three maps here are bilinear, and the
 derivatives of each are the other two, so that no order of derivative needs a loop.
 """
 
