@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 from mrisr.models import MDCSRN, build_critic
-from mrisr.models.seeding import initialise, uninitialised_conv3d
+from mrisr.models.depthwise import DepthwiseConv3d
+from mrisr.models.seeding import initialise, uninitialised, uninitialised_conv3d
 from mrisr.training.checkpoint import load, save
 from mrisr.training.schedule import Schedule, phase
 from mrisr.training.sharding import (
@@ -77,7 +78,7 @@ class SmallCritic(nn.Module):
             uninitialised_conv3d(1, 4, kernel_size=3, stride=2, padding=1),
             nn.LayerNorm([4, 8, 8, 8]),
             nn.LeakyReLU(0.2),
-            uninitialised_conv3d(4, 4, kernel_size=3, stride=2, padding=1, groups=4, bias=False),
+            uninitialised(DepthwiseConv3d, 4, stride=2),
             uninitialised_conv3d(4, 6, kernel_size=1, bias=False),
             nn.GroupNorm(1, 6),
             nn.LeakyReLU(0.2),
