@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mrisr import planning
-from mrisr.config import Experiment, load_experiment
+from mrisr.config import ConfigError, Experiment, load_experiment
 from mrisr.config.loading import dump_experiment
 from mrisr.inference import superresolve_array
 from mrisr.models import MDCSRN
@@ -142,6 +142,19 @@ def test_a_note_that_cannot_be_written_is_told_with_the_remedy(monkeypatch: pyte
     settle_precision(experiment, CPU)
     monkeypatch.setattr(settled, "write_whole", full)
     settle_precision(experiment, CPU)
+
+
+def test_the_plan_tells_what_a_start_would_go_on_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a checkpoint too; not what another configuration noted, which a start would discard."""
+    bf16_processor(monkeypatch, native=False)
+    experiment = begun(tmp_path)
+    (experiment.run_folder / PRECISION).write_text("bf16\n")
+    assert planning.assumed_precision(experiment) == ("bf16", "as the run began")
+    other = experiment.model_copy(update={"seed": 7})
+    assert planning.assumed_precision(other) == ("fp32", "if the workers are like this machine")
+    (experiment.run_folder / PRECISION).write_text("float64")
+    with pytest.raises(ConfigError, match=r"precision\.txt: 'float64' is no precision; it must be fp32 or bf16"):
+        planning.assumed_precision(experiment)
 
 
 def test_one_worker_that_is_not_made_for_it_is_enough(

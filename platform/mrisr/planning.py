@@ -13,9 +13,9 @@ from mrisr.precision import Computed, chosen
 from mrisr.split_rule import settle_splits
 from mrisr.stream import AHEAD, group_bytes, object_store_bytes
 from mrisr.training.assembly import generator_config, patch_maker, schedule_of, step_config
+from mrisr.training.claim import goes_on
 from mrisr.training.fitting import USABLE, largest_batch, parse_bytes
 from mrisr.training.memory import peak_bytes
-from mrisr.training.saving import whole_checkpoints
 from mrisr.training.schedule import updates_before
 from mrisr.training.settled import recorded_precision
 from mrisr.training.trainer import open_store
@@ -34,11 +34,11 @@ class Assumed(NamedTuple):
 
 
 def assumed_precision(experiment: Experiment) -> Assumed:
-    """What training.precision is: as it is given, as in the run's checkpoints, or `precision_here`. A run without a
-    checkpoint may begin anew, whatever it has noted."""
-    folder = experiment.run_folder
-    if experiment.training.precision == "auto" and whole_checkpoints(folder) and (known := recorded_precision(folder)):
-        return Assumed(known, "as the run began")
+    """What training.precision is: as it is given, as in the run that a start would go on with, or `precision_here`."""
+    if experiment.training.precision == "auto" and goes_on(experiment):
+        known = recorded_precision(experiment.run_folder)
+        if known is not None:
+            return Assumed(known, "as the run began")
     return precision_here(experiment)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -47,6 +48,7 @@ def test_a_submitted_job_goes_through_every_phase_and_is_registered(unkilled: tu
     version = client.get_model_version_by_alias("mdcsrn", "champion")
     assert version.tags["protocol"] == "chen2018"
     assert version.tags["precision"] == "fp32"
+    assert json.loads((newest(bench) / "progress.json").read_text())["precision"] == "fp32"
 
 
 def test_running_it_again_trains_and_registers_nothing(

@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from mrisr.config import ConfigError
 from mrisr.training.outcome import TrainingStopped
+from mrisr.tuning.earlier import DESCRIPTION
 from mrisr.tuning.outcome import collect
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.progress import Progress
@@ -97,5 +99,8 @@ def test_a_start_that_trained_nothing_leaves_its_name_free_and_nothing_in_the_qu
     claim(order, "data")
     searcher(order).suggest("a")
     other = SearchPlan(order.raw, order.base, dict(reversed(order.spaces.items())), order.points)
+    written = order.folder / DESCRIPTION
+    written.write_text(yaml.safe_dump(yaml.safe_load(written.read_text()), sort_keys=False, default_flow_style=True))
+    claim(order, "data")  # the same, written differently
     with pytest.raises(ConfigError, match=r"changed:\n  the order of the searched keys, in which values are drawn"):
         claim(other, "data")

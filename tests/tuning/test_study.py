@@ -21,7 +21,7 @@ from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.record import Record
 from mrisr.tuning.report import cost_lines, figures, study_of_results, trials_table, write_csv
 from mrisr.tuning.study import StudySearch, open_storage, open_study
-from mrisr.tuning.trial import TrialSetting, in_begun_precision, trial_experiment
+from mrisr.tuning.trial import PRETRAINED, TrialSetting, in_begun_precision, trial_experiment
 
 SPACE = ["training.gp_weight={log_uniform: [0.1, 100], fixed: 10}", "critic.kind={choice: [full, separable]}"]
 SMALL = ["schedule.total_steps=64", "schedule.pretrain_steps=0", "validation.every=4", "tuning.startup_trials=2"]
@@ -219,6 +219,10 @@ def test_a_search_keeps_the_precision_that_its_first_trial_began_with(tmp_path: 
     assert found == ["bf16", "auto", "auto", "bf16"]
     winners = [in_begun_precision(plan, plan.base, run).training.precision for run in ("", "trial-0001", "trial-0002")]
     assert winners == ["bf16", "bf16", "fp32"]
+    pretrained = plan.folder / PRETRAINED
+    pretrained.mkdir()
+    (pretrained / "experiment.yaml").write_text("training: {precision: fp32}")
+    assert trial_experiment(setting, "trial-0003", values).training.precision == "fp32", "all start from its weights"
     given = small_plan(tmp_path, "training.precision=fp32")
     assert trial_experiment(TrialSetting(given, 1, "p", None), "trial-0009", values).training.precision == "fp32"
 

@@ -17,7 +17,7 @@ from mrisr.training.assembly import schedule_of, step_config
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.durable import write_whole
 from mrisr.training.saving import whole_checkpoints
-from mrisr.training.settled import PRECISION, recorded_precision
+from mrisr.training.settled import PRECISION, SETTINGS, recorded_precision
 from voxelstore import VolumeStore
 
 OUTBOX, INITIAL, RUN_ID = "outbox", "initial.safetensors", "mlflow_run_id.txt"
@@ -51,7 +51,7 @@ def alone(experiment: Experiment) -> Iterator[None]:
 def refuse_another(experiment: Experiment, store: VolumeStore) -> None:
     """Raise ConfigError if the run's folder holds checkpoints of another configuration or of other data."""
     folder = experiment.run_folder
-    if not (file := folder / "experiment.yaml").exists() or not whole_checkpoints(folder):
+    if not (file := folder / SETTINGS).exists() or not whole_checkpoints(folder):
         return
     earlier = load_experiment(file)
     before, now = (flat(one.model_dump(mode="json")) for one in (earlier, experiment))
@@ -113,20 +113,27 @@ def refuse_other_batchnorm(experiment: Experiment, gpu: bool) -> None:
         )
 
 
+def goes_on(experiment: Experiment) -> bool:
+    """Whether a start of this experiment takes up what its folder holds: checkpoints, or a start of the same text."""
+    file = experiment.run_folder / SETTINGS
+    same = file.exists() and file.read_text() == dump_experiment(experiment)
+    return same or (file.exists() and bool(whole_checkpoints(experiment.run_folder)))
+
+
 def claim(experiment: Experiment, store: VolumeStore) -> None:
     """Write the resolved configuration into the run's folder before the first step.
 
     A start that left no checkpoint, of a configuration that was a mistake, say, has no claim to the name: what it left
     there goes, and its MLflow run stays as it ended.
     """
-    folder, file, text = experiment.run_folder, experiment.run_folder / "experiment.yaml", dump_experiment(experiment)
-    if file.exists() and (file.read_text() == text or whole_checkpoints(folder)):
+    if goes_on(experiment):
         return
+    folder = experiment.run_folder
     for name in (INITIAL, RUN_ID, PRECISION):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / OUTBOX, ignore_errors=True)
     write_whole(folder / "dataset.txt", store.fingerprint())
-    write_whole(file, text)
+    write_whole(folder / SETTINGS, dump_experiment(experiment))
 
 
 def mend_ray_snapshot(folder: Path) -> None:

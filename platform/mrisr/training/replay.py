@@ -18,6 +18,7 @@ from mrisr.training import checkpoint
 from mrisr.training.networks import Networks, StepConfig
 from mrisr.training.saving import write_folder
 from mrisr.training.schedule import Phase
+from mrisr.training.settled import SETTINGS
 from mrisr.training.sharding import device_for_worker, world_size
 from mrisr.training.step import NonFiniteError, on_ranks, train_step
 
@@ -71,7 +72,7 @@ def replay(folder: Path) -> Replayed:
     folder = _record_in(folder)
     told = json.loads((folder / checkpoint.PROGRESS).read_text())["replay"]
     # What was normalised together, by several ranks where BatchNorm was synchronised, is one micro-batch here.
-    whole = load_experiment(folder.parent / "experiment.yaml")
+    whole = load_experiment(folder.parent / SETTINGS)
     precision = told.get("precision", whole.training.precision)
     experiment = alone(whole, told["batchnorm_over"], precision)
     losses = regrouped(told["losses"], told["batchnorm_over"] // told["micro_batch"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mrisr.config import Experiment, load_experiment
+from mrisr.config import ConfigError, Experiment, load_experiment
 from mrisr.precision import Computed, native_bf16
 from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.durable import write_whole
@@ -56,15 +56,18 @@ def recorded_precision(run_folder: Path) -> Computed | None:
     if given != "auto":
         return given
     if note.exists():
-        return _computed(note.read_text())
-    for checkpoint in reversed(whole_checkpoints(run_folder)):
-        told = json.loads((checkpoint / PROGRESS).read_text()).get("precision")
-        return None if told is None else _computed(told)
+        return _computed(note, note.read_text().strip())
+    if newest := whole_checkpoints(run_folder)[-1:]:
+        file = newest[0] / PROGRESS
+        told = json.loads(file.read_text()).get("precision")
+        return None if told is None else _computed(file, told)
     return None
 
 
-def _computed(text: str) -> Computed:
-    return "bf16" if text == "bf16" else "fp32"
+def _computed(file: Path, told: str) -> Computed:
+    if told not in ("bf16", "fp32"):
+        raise ConfigError(f"{file}: {told!r} is no precision; it must be fp32 or bf16, as the run's first output said")
+    return "bf16" if told == "bf16" else "fp32"
 
 
 def as_recorded(experiment: Experiment) -> Experiment:

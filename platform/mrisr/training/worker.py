@@ -28,7 +28,7 @@ from mrisr.training.exhaustion import memory_advice, out_of_memory
 from mrisr.training.loop import Loop, Stopped, report
 from mrisr.training.outcome import TrainingStopped
 from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint
-from mrisr.training.settled import settle_precision
+from mrisr.training.settled import as_recorded, settle_precision
 from mrisr.training.sharding import device_for_worker
 from mrisr.training.state import RunState
 from mrisr.training.stopping import Requests
@@ -47,7 +47,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         if not out_of_memory(error):
             raise
-        advice = memory_advice(Experiment.model_validate(settings["experiment"]), error)
+        advice = memory_advice(as_recorded(Experiment.model_validate(settings["experiment"])), error)
     raise TrainingStopped(advice)
 
 

@@ -185,9 +185,11 @@ def claim(plan: SearchPlan, fingerprint: str) -> None:
             lines = [f"  {key}: was {was.get(key, _ABSENT)!r}, now {is_now.get(key, _ABSENT)!r}" for key in changed]
             if list(before["space"]) != list(now["space"]):
                 lines.append("  the order of the searched keys, in which values are drawn")
+            if not lines:
+                return  # written by a version that orders or folds its text differently
             raise ConfigError(
                 f"name = {plan.base.name!r}: {plan.folder} holds a search of other settings; changed:\n"
-                + "\n".join(lines or ["  nothing but how it is written"])
+                + "\n".join(lines)
                 + "\nUse the same to go on with it, or another name=... for a new search"
             )
     write_whole(file, text)
