@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mrisr.engine.memory import live_peak, peak_bytes
+from mrisr.engine.schedule import Phase
+from mrisr.engine.sharding import float32_convolutions
+from mrisr.engine.step import StepConfig, build_networks, train_step
 from mrisr.models import MDCSRN, build_critic
-from mrisr.training.memory import live_peak, peak_bytes
-from mrisr.training.schedule import Phase
-from mrisr.training.sharding import float32_convolutions
-from mrisr.training.step import StepConfig, build_networks, train_step
 
 PATCH, BATCH = 64, 2
 COLUMNS = ("pretrain", "critic", "generator", "inference", "validation")

@@ -28,12 +28,12 @@ from step_loops import (
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from mrisr.cluster import prepare_environment
+from mrisr.engine.compiling import compile_generator, distance, gradients
+from mrisr.engine.objectives import CriticObjective
+from mrisr.engine.precision import chosen, native_bf16
+from mrisr.engine.schedule import Phase
+from mrisr.engine.sharding import float32_convolutions
 from mrisr.models import MDCSRN, build_critic
-from mrisr.objectives import CriticObjective
-from mrisr.precision import chosen, native_bf16
-from mrisr.training.compiling import compile_generator, distance, gradients
-from mrisr.training.schedule import Phase
-from mrisr.training.sharding import float32_convolutions
 
 PATCHES = 2
 PLAIN = "plain loop, fp32, contiguous"

@@ -144,7 +144,7 @@ def main() -> None:
 
     import ray
 
-    from mrisr.bench_stream import Measured, Speed, measure_stream
+    from mrisr.tools.bench_stream import Measured, Speed, measure_stream
 
     overrides = {
         "data.store": folder / "store.zarr",

@@ -9,7 +9,7 @@ status=0
 export PYTHONPATH="platform:storage${PYTHONPATH:+:$PYTHONPATH}"
 # tests/conftest.py and pyproject.toml ask for more than such a machine has.
 "$PYTHON" -m pytest -c /dev/null --rootdir=. --noconftest --import-mode=importlib -p no:cacheprovider -q \
-  tests/models tests/test_objectives.py tests/training/test_{step,sharding_parity,compiling,leak}.py "$@" || status=$?
+  tests/models tests/engine/test_{objectives,step,sharding_parity,compiling,leak}.py "$@" || status=$?
 "$PYTHON" ci/bench_memory.py
 "$PYTHON" ci/bench_step.py --parts layouts compile
 exit "$status"

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mrisr.config import Experiment, load_experiment
-from mrisr.training.assembly import schedule_of
-from mrisr.training.schedule import updates_before
+from mrisr.engine.schedule import updates_before
+from mrisr.training.build import schedule_of
 
 CONFIG = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "critics.yaml"
 KINDS = ("none", "full", "pointwise", "separable")
@@ -34,9 +34,9 @@ def restore(start: Experiment, weights: Path | None) -> Callable[..., Any] | Non
         return None
     from safetensors.torch import load_file
 
-    from mrisr.inference import InferenceOptions
+    from mrisr.inference.sliding_window import InferenceOptions
     from mrisr.models import MDCSRN
-    from mrisr.training.assembly import generator_config
+    from mrisr.training.build import generator_config
 
     generator = MDCSRN(**generator_config(start))
     generator.load_state_dict(load_file(weights))
@@ -47,9 +47,9 @@ def restore(start: Experiment, weights: Path | None) -> Callable[..., Any] | Non
 def held_out(experiment: Experiment, weights: Path | None) -> dict[str, float]:
     """Means over the held-out subjects, foreground for PSNR and SSIM, of a generator or (None) of the input."""
     from mrisr.degradation import PROTOCOLS, degrade
-    from mrisr.evaluation import foreground_mask
-    from mrisr.metrics import region_metrics
-    from mrisr.sharpness import zeroed_band
+    from mrisr.evaluation.subject import foreground_mask
+    from mrisr.metrics.image import region_metrics
+    from mrisr.metrics.zeroed_band import zeroed_band
     from voxelstore import VolumeStore
 
     store, protocol = VolumeStore.open(experiment.data.store), PROTOCOLS[experiment.validation.protocol]
@@ -70,11 +70,11 @@ def cost(experiment: Experiment) -> dict[str, float]:
     import torch
     from step_loops import interleaved, patches
 
+    from mrisr.engine.schedule import Phase
+    from mrisr.engine.step import train_step
     from mrisr.models import build_critic
-    from mrisr.planning import estimated_peaks
-    from mrisr.training.assembly import initial_networks, step_config
-    from mrisr.training.schedule import Phase
-    from mrisr.training.step import train_step
+    from mrisr.training.build import initial_networks, step_config
+    from mrisr.training.plan import estimated_peaks
 
     size, config = experiment.stream.patch_size, step_config(experiment)
     lr, hr = patches(config.batch_size, size, torch.device("cpu"))
@@ -117,11 +117,11 @@ def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], override
     from safetensors.torch import load_file
 
     from mrisr import cluster
-    from mrisr.conversion import convert_folder
-    from mrisr.training.assembly import generator_config
+    from mrisr.data.conversion import convert_folder
+    from mrisr.models.weights import write_weights
     from mrisr.training.best import LAST_WEIGHTS
-    from mrisr.training.trainer import train
-    from mrisr.weights import write_weights
+    from mrisr.training.build import generator_config
+    from mrisr.training.run import train
 
     whole = load_experiment(CONFIG, overrides)
     results, s = home / "results", whole.schedule

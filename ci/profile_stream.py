@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy import fft
 
-import mrisr.rows
-from mrisr.bench_stream import plain_patches
+import mrisr.data.rows
+from mrisr.data.patches import copy_overlaps, sample_corners
+from mrisr.data.rows import PatchMaker, RowPlan
 from mrisr.degradation import Degradation, DegradationRange, applying, degrade, spectral_weight
-from mrisr.patches import copy_overlaps, sample_corners
-from mrisr.rows import PatchMaker, RowPlan
+from mrisr.tools.bench_stream import plain_patches
 from voxelstore import VolumeStore
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def slabs(hr: np.ndarray, d: Degradation) -> np.ndarray:
 
 def by_parts(store: VolumeStore, subject: str) -> None:
     """The whole volume, normalised, PART_VOXELS at a time."""
-    for _ in store.normalised_parts(subject, (slice(None),) * 3, 0, mrisr.rows.PART_VOXELS):
+    for _ in store.normalised_parts(subject, (slice(None),) * 3, 0, mrisr.data.rows.PART_VOXELS):
         pass
 
 
@@ -110,11 +110,11 @@ def main() -> None:
         "one row: whole volume, full transform, float32", lambda: plain_patches(maker, plan.row(0), lambda stage: None)
     )
     timed("one row: as the stream makes it, part by part", lambda: maker.row_patches(plan.row(0))[0])
-    chosen = mrisr.rows.PART_VOXELS
+    chosen = mrisr.data.rows.PART_VOXELS
     for voxels in (2**17, 2**19, 2**20):
-        mrisr.rows.PART_VOXELS = applying.SLAB_VOXELS = voxels
+        mrisr.data.rows.PART_VOXELS = applying.SLAB_VOXELS = voxels
         timed(f"the same in parts of {voxels / chosen:.1f} times that size", lambda: maker.row_patches(plan.row(0))[0])
-    mrisr.rows.PART_VOXELS = applying.SLAB_VOXELS = chosen
+    mrisr.data.rows.PART_VOXELS = applying.SLAB_VOXELS = chosen
     timed("a group of two such rows, interleaved", lambda: maker.group_patches(0, 0))
     table = Table("step", "seconds", "largest difference")
     for name, seconds, difference in rows:

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mrisr.engine.precision import chosen, native_bf16
+from mrisr.engine.schedule import Phase
+from mrisr.engine.sharding import float32_convolutions
+from mrisr.engine.step import StepConfig, build_networks, train_step
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.depthwise import DepthwiseConv3d
-from mrisr.precision import chosen, native_bf16
-from mrisr.training.schedule import Phase
-from mrisr.training.sharding import float32_convolutions
-from mrisr.training.step import StepConfig, build_networks, train_step
 
 PUBLISHED: dict[str, Any] = {"growth_rate": 16, "blocks": 4, "units": 4, "residual": False}
 PHASES = (Phase.PRETRAIN, Phase.CRITIC)
@@ -198,7 +198,7 @@ def waited_for_core() -> float:
 def _ray_worker(settings: dict[str, Any]) -> tuple[Seconds, float]:
     import ray.train
 
-    from mrisr.training.sharding import device_for_worker
+    from mrisr.engine.sharding import device_for_worker
     from mrisr.training.stopping import Requests
 
     context, device = ray.train.get_context(), device_for_worker(settings["gpu"])

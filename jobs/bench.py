@@ -6,7 +6,7 @@ from pathlib import Path
 # This folder leads sys.path while the script runs; its files must not stand in for packages of the same name.
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
 
-from mrisr.cli import main  # noqa: E402
+from mrisr.cli.app import main  # noqa: E402
 
 if __name__ == "__main__":
     main(["bench", *sys.argv[1:]])

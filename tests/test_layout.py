@@ -40,16 +40,16 @@ class Refuse:
         if name.split('.')[0] in {'ray', 'mlflow', 'pydantic', 'zarr', 'nibabel', 'monai', 'optuna', 'typer'}:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-import mrisr.degradation, mrisr.patches, mrisr.models, mrisr.objectives, mrisr.metrics
-import mrisr.training.schedule, mrisr.training.step, mrisr.training.sharding, mrisr.training.checkpoint
-import mrisr.training.memory, mrisr.precision
+import mrisr.degradation, mrisr.data.patches, mrisr.models, mrisr.engine.objectives, mrisr.metrics.image
+import mrisr.engine.schedule, mrisr.engine.step, mrisr.engine.sharding, mrisr.engine.checkpoint
+import mrisr.engine.memory, mrisr.engine.precision
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_every_verb_has_its_job_and_every_job_its_verb() -> None:
-    from mrisr.cli import app
+    from mrisr.cli.app import app
 
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
     jobs = {path.stem for path in (CHECKOUT / "jobs").glob("*.py")}
@@ -60,5 +60,5 @@ def test_jobs_do_not_stand_in_for_packages_of_the_same_name() -> None:
     """A job script's own folder leads sys.path; each removes it before it imports anything of ours."""
     for job in (CHECKOUT / "jobs").glob("*.py"):
         text = job.read_text()
-        assert text.index("sys.path = [") < text.index("from mrisr.cli import main")
+        assert text.index("sys.path = [") < text.index("from mrisr.cli.app import main")
         assert find_spec(job.stem) is None or job.stem not in sys.stdlib_module_names

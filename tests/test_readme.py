@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from mrisr.cli import app
+from mrisr.cli.app import app
 from mrisr.config import load_experiment
 
 CHECKOUT = Path(__file__).resolve().parents[1]

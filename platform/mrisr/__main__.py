@@ -1,6 +1,6 @@
 """`python -m mrisr` is the `mrisr` command."""
 
-from mrisr.cli import main
+from mrisr.cli.app import main
 
 if __name__ == "__main__":
     main()

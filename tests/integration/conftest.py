@@ -14,7 +14,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from mrisr.cli import main
+from mrisr.cli.app import main
 from mrisr.training.saving import whole_checkpoints
 
 from .head_node import head_node, submit

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from mrisr.config import load_experiment
-from mrisr.precision import chosen
+from mrisr.engine.precision import chosen
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.settled import recorded_precision
 from voxelstore import VolumeStore
@@ -172,9 +172,9 @@ def damage(store: Path, subject: str) -> None:
 def test_a_batch_that_is_not_finite_stops_the_run_and_is_replayed(
     local_ray: None, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mrisr.cli import app
+    from mrisr.cli.app import app
     from mrisr.training.outcome import TrainingStopped
-    from mrisr.training.trainer import train
+    from mrisr.training.run import train
 
     store = shutil.copytree(small_store, tmp_path / "store.zarr")
     subject = VolumeStore.open(store).subjects("train")[-1]

@@ -51,6 +51,18 @@ def test_a_submitted_job_goes_through_every_phase_and_is_registered(unkilled: tu
     assert json.loads((newest(bench) / "progress.json").read_text())["precision"] == "fp32"
 
 
+def test_its_metrics_are_those_of_the_golden_run(unkilled: tuple[Bench, str]) -> None:
+    """golden.json: the same experiment before the house was rebuilt. Draws, steps and figures may not move."""
+    bench, _ = unkilled
+    golden = json.loads((Path(__file__).parent / "golden.json").read_text())
+    history = {key: points for key, points in bench.history().items() if key in golden}
+    assert history.keys() == golden.keys()
+    for key, points in golden.items():
+        assert [step for step, _ in history[key]] == [step for step, _ in points], key
+        # Processors round convolutions differently; a changed draw or a changed step moves figures by far more.
+        np.testing.assert_allclose([v for _, v in history[key]], [v for _, v in points], rtol=5e-3, err_msg=key)
+
+
 def test_running_it_again_trains_and_registers_nothing(
     unkilled: tuple[Bench, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,8 +115,8 @@ def test_workers_that_never_fit_are_an_error_that_says_what_would(
 
 def test_training_starts_from_another_run_and_from_the_registry(unkilled: tuple[Bench, str], small_store: Path) -> None:
     from mrisr.config import ConfigError, load_experiment
-    from mrisr.training.initial import read_initial_weights
-    from mrisr.verbs import load_model
+    from mrisr.inference.model import load_model
+    from mrisr.training.warm_start import read_initial_weights
 
     bench, _ = unkilled
     experiment = load_experiment(bench.config, [f"output={bench.home}/runs"])

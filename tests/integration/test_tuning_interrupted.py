@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mrisr.config import load_experiment
-from mrisr.registry import load
+from mrisr.tracking.registry import load
 from mrisr.training.saving import whole_checkpoints
 from mrisr.tuning.winner import tune
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mrisr.config.validation_keys import Validation
+from mrisr.config.validation import Validation
 from mrisr.training.best import BEST_WEIGHTS, Best, score
 from mrisr.tuning.record import Record
 from mrisr.tuning.study import MODES

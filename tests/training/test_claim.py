@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mrisr.config import ConfigError, Experiment, load_experiment
-from mrisr.training.checkpoint import METADATA, PROGRESS
+from mrisr.engine.checkpoint import METADATA, PROGRESS
 from mrisr.training.claim import alone, claim, refuse_another, refuse_other_batchnorm
 from mrisr.training.settled import PRECISION
 from voxelstore import VolumeStore

@@ -21,7 +21,6 @@ from ray.train.v2._internal.execution.scaling_policy import create_scaling_polic
 from mrisr.config import Experiment
 from mrisr.training import groups
 from mrisr.training.elastic import BatchSharingPolicy
-from mrisr.training.exhaustion import memory_advice, out_of_memory
 from mrisr.training.groups import (
     ProgressPolicy,
     StopRequested,
@@ -31,6 +30,7 @@ from mrisr.training.groups import (
     stopped_by,
 )
 from mrisr.training.outcome import TrainingStopped
+from mrisr.training.plan import memory_advice, out_of_memory
 from mrisr.training.stopping import STOP_FILE
 
 LOST = WorkerGroupError("a worker is gone", {0: RayActorError()})

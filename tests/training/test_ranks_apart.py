@@ -12,12 +12,12 @@ APART = """
 import os, shutil, sys, torch
 import torch.distributed as dist
 from pathlib import Path
-from mrisr.config.validation_keys import Validation
+from mrisr.config.validation import Validation
 from mrisr.models import MDCSRN
 from mrisr.training.best import Best
-from mrisr.training.checkpoint import CheckpointError, load
+from mrisr.engine.checkpoint import CheckpointError, load
 from mrisr.training.saving import CheckpointWriteError, checkpoint_name, write_folder
-from mrisr.training.step import StepConfig, build_networks
+from mrisr.engine.step import StepConfig, build_networks
 root, rank = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)

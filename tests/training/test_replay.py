@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mrisr.config import load_experiment
+from mrisr.engine.schedule import Phase
+from mrisr.engine.step import StepConfig, build_networks, train_step
 from mrisr.models import MDCSRN, build_critic
-from mrisr.training.assembly import step_config
+from mrisr.training.build import step_config
 from mrisr.training.replay import alone, regrouped
-from mrisr.training.schedule import Phase
-from mrisr.training.step import StepConfig, build_networks, train_step
 
 
 def test_ranks_that_normalised_together_are_one_micro_batch() -> None:

@@ -14,10 +14,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from mrisr.config.validation_keys import Validation
+from mrisr.config.validation import Validation
+from mrisr.engine.checkpoint import CheckpointError
+from mrisr.engine.step import StepConfig, build_networks
 from mrisr.models import MDCSRN
 from mrisr.training.best import Best
-from mrisr.training.checkpoint import CheckpointError
 from mrisr.training.claim import mend_ray_snapshot
 from mrisr.training.saving import (
     CheckpointWriteError,
@@ -26,7 +27,6 @@ from mrisr.training.saving import (
     whole_checkpoints,
     write_folder,
 )
-from mrisr.training.step import StepConfig, build_networks
 
 # python -c WRITER FOLDER RANK WORLD COUNT: writes COUNT checkpoints, says what became of each.
 WRITER = """
@@ -34,10 +34,10 @@ import os, sys, torch
 import torch.distributed as dist
 from pathlib import Path
 from mrisr.models import MDCSRN, build_critic
-from mrisr.training.checkpoint import load
+from mrisr.engine.checkpoint import load
 from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint, checkpoint_name, write_folder
-from mrisr.training.sharding import full_state
-from mrisr.training.step import StepConfig, build_networks
+from mrisr.engine.sharding import full_state
+from mrisr.engine.step import StepConfig, build_networks
 folder, rank, world, count = Path(sys.argv[1]), *map(int, sys.argv[2:5])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[5]}", rank=rank, world_size=world)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from mrisr.training.networks import StepConfig
-from mrisr.training.schedule import Phase
+from mrisr.engine.networks import StepConfig
+from mrisr.engine.schedule import Phase
 from mrisr.training.window import Window
 
 STEPS = [

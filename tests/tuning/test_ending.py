@@ -12,7 +12,7 @@ from types import FrameType
 import optuna
 import pytest
 
-from mrisr import tracking
+from mrisr.tracking import runs as tracking
 from mrisr.training.outcome import Terminated
 from mrisr.tuning.ending import end_trials, sigterm_interrupts, tune_interruptible
 from mrisr.tuning.outcome import Outcome, TrialOutcome

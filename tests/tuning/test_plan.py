@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mrisr import cluster
-from mrisr.cli import main
+from mrisr.cli.app import main
 from mrisr.config import load_experiment
 from mrisr.tuning.concurrency import trials_at_once
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from mrisr.config.schema import Experiment
 from mrisr.config.spaces import Space, SpaceError, active, flat, take_spaces
-from mrisr.run_parameters import mask_secrets
+from mrisr.tracking.redaction import mask_secrets
 
 
 class ConfigError(ValueError):

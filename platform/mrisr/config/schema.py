@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 
 from mrisr.config.degradation import DegradationSection
 from mrisr.config.fields import AbsolutePath, NonNegative, Positive, Rate, Section
-from mrisr.config.tuning_keys import Tuning
-from mrisr.config.validation_keys import Validation
+from mrisr.config.tuning import Tuning
+from mrisr.config.validation import Validation
 from mrisr.degradation import PROTOCOLS
-from mrisr.precision import Precision
-from mrisr.training.schedule import Schedule
+from mrisr.engine.precision import Precision
+from mrisr.engine.schedule import Schedule
 
 
 class Data(Section):

@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mrisr.config.validation_keys import Validation
-from mrisr.metrics import HIGHER_IS_BETTER
-from mrisr.training.checkpoint import REMEDY, CheckpointError, refused_together
+from mrisr.config.validation import Validation
+from mrisr.engine.checkpoint import REMEDY, CheckpointError, refused_together
+from mrisr.metrics.image import HIGHER_IS_BETTER
 
 BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"

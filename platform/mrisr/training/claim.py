@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import dump_experiment, load_experiment
 from mrisr.config.spaces import flat
-from mrisr.training.assembly import schedule_of, step_config
-from mrisr.training.checkpoint import PROGRESS
-from mrisr.training.durable import write_whole
+from mrisr.engine.checkpoint import PROGRESS
+from mrisr.files import write_whole
+from mrisr.training.build import schedule_of, step_config
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.settled import PRECISION, SETTINGS, recorded_precision
 from voxelstore import VolumeStore

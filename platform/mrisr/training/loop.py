@@ -15,21 +15,21 @@ from ray.train import CheckpointUploadMode
 from torch import Tensor
 
 from mrisr.config import Experiment
-from mrisr.metrics import METRICS
+from mrisr.data.stream import Batch, PatchMaker, StreamError
+from mrisr.engine.networks import Networks, StepConfig, average_statistics, evaluated_state
+from mrisr.engine.schedule import Phase, Schedule, phase
+from mrisr.engine.sharding import full_state, largest
+from mrisr.engine.step import NonFiniteError, train_step
+from mrisr.evaluation.pictures import critic_figure
+from mrisr.metrics.image import METRICS
 from mrisr.models import MDCSRN
-from mrisr.outbox import Outbox
-from mrisr.pictures import critic_figure
-from mrisr.stream import Batch, PatchMaker, StreamError
-from mrisr.training import replay
-from mrisr.training.assembly import generator_config
+from mrisr.tracking.outbox import Outbox
+from mrisr.training import failed_step
 from mrisr.training.best import BEST_WEIGHTS, LAST_WEIGHTS
-from mrisr.training.networks import Networks, StepConfig
+from mrisr.training.build import generator_config
 from mrisr.training.outcome import FiguresNotFinite, SubjectAtFault
 from mrisr.training.saving import CheckpointWriteError, checkpoint_name, write_folder
-from mrisr.training.schedule import Phase, Schedule, phase
-from mrisr.training.sharding import average_statistics, evaluated_state, full_state, largest
 from mrisr.training.state import RunState
-from mrisr.training.step import NonFiniteError, train_step
 from mrisr.training.stopping import Request, Requests
 from mrisr.training.validation import Validator
 
@@ -117,7 +117,7 @@ class Loop:
     def _not_finite(self, batch: Batch, error: NonFiniteError) -> Stopped:
         folder = self.experiment.run_folder
         try:
-            recorded = replay.record(folder, self.networks, self.config, self.maker, batch, error)
+            recorded = failed_step.record(folder, self.networks, self.config, self.maker, batch, error)
         except CheckpointWriteError as full:
             return ["non-finite", f"{error}. It is not recorded for replay: {full}"]
         return ["non-finite", f"{error}. To see it again: mrisr replay {recorded}"]

@@ -9,18 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from mrisr.config import ConfigError, Experiment, load_experiment
-from mrisr.stream import Batch, PatchMaker
-from mrisr.training import checkpoint
-from mrisr.training.networks import Networks, StepConfig
-from mrisr.training.saving import write_folder
-from mrisr.training.schedule import Phase
+from mrisr.data.stream import PatchMaker
+from mrisr.engine import checkpoint
+from mrisr.engine.schedule import Phase
+from mrisr.engine.sharding import device_for_worker
+from mrisr.engine.step import NonFiniteError, on_ranks, train_step
 from mrisr.training.settled import SETTINGS
-from mrisr.training.sharding import device_for_worker, world_size
-from mrisr.training.step import NonFiniteError, on_ranks, train_step
 
 
 class Replayed(NamedTuple):
@@ -30,44 +27,14 @@ class Replayed(NamedTuple):
     reproduced: bool
 
 
-def record(
-    run_folder: Path, networks: Networks, config: StepConfig, maker: PatchMaker, batch: Batch, error: NonFiniteError
-) -> Path:
-    """Write run_folder/nonfinite_<step>; every rank calls it with its part of the batch. Returns the folder.
-
-    It holds a checkpoint of the weights, which the failed step has not touched, and in progress.json under `replay`:
-    step, phase, which value was not finite and where, the seed of the interpolation, micro_batch, over how many patches
-    BatchNorm normalised, the precision, per patch of the global batch its row, epoch, subject, patch number and the
-    row's seed, and per micro-batch all losses.
-    """
-    mine = [(int(row), int(patch)) for row, patch in zip(batch.row, batch.patch, strict=True)]
-    parts: list[Any] = [mine]
-    if world_size() > 1:
-        parts = [None] * world_size()
-        dist.all_gather_object(parts, mine)
-    patches = []
-    for index, patch in (pair for part in parts for pair in part):
-        row = maker.plan.row(index)
-        named = {"index": row.index, "epoch": row.epoch, "subject": row.subject, "patch": patch}
-        patches.append({**named, "row_seed": maker.plan.row_seed(row)})
-    told = {
-        "step": error.step, "phase": str(error.phase), "value": error.value, "ranks": error.ranks,
-        "world_size": world_size(), "seed": config.seed, "micro_batch": config.micro_batch,
-        "batchnorm_over": networks.batchnorm_over, "precision": config.precision, "batch": patches,
-        "losses": [{name: _text(value) for name, value in terms.items()} for terms in error.terms],
-    }  # fmt: skip
-    progress = {"step": error.step, "replay": told}
-    return write_folder(run_folder / f"nonfinite_{error.step:08d}", networks, progress, {}, {})
-
-
 def replay(folder: Path) -> Replayed:
     """Compute a recorded step once more, in this process, from the store and the recorded weights; changes nothing.
 
     folder: nonfinite_<step>, or a run's folder, which stands for the newest record in it. Raises ConfigError for a
     folder without a record, CheckpointError for a damaged one.
     """
-    from mrisr.training.assembly import initial_networks, patch_maker, step_config
-    from mrisr.training.trainer import open_store
+    from mrisr.data.checks import open_store
+    from mrisr.training.build import initial_networks, patch_maker, step_config
 
     folder = _record_in(folder)
     told = json.loads((folder / checkpoint.PROGRESS).read_text())["replay"]
@@ -138,8 +105,3 @@ def _alike(then: float, now: float) -> bool:
     if not (math.isfinite(then) and math.isfinite(now)):
         return math.isfinite(then) == math.isfinite(now)
     return math.isclose(then, now, rel_tol=1e-3, abs_tol=1e-6)
-
-
-def _text(value: float) -> float | str:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else repr(value)

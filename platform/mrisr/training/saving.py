@@ -13,12 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from mrisr.training import checkpoint
+from mrisr.engine import checkpoint
+from mrisr.engine.networks import Networks
+from mrisr.engine.sharding import gather_texts, rank, world_size
+from mrisr.files import sync, write_synced
+from mrisr.models.weights import serialised
 from mrisr.training.best import sound_weights
-from mrisr.training.durable import sync, write_synced
-from mrisr.training.networks import Networks
-from mrisr.training.sharding import gather_texts, rank, world_size
-from mrisr.weights import serialised
 
 
 class CheckpointWriteError(RuntimeError):

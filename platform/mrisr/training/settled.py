@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from mrisr.config import ConfigError, Experiment, load_experiment
-from mrisr.precision import Computed, native_bf16
-from mrisr.training.checkpoint import PROGRESS
-from mrisr.training.durable import write_whole
+from mrisr.engine.checkpoint import PROGRESS
+from mrisr.engine.precision import Computed, native_bf16
+from mrisr.engine.sharding import gather_texts, on_every_rank, rank
+from mrisr.files import write_whole
 from mrisr.training.saving import CheckpointWriteError, together, whole_checkpoints
-from mrisr.training.sharding import gather_texts, on_every_rank, rank
 
 # In a run's folder, from before its first checkpoint on; every checkpoint says it too.
 PRECISION = "precision.txt"

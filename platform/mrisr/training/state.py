@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mrisr.engine.networks import Networks
 from mrisr.training.best import Best
-from mrisr.training.networks import Networks
 from mrisr.training.window import Window
 
 

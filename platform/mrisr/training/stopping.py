@@ -17,7 +17,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from mrisr.training.sharding import rank, world_size
+from mrisr.engine.sharding import rank, world_size
 
 STOP_FILE, CHECKPOINT_FILE = "stop-requested", "checkpoint-requested"
 # As often as Ray itself looks for nodes that it will lose, whose own setting this is.

@@ -10,10 +10,10 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import nn
 
+from mrisr.data.patches import cut, sample_corners
 from mrisr.degradation import PROTOCOLS, degrade
-from mrisr.metrics import image_metrics
-from mrisr.patches import cut, sample_corners
-from mrisr.pictures import validation_figure
+from mrisr.evaluation.pictures import validation_figure
+from mrisr.metrics.image import image_metrics
 from voxelstore import VolumeStore
 
 # Cubes are chosen by this seed and the subject's name alone: a new experiment seed must not move the yardstick.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mrisr.training.networks import StepConfig
-from mrisr.training.schedule import Phase
+from mrisr.engine.networks import StepConfig
+from mrisr.engine.schedule import Phase
 
 
 class Window:

@@ -11,25 +11,25 @@ import torch
 
 from mrisr import cluster
 from mrisr.config import Experiment
+from mrisr.data.stream import StreamLimits, rank_batches
+from mrisr.engine import checkpoint
+from mrisr.engine.sharding import device_for_worker
 from mrisr.models import MDCSRN
-from mrisr.outbox import Outbox
-from mrisr.stream import StreamLimits, rank_batches
-from mrisr.training import checkpoint
-from mrisr.training.assembly import (
+from mrisr.tracking.outbox import Outbox
+from mrisr.training.best import Best
+from mrisr.training.build import (
     generator_config,
     initial_networks,
     patch_maker,
     schedule_of,
     step_config,
 )
-from mrisr.training.best import Best
 from mrisr.training.claim import OUTBOX
-from mrisr.training.exhaustion import memory_advice, out_of_memory
 from mrisr.training.loop import Loop, Stopped, report
 from mrisr.training.outcome import TrainingStopped
+from mrisr.training.plan import memory_advice, out_of_memory
 from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint
 from mrisr.training.settled import as_recorded, settle_precision
-from mrisr.training.sharding import device_for_worker
 from mrisr.training.state import RunState
 from mrisr.training.stopping import Requests
 from mrisr.training.validation import Validator

@@ -1,1 +1,4 @@
-"""`mrisr tune`: a search over any key of an experiment, by Ray Tune and Optuna, on a scale that no trial can move."""
+"""`mrisr tune`: a search over keys of an experiment by Ray Tune and Optuna.
+
+It may import training and what lies below it.
+"""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from mrisr import cluster
-from mrisr.planning import Assumed, estimated_peaks, precision_here
-from mrisr.training.assembly import step_config
+from mrisr.training.build import step_config
+from mrisr.training.plan import Assumed, estimated_peaks, precision_here
 from mrisr.training.settled import with_precision
 from mrisr.tuning.concurrency import trials_at_once
 from mrisr.tuning.outcome import wanted_trials

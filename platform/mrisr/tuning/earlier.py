@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from mrisr.config import ConfigError
 from mrisr.config.spaces import flat
-from mrisr.run_parameters import MASK, mask_secrets
+from mrisr.tracking.redaction import MASK, mask_secrets
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.study import LEARNT, begun, storage_in
 

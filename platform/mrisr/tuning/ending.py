@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from mrisr import tracking
-from mrisr.absence import first_line, refused, within
-from mrisr.outbox import Outbox
-from mrisr.run_parameters import mask_secrets
-from mrisr.tracking import Status
+from mrisr.tracking import runs as tracking
+from mrisr.tracking.availability import first_line, refused, within
+from mrisr.tracking.outbox import Outbox
+from mrisr.tracking.redaction import mask_secrets
+from mrisr.tracking.runs import Status
 from mrisr.training.claim import OUTBOX
 from mrisr.training.outcome import Terminated
 from mrisr.training.stopping import keeping_ctrl_c

@@ -14,7 +14,7 @@ import numpy as np
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import load_search, validate_experiment
 from mrisr.config.spaces import Space, SpaceError, Suggester, active, flat
-from mrisr.training.assembly import schedule_of
+from mrisr.training.build import schedule_of
 from mrisr.tuning.conditions import check_conditions, without_closed
 from mrisr.tuning.grid import MOST_POINTS, grid_points, grid_size
 

@@ -15,7 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from mrisr.config.loading import dump_experiment
-from mrisr.config.tuning_keys import Tuning
+from mrisr.config.tuning import Tuning
 from mrisr.tuning.outcome import Outcome, TrialOutcome
 from mrisr.tuning.plan import SearchPlan, short
 from mrisr.tuning.study import MODES, name_metrics

@@ -15,16 +15,18 @@ from filelock import FileLock, Timeout
 from ray import tune
 from rich.console import Console
 
-from mrisr import cluster, tracking
+from mrisr import cluster
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.paths import home
 from mrisr.config.spaces import flat
-from mrisr.config.tuning_keys import Tuning
-from mrisr.split_rule import settle_splits
-from mrisr.tracking import Tracking
+from mrisr.config.tuning import Tuning
+from mrisr.data.checks import open_store
+from mrisr.data.splits import settle_splits
+from mrisr.files import write_whole
+from mrisr.tracking import runs as tracking
+from mrisr.tracking.runs import Tracking
 from mrisr.training.claim import RUN_ID as PARENT
-from mrisr.training.durable import write_whole
-from mrisr.training.trainer import Host, open_store, train
+from mrisr.training.run import Host, train
 from mrisr.training.worker import LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S
 from mrisr.tuning.concurrency import trials_at_once
 from mrisr.tuning.earlier import DESCRIPTION, description, learn

@@ -13,13 +13,13 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from mrisr.config import ConfigError
-from mrisr.run_parameters import mask_secrets
+from mrisr.tracking.redaction import mask_secrets
 from mrisr.tuning.grid import DistinctGrid
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.record import Record
 
 if TYPE_CHECKING:
-    from mrisr.config.tuning_keys import Tuning
+    from mrisr.config.tuning import Tuning
 
 # User attributes: a trial's run; the search's folder; of a trial of another search, where it comes from.
 RUN, FOLDER, LEARNT = "run", "folder", "learnt_from"

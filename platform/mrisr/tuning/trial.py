@@ -14,13 +14,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from mrisr import cluster
 from mrisr.config import Experiment, load_experiment
-from mrisr.config.tuning_keys import Tuning
+from mrisr.config.tuning import Tuning
+from mrisr.engine.checkpoint import PROGRESS
 from mrisr.training.best import score
-from mrisr.training.checkpoint import PROGRESS
 from mrisr.training.outcome import SURROUNDINGS, TrainingStopped
+from mrisr.training.run import Host, train
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.settled import SETTINGS, recorded_precision, with_precision
-from mrisr.training.trainer import Host, train
 from mrisr.tuning.groups import GroupRecord
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.record import Record

@@ -8,21 +8,22 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from mrisr import tracking
 from mrisr.config import Experiment
-from mrisr.evaluation_tasks import evaluate_on_cluster
-from mrisr.publishing import publish
-from mrisr.run_parameters import mask_secrets
-from mrisr.training.assembly import generator_config
-from mrisr.training.checkpoint import PROGRESS
+from mrisr.data.checks import open_store
+from mrisr.engine.checkpoint import PROGRESS
+from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
+from mrisr.models.weights import build_generator
+from mrisr.tracking import runs as tracking
+from mrisr.tracking.redaction import mask_secrets
+from mrisr.training.build import generator_config
+from mrisr.training.publishing import publish
+from mrisr.training.run import Host, TrainedRun, outcome, train
 from mrisr.training.saving import whole_checkpoints
-from mrisr.training.trainer import Host, TrainedRun, open_store, outcome, train
 from mrisr.tuning.outcome import TrialOutcome
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.report import cost_lines, figures, trials_table, winner_yaml, write_csv
 from mrisr.tuning.search import Search, search
 from mrisr.tuning.trial import PRETRAINED, TrialSetting, configured, in_begun_precision, trial_experiment
-from mrisr.weights import build_generator
 
 
 def tune(config: Path | None, overrides: list[str]) -> None:

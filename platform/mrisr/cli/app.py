@@ -1,0 +1,243 @@
+"""The `mrisr` command: one function per verb. jobs/VERB.py call the same functions through `ray job submit`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from mrisr.cli.options import ConfigOption, Overrides, TrackingOption, absolute, key_reference, output_path
+from mrisr.config.loading import ConfigError, load_experiment
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="3D brain-MRI super-resolution on Ray: convert -> train -> evaluate -> super-resolve.",
+)  # fmt: skip
+
+
+@app.command(epilog=key_reference())
+def convert(
+    source: Annotated[Path, typer.Argument(help="folder of .nii, .nii.gz and .mgz volumes, searched recursively")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    store: Annotated[Path | None, typer.Option(help="Zarr store; the same as data.store=...")] = None,
+) -> None:
+    """Convert a folder of NIfTI volumes to the Zarr store. A second run converts only what is new.
+
+    Exit code 3 says that some files were left out; the rest is in the store.
+    """
+    extra = [] if store is None else [f"data.store={absolute(store, '--store')}"]
+    source = absolute(source, "SOURCE")
+    experiment = load_experiment(config, [*(overrides or []), *extra])
+    from mrisr import cluster
+    from mrisr.data.conversion import convert_folder
+
+    if not source.is_dir():
+        raise ConfigError(f"{source}: is not a folder; give the folder that holds the volumes")
+    cluster.connect()
+    data = experiment.data
+    summary = convert_folder(source, data.store, data.splits, data.split_seed, data.min_size, data.pattern)
+    typer.echo("\n".join(summary.lines()))
+    typer.echo(f"store: {data.store}")
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command(epilog=key_reference())
+def train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print configuration and plan, start nothing")] = False,
+    fit_memory: Annotated[
+        str | None, typer.Option(help="8GiB, say: use the largest training.batch_size whose estimate fits each worker")
+    ] = None,
+) -> None:
+    """Train an experiment, or go on with it; then register the best weights in MLflow.
+
+    The same command after Ctrl-C, a crash or a reboot resumes at the last checkpoint.
+    """
+    experiment = load_experiment(config, overrides or [])
+    if fit_memory is not None:
+        from mrisr.training.plan import fitting_overrides
+
+        fitting = fitting_overrides(experiment, fit_memory)
+        typer.echo(f"--fit-memory {fit_memory}: {' '.join(fitting)}")
+        experiment = load_experiment(config, [*(overrides or []), *fitting])
+    if dry_run:
+        from mrisr.training.plan import describe_plan
+
+        typer.echo(describe_plan(experiment))
+        return
+    from mrisr.training.publishing import publish
+    from mrisr.training.run import train as run
+
+    published = publish(run(experiment))
+    typer.echo("\n".join(published.lines()))
+
+
+@app.command(epilog=key_reference())
+def tune(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="the same as tuning.trials=...")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print space and plan, start nothing")] = False,
+) -> None:
+    """Search the keys whose value in the file is a space; then register the winner and print it as a configuration.
+
+    The same command after Ctrl-C, a crash or a reboot goes on; with more trials, a finished search is extended.
+    """
+    changes = [*(overrides or []), *([] if trials is None else [f"tuning.trials={trials}"])]
+    if dry_run:
+        from mrisr.tuning.describe import describe_search
+
+        typer.echo(describe_search(config, changes))
+        return
+    from mrisr.tuning.winner import tune as run
+
+    run(config, changes)
+
+
+@app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(help="nonfinite_<step> folder, or the run's folder that holds it")],
+) -> None:
+    """Compute a step again whose loss or gradient was not finite: same weights, same rows, same seeds.
+
+    Exit code 0 says that it is reproduced, 1 that it is not.
+    """
+    from mrisr.training.replay import replay as again
+
+    result = again(absolute(folder, "FOLDER"))
+    typer.echo("\n".join(result.lines))
+    raise typer.Exit(0 if result.reproduced else 1)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION, or a weights file")],
+    store: Annotated[Path, typer.Option(help="Zarr store")],
+    split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
+    protocol: Annotated[str, typer.Option(help="chen2018, hz2538 or report160")] = "chen2018",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="folder of the CSV and the pictures; default: evaluation, for a job in $MRISR_HOME"),
+    ] = None,
+    consistency: Annotated[
+        bool, typer.Option("--data-consistency", help="add a row: the model with the acquired band of k-space put back")
+    ] = False,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Evaluate on whole volumes: the zero-filled input, cubic spline and the model in one table."""
+    from mrisr.cli.commands import run_evaluation
+
+    target = output_path(output, "evaluation", "--output")
+    run_evaluation(model, absolute(store, "--store"), split, protocol, target, consistency, tracking_uri)
+
+
+@app.command()
+def superresolve(
+    source: Annotated[Path, typer.Argument(help="NIfTI file, or a folder of them")],
+    target: Annotated[Path, typer.Argument(help="output file, or folder if the source is one")],
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION, or a weights file")],
+    data_consistency: Annotated[
+        str | None,
+        typer.Option(help="put the acquired band back; the protocol that names it: chen2018, hz2538 or report160"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace existing output")] = False,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Super-resolve NIfTI files; the output keeps the input's affine, orientation, type and intensity range."""
+    from mrisr.cli.commands import run_superresolution
+
+    paths = absolute(source, "SOURCE"), absolute(target, "TARGET")
+    raise typer.Exit(run_superresolution(model, *paths, data_consistency, overwrite, tracking_uri))
+
+
+@app.command(epilog=key_reference())
+def preview(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    volume: Annotated[
+        Path | None, typer.Option(help="a NIfTI file; default: the store's first training subject")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="the picture; default: preview.png")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="seeded draws between the ends of the ranges")] = 3,
+    gallery: Annotated[
+        bool, typer.Option("--gallery", help="every kind there is, instead of the configured one")
+    ] = False,
+) -> None:
+    """Draw what a configuration trains on: one row per degradation, LR, difference and log-spectrum."""
+    experiment = load_experiment(config, overrides or [])
+    from mrisr.tools.preview import GALLERY, contact_sheet, load_volume, planned, write_sheet
+
+    name, hr, no_signal = load_volume(experiment, None if volume is None else absolute(volume, "--volume"))
+    entries = list(GALLERY) if gallery else planned(experiment, samples)
+    target = output_path(output, "preview.png", "--output")
+    write_sheet(contact_sheet(hr, entries, name, 2 if len(entries) > 6 else 1, no_signal), target, dpi=90)
+    typer.echo("\n".join([*(f"{title:<24} {degradation.describe()}" for title, degradation in entries), str(target)]))
+
+
+@app.command(epilog=key_reference())
+def bench(
+    what: Annotated[Literal["stream"], typer.Argument(help="stream: patches per second of this machine")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    rows: Annotated[int, typer.Option(min=1, help="volumes to stream, at least; rounded up to whole groups")] = 32,
+) -> None:
+    """Measure this machine on a configuration's own store: patches per second, and where the time goes."""
+    assert what == "stream"
+    experiment = load_experiment(config, overrides or [])
+    from mrisr.tools.bench_stream import measure_stream
+
+    typer.echo("\n".join(measure_stream(experiment, rows).lines()))
+
+
+@app.command()
+def demo(
+    data: Annotated[Path | None, typer.Option(help="your own folder of volumes instead of the derived cohort")] = None,
+    home: Annotated[Path | None, typer.Option(help="everything the demo makes; default: demo")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """The whole way in minutes, without a GPU: convert, train (L1, then WGAN-GP), register, evaluate."""
+    from mrisr.tools.demo import run_demo
+
+    run_demo(None if data is None else absolute(data, "--data"), output_path(home, "demo", "--home"), overrides or [])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command. What the user can mend is told in a line and exit code 2, without a traceback."""
+    from mrisr.cluster import ResourceError, prepare_environment
+    from mrisr.training.outcome import Terminated, TrainingStopped
+
+    prepare_environment()
+    try:
+        code = app(arguments, standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt  # which typer takes for itself, and says nothing
+        sys.exit(code if isinstance(code, int) else 0)
+    except Terminated as error:
+        _fail(f"{error}; the same command goes on there", 143)
+    except (ValueError, ResourceError, TrainingStopped, FileNotFoundError, FileExistsError) as error:
+        if os.environ.get("MRISR_TRACEBACK"):
+            raise
+        _fail(f"{error}\n(MRISR_TRACEBACK=1 shows where)", 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on where it stopped", 130)
+    except typer.Abort:
+        sys.exit(1)
+    except Exception as error:
+        if hasattr(error, "show"):  # click's own usage errors know how to present themselves
+            _show_usage(error)
+        raise
+
+
+def _show_usage(error: Any) -> None:
+    error.show()
+    sys.exit(error.exit_code)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"Error: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,34 @@
+"""The `validation` section of an experiment file: the fixed scale, and which weights are the best on it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mrisr.config.fields import Positive, Section
+from mrisr.config.tuning import Protocol
+
+
+class Validation(Section):
+    protocol: Protocol = Field(
+        "chen2018", description="the fixed degradation that figures are measured under; training never changes it"
+    )
+    further_protocols: tuple[Protocol, ...] = Field(
+        (), description="measured beside it; they decide nothing in training"
+    )
+    split: str = Field("validation", description="split that chooses the best weights and the champion")
+    every: Positive = Field(2000, description="steps between validations")
+    patch_size: Positive = Field(64, description="edge of the cubes validated during training, voxels")
+    patches_per_subject: Positive = Field(4, description="cubes per subject; the same ones for ever")
+    max_subjects: Positive | None = Field(None, description="first N subjects of the split only; null: all")
+    overlap: float = Field(0.25, ge=0, lt=1, description="share of a patch's edge that overlaps on whole volumes")
+    metric: Literal["psnr", "ssim", "nrmse"] = Field(
+        "psnr", description="figure that decides, psnr in dB; higher is better, of nrmse lower"
+    )
+    mean_over: tuple[Protocol, ...] = Field(
+        (), description="best weights by the mean of that figure over these protocols; empty: protocol alone"
+    )
+    start_counts: bool = Field(
+        True, description="whether the weights before the first step may be the best; in a search they may not"
+    )

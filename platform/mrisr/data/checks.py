@@ -1,0 +1,38 @@
+"""Whether a volume store has what an experiment needs, before anything is started."""
+
+from __future__ import annotations
+
+from mrisr.config import ConfigError, Experiment
+from mrisr.data.splits import settle_splits
+from mrisr.degradation import check
+from voxelstore import VolumeStore
+
+
+def open_store(experiment: Experiment) -> VolumeStore:
+    """The experiment's store, with subjects to train on and to validate on. Raises ConfigError otherwise."""
+    try:
+        store = VolumeStore.open(experiment.data.store)
+    except ValueError as error:
+        raise ConfigError(f"data.store = {experiment.data.store}: {error}") from None
+    settle_splits(experiment, store)
+    for key, split in (("data.splits", "train"), ("validation.split", experiment.validation.split)):
+        if not store.subjects(split):
+            sizes = ", ".join(f"{name}: {len(subjects)}" for name, subjects in store.splits().items()) or "none"
+            raise ConfigError(
+                f"{key}: the store {store.path} has no subjects in split {split!r} (it has {sizes}); "
+                "convert more volumes, or convert them into another data.store with other data.splits"
+            )
+    smallest = min((min(store.record(s).shape), s) for s in store.subjects())
+    for key, patch in (("stream", experiment.stream.patch_size), ("validation", experiment.validation.patch_size)):
+        if patch > smallest[0]:
+            raise ConfigError(
+                f"{key}.patch_size = {patch} is larger than the shortest axis of {smallest[1]}, {smallest[0]} voxels; "
+                f"use at most {smallest[0]}"
+            )
+    widest = experiment.degradation.range().end(1)
+    for subject in store.subjects():
+        try:
+            check(widest, store.record(subject).shape)
+        except ValueError as error:
+            raise ConfigError(f"{error} (volume {subject} of {store.path})") from None
+    return store

@@ -1,0 +1,194 @@
+"""Saving and resuming training with torch.distributed.checkpoint, at any world size and under any strategy.
+
+The saved entries are enumerated here, name by name, from the modules and the optimizers' own state. DCP's
+state_dict helpers would leave out the optimizer state of frozen parameters without a word, and take a fake
+step to create what is not there yet (pytorch issues 192202, 140898).
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import StorageMeta
+
+from mrisr.engine.networks import Networks, average_statistics
+from mrisr.engine.sharding import gather_texts, plain, rank, release, world_size
+from mrisr.files import write_synced
+
+PROGRESS = "progress.json"
+METADATA = ".metadata"
+REMEDY = "delete this folder to resume from the checkpoint before it"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of other networks than those it is to be loaded into."""
+
+
+def save(directory: str | Path, networks: Networks, progress: dict[str, Any]) -> None:
+    """Write networks, all optimizers and `progress` (anything JSON holds); every rank must call it.
+
+    directory: this rank's own folder or one that all ranks share, made if missing; each rank writes files of its own
+    names (`__<rank>_*`), and rank 0 the metadata and progress.json, so that the folders can be merged. BatchNorm's
+    running statistics are averaged over the ranks first. Raises TypeError for a progress that JSON cannot
+    hold.
+    """
+    text = json.dumps(progress, indent=1, sort_keys=True)
+    folder = Path(directory)
+    average_statistics(networks)
+    with _alone() as no_dist:  # DCP makes the folder, and tells every rank if one cannot
+        dcp.save(_entries(networks), storage_writer=FileSystemWriter(folder, overwrite=True), no_dist=no_dist)
+    if rank() == 0:
+        write_synced(folder / PROGRESS, text.encode())
+
+
+def load(directory: str | Path, networks: Networks) -> dict[str, Any]:
+    """Load what `save` wrote into `networks`, in place, and return the progress; every rank must call it.
+
+    directory: the whole checkpoint (of all ranks). World size and strategy may differ from those it was saved
+    with. Raises CheckpointError on every rank, naming the folder: when files are missing or damaged for any of them,
+    or when the checkpoint's entries or their shapes are not those of `networks`.
+    """
+    folder = Path(directory)
+    reader, entries = _PlainReader(folder), _entries(networks)
+    progress: dict[str, Any] = {}
+    with refused_together():
+        for name in (METADATA, PROGRESS):
+            if not (folder / name).is_file():
+                raise CheckpointError(
+                    f"{folder} is no whole checkpoint: {name} is missing; choose a folder that a run finished writing"
+                )
+        try:
+            progress = json.loads((folder / PROGRESS).read_text())
+            _compare(folder, reader.read_metadata(), entries)
+        except (OSError, EOFError, json.JSONDecodeError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{folder} cannot be read: {error}; {REMEDY}") from error
+    try:
+        with _alone() as no_dist:
+            dcp.load(entries, storage_reader=reader, no_dist=no_dist)
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}; {REMEDY}") from error
+    except CheckpointException as error:
+        causes = {f"rank {number}: {type(cause).__name__} {cause}" for number, (cause, _) in error.failures.items()}
+        reason = ", ".join(sorted(causes))
+        raise CheckpointError(f"{folder} cannot be read: {reason}; {REMEDY}") from error
+    return progress
+
+
+@contextmanager
+def refused_together() -> Iterator[None]:
+    """Around what each rank reads for itself: one rank's CheckpointError is raised on all; every rank must enter it.
+
+    A rank that left alone would be waited for in the next collective, and of what ranks return Ray hands on rank 0's.
+    """
+    own: CheckpointError | None = None
+    try:
+        yield
+    except CheckpointError as error:
+        own = error
+    texts = gather_texts("" if own is None else str(own))
+    if not any(texts):
+        return
+    told = [f"rank {number}: {text}" for number, text in enumerate(texts) if text]
+    raise CheckpointError(texts[0] if len(set(texts)) == 1 else "; ".join(told)) from own
+
+
+@contextmanager
+def _alone() -> Iterator[bool]:
+    """Whether this is the only rank, without DCP's warning that it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield world_size() == 1
+
+
+def _entries(networks: Networks) -> dict[str, Tensor]:
+    """Every tensor of the training state by its name; they share memory with the networks and optimizers."""
+    modules: dict[str, nn.Module] = {"generator": networks.generator}
+    if networks.critic is not None:
+        modules["critic"] = networks.critic
+    entries: dict[str, Tensor] = {}
+    owners: dict[Tensor, str] = {}
+    for part, module in modules.items():
+        release(module)
+        entries |= {f"{part}.{name}": value for name, value in plain(module).state_dict().items()}
+        owners |= {parameter: f"{part}.{name}" for name, parameter in plain(module).named_parameters()}
+    entries |= {f"ema.{name}": value for name, value in networks.ema.items()}
+    for name, optimizer in networks.optimizers.items():
+        for parameter, state in optimizer.state.items():
+            entries |= {f"optimizer.{name}.{owners[parameter]}.{key}": value for key, value in state.items()}
+    return entries
+
+
+def _compare(folder: Path, metadata: Metadata, entries: dict[str, Tensor]) -> None:
+    """Raise CheckpointError when the checkpoint's names or shapes differ from those of `entries`."""
+    saved = {
+        name: tuple(entry.size) if hasattr(entry, "size") else None
+        for name, entry in metadata.state_dict_metadata.items()
+    }
+    differences = {
+        "missing in it": sorted(entries.keys() - saved.keys()),
+        "unknown here": sorted(saved.keys() - entries.keys()),
+        "of another shape": [
+            f"{name} {saved[name]} instead of {tuple(value.shape)}"
+            for name, value in entries.items()
+            if name in saved and saved[name] != tuple(value.shape)
+        ],
+    }
+    problems = [f"{len(names)} {what} (first: {', '.join(names[:3])})" for what, names in differences.items() if names]
+    if problems:
+        raise CheckpointError(
+            f"{folder} holds other networks: {'; '.join(problems)}; use the generator and critic "
+            "settings of the run that wrote it"
+        )
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """DCP's metadata is a pickle: only what describes tensors and files may come out of it."""
+
+    _ALLOWED = frozenset(
+        [
+            ("torch.distributed.checkpoint.metadata", name)
+            for name in (
+                "Metadata",
+                "MetadataIndex",
+                "ChunkStorageMetadata",
+                "TensorStorageMetadata",
+                "TensorProperties",
+                "StorageMeta",
+                "_MEM_FORMAT_ENCODING",
+            )
+        ]
+        + [
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            ("torch.serialization", "_get_layout"),
+        ]
+        + [("torch", name) for name in ("Size", "float32", "float64", "bfloat16", "int64")]
+        + [(module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")]
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._ALLOWED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"its metadata asks for {module}.{name}, which no checkpoint of ours holds")
+
+
+class _PlainReader(FileSystemReader):
+    """Reads a checkpoint without running anything that it holds; DCP loads tensors with weights_only=True."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with open(Path(self.path) / METADATA, "rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError(f"its metadata is a {type(metadata).__name__}")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata

@@ -1,0 +1,47 @@
+"""The model that a user names: a version of the registry, or a weights file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from mrisr.config import ConfigError
+from mrisr.config.paths import home
+from mrisr.models import MDCSRN
+from mrisr.models.weights import build_generator
+from mrisr.tracking import registry
+from mrisr.tracking.runs import resolve_uri
+
+
+class Model(NamedTuple):
+    """A generator in evaluation mode on the CPU. run_id: the MLflow run behind it, None for a weights file."""
+
+    generator: MDCSRN
+    run_id: str | None
+    version: str | None
+
+
+def load_model(model: str, tracking_uri: str | None) -> Model:
+    """The model behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a weights file.
+
+    A file that does not carry its configuration (a state_dict of the public port) is taken for the published network.
+    Raises ConfigError naming the model and what exists.
+    """
+    try:
+        if model.startswith("models:/"):
+            found = registry.load(model, resolve_uri(tracking_uri, home()))
+            return Model(found.generator, found.run_id, found.version)
+        config, state = registry.load_generator_weights(Path(model).expanduser())
+        if config is not None:
+            return Model(build_generator(config, state), None, None)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"--model {model}: {error}") from None
+    generator = MDCSRN()
+    try:
+        generator.load_reference_state_dict(state)
+    except ValueError as error:
+        raise ConfigError(
+            f"--model {model}: carries no configuration, so it was taken for the published network "
+            f"({generator.config}), and it is none: {error}. Files that `mrisr train` writes carry theirs"
+        ) from None
+    return Model(generator.eval(), None, None)

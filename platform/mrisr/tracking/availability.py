@@ -1,0 +1,48 @@
+"""Telling an MLflow that is away from one that says no, and waiting for neither longer than is worth it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from mrisr.tracking.redaction import mask_secrets
+
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
+
+
+def refused(error: BaseException) -> bool:
+    """Whether MLflow has answered and said no, which waiting does not change: the run is deleted or unknown, say."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and error.error_code in _REFUSALS
+
+
+def first_line(error: BaseException) -> str:
+    """An error's type and the beginning of its message, without secrets."""
+    return str(mask_secrets(f"{type(error).__name__}: {error}".splitlines()[0][:200]))
+
+
+def within(seconds: float, action: Callable[[], None]) -> None:
+    """Do something in a thread; TimeoutError if it takes longer, when it is left to itself.
+
+    MLflow's own limits are counted in minutes: seven retries of a server, 20 s for a lock of sqlite's.
+    """
+    import mlflow.tracking  # noqa: F401  seconds of importing are not an absence
+
+    ended: list[Exception | None] = []
+
+    def run() -> None:
+        try:
+            action()
+        except Exception as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    thread = threading.Thread(target=run, name="mlflow-call", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not ended:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    if ended[0] is not None:
+        raise ended[0]

@@ -1,0 +1,236 @@
+"""Metrics on their way to MLflow: written into the run's folder, delivered by a thread, kept while MLflow is away.
+
+A training step only writes a small file. If the tracking server does not answer, or its database is locked, the files
+wait; they are delivered in order once it is back, by this process or by the next one that opens the same outbox.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from mrisr.tracking.availability import first_line, refused
+from mrisr.tracking.redaction import mask_secrets
+from mrisr.tracking.runs import RunLogger
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RETRY_SECONDS = (0.5, 30.0)  # the first wait after a failure, and the longest; each wait is twice the one before
+LOCK_RELEASE_S = 1.0  # for a thread that has delivered everything to give up the folder
+AT_ONCE = 200  # records of metrics that one delivery takes together
+
+_Item = Path | dict[str, Any]  # a record's file, or the record itself where the disk had no room for it
+
+
+class Outbox:
+    """What a run has to tell MLflow, in order; one process at a time delivers, guarded by a lock in the folder.
+
+    uri, run_id: where to. folder: made if missing; holds one file per record until that record is delivered. MLflow
+    itself says what it has (see RunLogger), so a record that was delivered twice, because a resumed run computed it
+    again or because a process died between delivery and deletion, appears once. Nothing here raises because of MLflow.
+    A record that cannot be read, or that MLflow refuses for its content, becomes a .bad file and holds nothing up.
+    """
+
+    def __init__(self, uri: str, run_id: str, folder: Path) -> None:
+        self.uri, self.run_id, self.folder = uri, run_id, folder
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        self._next = 1 + max((int(file.stem) for file in self._files()), default=0)
+        self._queue: deque[_Item] = deque()
+        self._at_once = AT_ONCE
+        self._changed = threading.Condition()
+        self._closing = False
+        self._logger: RunLogger | None = None
+        self._trouble = ""
+        self._since = 0.0
+        self._thread = threading.Thread(target=self._deliver_all, name="mlflow-outbox", daemon=True)
+        self._thread.start()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep the metrics of one step for delivery; steps must not go down."""
+        self._put({"kind": "metrics", "step": step, "time": int(time.time() * 1000), "values": dict(values)})
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        """Keep a matplotlib figure for delivery as pictures/<step, 8 digits>-<name>.png."""
+        file = self.folder / "pictures" / f"{step:08d}-{name}.png"
+        try:
+            figure.savefig(file)
+        except OSError as error:
+            _warn(f"{file} could not be written ({error.strerror}); the picture is lost, training goes on")
+            return
+        self._put({"kind": "picture", "step": step, "file": file.name})
+
+    def close(self, seconds: float, at_most: float = math.inf) -> int:
+        """Wait for the delivery of everything; returns how many records stay behind in the folder.
+
+        seconds: without any progress, after which the rest is left; at_most: seconds in all, progress or not.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        end, left = time.monotonic() + at_most, self._waiting()
+        while left and self._thread.is_alive():
+            self._thread.join(max(0.0, min(seconds, end - time.monotonic())))
+            before, left = left, self._waiting()
+            if left >= before or time.monotonic() >= end:
+                break
+        if left:
+            why = self._trouble or "MLflow has not taken everything in time"
+            _warn(f"{why}: {left} records stay in {self.folder}; the next start delivers them")
+        else:
+            self._thread.join(LOCK_RELEASE_S)
+        return left
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*.json"))
+
+    def _waiting(self) -> int:
+        with self._changed:
+            return len(self._files()) + sum(not isinstance(item, Path) for item in self._queue)
+
+    def _put(self, record: dict[str, Any]) -> None:
+        file = self.folder / f"{self._next:010d}.json"
+        self._next += 1
+        item: Path | dict[str, Any] = file
+        # File and place in the queue together: the thread, when it gets the folder, would take a file that has no place
+        # yet for one that another process left, put it first, and MLflow would then leave out the steps before it.
+        with self._changed:
+            try:
+                part = file.with_suffix(f".part{os.getpid()}")
+                part.write_text(json.dumps(record))
+                part.replace(file)
+            except OSError as error:
+                # A full disk must not stop the training either; what only memory holds is lost if the process dies.
+                _warn(f"{file} could not be written ({error.strerror}); kept in memory until MLflow has it")
+                item = record
+            self._queue.append(item)
+            self._changed.notify()
+
+    def _deliver_all(self) -> None:
+        lock = FileLock(self.folder / ".lock")
+        wait = RETRY_SECONDS[0]
+        while True:
+            found: list[tuple[_Item, dict[str, Any]]] = []
+            try:
+                # Held until the end: another process of this run would otherwise deliver the same records. Only then
+                # is it known what that process has left behind.
+                if not lock.is_locked:
+                    lock.acquire(timeout=0)
+                    with self._changed:
+                        mine = {item for item in self._queue if isinstance(item, Path)}
+                        self._queue.extendleft(reversed([file for file in self._files() if file not in mine]))
+                with self._changed:
+                    while not self._queue and not self._closing:
+                        self._changed.wait()
+                    if not self._queue:
+                        break
+                if found := self._first_records():
+                    self._deliver(found)
+            except Timeout:
+                time.sleep(RETRY_SECONDS[0])
+                continue
+            except Exception as error:  # whatever MLflow, its database or the network raise: it is away
+                if found and refused(error) and self._is_for_a_record(found, error):
+                    continue
+                self._tell(error)
+                time.sleep(wait)
+                wait = min(2 * wait, RETRY_SECONDS[1])
+                continue
+            if found and self._trouble:
+                _warn(f"MLflow is back after {time.monotonic() - self._since:.0f} s; kept metrics are delivered")
+                self._trouble, wait = "", RETRY_SECONDS[0]
+            with self._changed:
+                for _ in found:
+                    self._queue.popleft()
+        lock.release()
+
+    def _first_records(self) -> list[tuple[_Item, dict[str, Any]]]:
+        """The next picture, or the metrics before the next picture, at most `_at_once` of them; unreadable ones go."""
+        found: list[tuple[_Item, dict[str, Any]]] = []
+        while len(found) < min(len(self._queue), self._at_once):
+            item = self._queue[len(found)]
+            try:
+                record = _checked(json.loads(item.read_text())) if isinstance(item, Path) else item
+            except FileNotFoundError:
+                self._drop(len(found))  # delivered by a process that still lived when this one began
+                continue
+            except ValueError as error:
+                self._set_aside(len(found), f"is no whole record ({first_line(error)})")
+                continue
+            if found and "picture" in (record["kind"], found[0][1]["kind"]):
+                break
+            found.append((item, record))
+        return found
+
+    def _deliver(self, found: list[tuple[_Item, dict[str, Any]]]) -> None:
+        if self._logger is None:
+            self._logger = RunLogger(self.uri, self.run_id)
+        if found[0][1]["kind"] == "metrics":
+            self._logger.batch([(record["step"], record["values"], record["time"]) for _, record in found])
+        elif (file := self.folder / "pictures" / found[0][1]["file"]).exists():
+            self._logger.artifact(file, "pictures")
+            file.unlink()
+        for item, _ in found:
+            if isinstance(item, Path):
+                item.unlink(missing_ok=True)
+
+    def _is_for_a_record(self, found: list[tuple[_Item, dict[str, Any]]], error: Exception) -> bool:
+        """Whether MLflow refuses a record rather than the run; then that record is looked for, or set aside."""
+        try:
+            if self._logger is None or not self._logger.is_active():
+                return False
+        except Exception:
+            return False
+        if len(found) > 1:
+            self._at_once = 1
+        else:
+            self._set_aside(0, f"is refused by MLflow ({first_line(error)})")
+            self._at_once = AT_ONCE
+        return True
+
+    def _set_aside(self, place: int, why: str) -> None:
+        item = self._queue[place]
+        if isinstance(item, Path):
+            kept = item
+            with suppress(OSError):  # else the next start meets it again; the thread that delivers must not end for it
+                kept = item.replace(item.with_suffix(".bad"))
+            _warn(f"{item.name} {why}; it is kept as {kept}, the others are delivered")
+        else:
+            _warn(f"a record of step {item['step']} {why} and is lost; the others are delivered")
+        self._drop(place)
+
+    def _drop(self, place: int) -> None:
+        with self._changed:
+            del self._queue[place]
+
+    def _tell(self, error: Exception) -> None:
+        verb = f"refuses run {self.run_id}" if refused(error) else "is away"
+        trouble = f"MLflow at {mask_secrets(self.uri)} {verb} ({first_line(error)})"
+        if not self._trouble:
+            self._since = time.monotonic()
+            _warn(f"{trouble}; metrics are kept in {self.folder}")
+        self._trouble = trouble
+
+
+def _checked(record: Any) -> dict[str, Any]:
+    """A record as `Outbox` writes it; ValueError for anything else that JSON can be."""
+    needed = {"metrics": ("step", "time", "values"), "picture": ("step", "file")}
+    kind = record.get("kind") if isinstance(record, dict) else None
+    if kind not in needed or any(key not in record for key in needed[kind]):
+        raise ValueError(f"not a record of metrics or of a picture: {str(record)[:80]}")
+    return dict(record)
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,254 @@
+"""MLflow runs: one database prepared before any worker, parameters without secrets, metrics without repeats.
+
+The tracking address is `MLFLOW_TRACKING_URI` or an embedded sqlite database. Addresses and artifact locations
+are absolute, because a Ray job's and a Ray worker's working directories are throw-away copies. Nothing here
+touches MLflow's global state (active run, tracking URI): every call names its run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import yaml
+
+from mrisr.tracking.availability import first_line, refused, within
+from mrisr.tracking.provenance import SOURCES, code_version, flatten, plain
+from mrisr.tracking.redaction import mask_secrets
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow.tracking import MlflowClient
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+_PARAMS_PER_CALL, _METRICS_PER_CALL = 100, 1000
+# How long a run that could do without waits for MLflow, when it goes on and when it ends.
+RESUME_S, FINISH_S = 10.0, 5.0
+
+
+class Tracking(NamedTuple):
+    """Where runs go: an absolute tracking URI and an experiment that exists."""
+
+    uri: str
+    experiment_id: str
+    experiment: str
+
+
+def client(uri: str) -> MlflowClient:
+    """A client of one tracking server or database, which is its own model registry."""
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def resolve_uri(uri: str | None, root: Path) -> str:
+    """The absolute tracking URI: `uri`, else `MLFLOW_TRACKING_URI`, else `root`/mlflow.db.
+
+    Raises ValueError for an in-memory database and for the file store, which MLflow 3 no longer serves.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.absolute() / 'mlflow.db'}"
+    if "://" not in uri or uri.startswith("file:"):
+        raise ValueError(f"tracking URI {uri!r}: MLflow has given up its file store; use sqlite:////absolute/mlflow.db")
+    if uri.startswith("sqlite:"):
+        path, _, query = uri.removeprefix("sqlite:///").partition("?")
+        if not path or path.startswith((":memory:", "sqlite:")):
+            raise ValueError(f"tracking URI {uri!r}: other processes cannot see it; use sqlite:////absolute/mlflow.db")
+        uri = f"sqlite:///{Path(path).absolute()}" + (f"?{query}" if query else "")
+    return uri
+
+
+def prepare(uri: str | None, artifact_root: Path, experiment: str) -> Tracking:
+    """Create the database and the experiment if they are missing. Call it once, in the driver, before any
+    worker.
+
+    A fresh sqlite database that several processes migrate at once is left broken for good, so a file lock
+    beside it (or in `artifact_root`, for other databases) lets one process at a time through; calling this
+    from several is safe. artifact_root: where figures and models go (a folder every machine of the cluster
+    sees), and the default database. With an MLflow server (http, https, databricks) the server decides where
+    artifacts go.
+    Raises ValueError for an unusable URI and for an experiment that was deleted.
+    """
+    from filelock import FileLock
+    from mlflow.exceptions import MlflowException
+
+    uri, root = resolve_uri(uri, artifact_root), artifact_root.absolute()
+    served = uri.startswith(("http:", "https:", "databricks"))
+    lock: AbstractContextManager[object] = nullcontext()
+    if not served:
+        root.mkdir(parents=True, exist_ok=True)
+        database = Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:") else None
+        if database is not None:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{database}.lock" if database is not None else root / ".mlflow.lock")
+    with lock:
+        store = client(uri)
+        found = store.get_experiment_by_name(experiment)
+        if found is None:
+            location = None if served else (root / experiment).as_uri()
+            try:
+                return Tracking(uri, store.create_experiment(experiment, artifact_location=location), experiment)
+            except MlflowException as error:
+                # Another machine was faster, where no file lock is shared.
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = store.get_experiment_by_name(experiment)
+    if found is None or found.lifecycle_stage != "active":
+        raise ValueError(
+            f"MLflow experiment {experiment!r} is deleted: restore it (mlflow experiments restore), or use another name"
+        )
+    return Tracking(uri, found.experiment_id, experiment)
+
+
+def deciding(uri: str) -> AbstractContextManager[object]:
+    """Held while a process compares with the champion and takes its place; nothing for a server, which has no lock."""
+    from filelock import FileLock
+
+    if not uri.startswith("sqlite:"):
+        return nullcontext()
+    return FileLock(uri.removeprefix("sqlite:///").partition("?")[0] + ".champion.lock")
+
+
+def start_run(
+    tracking: Tracking,
+    config: Mapping[str, Any],
+    *,
+    name: str,
+    dataset_fingerprint: str | None = None,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Create a run and log its resolved configuration; the driver does this and hands the id to the workers.
+
+    config: nested mappings and sequences of plain values. Flattened (`training.batch_size`) into parameters;
+    a value longer than MLflow takes is shortened there, the artifact config.yaml holds all of it. Values of
+    keys that look secret, and user:password in addresses, are masked in both.
+    Tags: code_version (git commit or hash of the sources), dataset_fingerprint, and `tags`. Returns the run's id.
+    """
+    from mlflow.entities import Param
+
+    store, masked = client(tracking.uri), mask_secrets(plain(config))
+    all_tags = {"code_version": code_version(), **mask_secrets(dict(tags or {}))}
+    if not all_tags["code_version"].startswith(SOURCES):
+        all_tags["mlflow.source.git.commit"] = all_tags["code_version"].removesuffix("-dirty")
+    if dataset_fingerprint is not None:
+        all_tags["dataset_fingerprint"] = dataset_fingerprint
+    if parent_run_id is not None:
+        all_tags["mlflow.parentRunId"] = parent_run_id
+    run_id: str = store.create_run(tracking.experiment_id, run_name=name, tags=all_tags).info.run_id
+    params = [Param(key, value) for key, value in flatten(masked).items()]
+    for first in range(0, len(params), _PARAMS_PER_CALL):
+        store.log_batch(run_id, params=params[first : first + _PARAMS_PER_CALL])
+    store.log_text(run_id, yaml.safe_dump(masked, sort_keys=False, allow_unicode=True), "config.yaml")
+    return run_id
+
+
+def resume_run(uri: str, run_id: str) -> None:
+    """Mark a run that ended (killed, failed, to be trained for longer) as running again."""
+    client(uri).update_run(run_id, status="RUNNING")
+
+
+def finish(uri: str, run_id: str, status: Status = "FINISHED") -> None:
+    """End a run. Also for runs whose own process was stopped from outside (ASHA), which MLflow would show as
+    running."""
+    client(uri).set_terminated(run_id, status)
+
+
+def finish_if_reachable(uri: str, run_id: str, status: Status) -> None:
+    """`finish` for a run that ends on an error, which an MLflow that is away must neither hide nor hold up."""
+    try:
+        within(FINISH_S, lambda: finish(uri, run_id, status))
+    except Exception as error:  # a database that is locked raises its own errors, not MLflow's
+        how = "says no" if refused(error) else "is away"
+        print(f"MLflow at {mask_secrets(uri)} {how}: run {run_id} keeps its old status there ({first_line(error)})",
+              file=sys.stderr, flush=True)  # fmt: skip
+
+
+def resume_if_reachable(uri: str, run_id: str, file: Path) -> None:
+    """`resume_run`, unless MLflow is away, which a run that has begun does without: its outbox delivers later.
+
+    file: where the run's id is from. Raises ValueError if MLflow answers, and does not have the run.
+    """
+    place = mask_secrets(uri)
+    try:
+        within(RESUME_S, lambda: resume_run(uri, run_id))
+    except Exception as error:
+        if refused(error):
+            raise ValueError(
+                f"tracking.uri = {place}: MLflow refuses run {run_id} ({first_line(error)}); use the address that the "
+                f"run began with, restore the run, or delete {file} to go on in a new one"
+            ) from None
+        print(f"MLflow at {place} is away ({first_line(error)}); the run goes on, and its metrics are delivered later",
+              file=sys.stderr, flush=True)  # fmt: skip
+
+
+class RunLogger:
+    """Writes to one existing run; used by one process at a time (rank 0).
+
+    A run that resumes from a checkpoint computes some steps again. What is already there is not logged twice:
+    the highest step of every key is read once, from the run's latest metrics (MLflow keeps them apart from
+    the histories, by step and not by time, so that this is one small query whatever the number of steps).
+    """
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self.uri, self.run_id = uri, run_id
+        self._client = client(uri)
+        latest = self._client.get_run(run_id).data.to_proto().metrics
+        self._logged: dict[str, int] = {metric.key: metric.step for metric in latest}
+
+    def highest_step(self, key: str) -> int | None:
+        """The last step logged under a key, by this process or an earlier one."""
+        return self._logged.get(key)
+
+    def is_active(self) -> bool:
+        """Whether MLflow has the run, and not among the deleted ones."""
+        return bool(self._client.get_run(self.run_id).info.lifecycle_stage == "active")
+
+    def metrics(self, step: int, values: Mapping[str, float], time_ms: int | None = None) -> None:
+        """Log the metrics of one step in one call; steps must not go down. Keys already logged at it are left
+        out. time_ms: when they were measured, Unix time; now by default."""
+        self.batch([(step, values, int(time.time() * 1000) if time_ms is None else time_ms)])
+
+    def batch(self, records: Iterable[tuple[int, Mapping[str, float], int]]) -> None:
+        """Log several (step, values, time_ms) in as few calls as MLflow takes; otherwise as `metrics`, in order."""
+        from mlflow.entities import Metric
+
+        new, logged = [], dict(self._logged)
+        for step, values, time_ms in records:
+            fresh = [key for key in values if step > logged.get(key, -1)]
+            new += [Metric(key, float(values[key]), time_ms, step) for key in fresh]
+            logged |= dict.fromkeys(fresh, step)
+        for first in range(0, len(new), _METRICS_PER_CALL):
+            part = new[first : first + _METRICS_PER_CALL]
+            self._client.log_batch(self.run_id, metrics=part)
+            self._logged |= {metric.key: metric.step for metric in part}
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        """Store a matplotlib figure as pictures/<step, 8 digits>-<name>.png; the same step and name replace
+        it."""
+        self._client.log_figure(self.run_id, figure, f"pictures/{step:08d}-{name}.png")
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Store a file, or a folder with what it holds, among the run's artifacts."""
+        if path.is_dir():
+            self._client.log_artifacts(self.run_id, str(path), folder or path.name)
+        else:
+            self._client.log_artifact(self.run_id, str(path), folder)
+
+    def replace_tags(self, prefix: str, values: Mapping[str, str]) -> None:
+        """Set tags `prefix`KEY and delete every other one of that prefix, of an earlier state."""
+        tags = {f"{prefix}{key}": value for key, value in values.items()}
+        for key in self._client.get_run(self.run_id).data.tags:
+            if key.startswith(prefix) and key not in tags:
+                self._client.delete_tag(self.run_id, key)
+        self.tags(tags)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run; secrets are masked."""
+        for key, value in mask_secrets(dict(values)).items():
+            self._client.set_tag(self.run_id, key, value)

@@ -1,0 +1,87 @@
+"""From an experiment's configuration to the parts of its training: schedule, step, stream, networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from mrisr.config import Experiment
+from mrisr.data.stream import PatchMaker, RowPlan
+from mrisr.engine.compiling import compile_generator, why_eager
+from mrisr.engine.networks import Networks, StepConfig, build_networks
+from mrisr.engine.precision import chosen
+from mrisr.engine.schedule import Schedule
+from mrisr.engine.sharding import rank, world_size
+from mrisr.models import MDCSRN, build_critic
+
+
+def generator_config(experiment: Experiment) -> dict[str, Any]:
+    """The architecture alone: what `MDCSRN(**...)` takes and a registered model carries."""
+    return experiment.generator.model_dump(include={"growth_rate", "blocks", "units", "residual"})
+
+
+def schedule_of(experiment: Experiment) -> Schedule:
+    return Schedule(**experiment.schedule.model_dump())
+
+
+def step_config(experiment: Experiment, device: torch.device = torch.device("cpu")) -> StepConfig:
+    """How the experiment's steps are computed. device: where training.precision is auto, the one that decides."""
+    t = experiment.training
+    return StepConfig(
+        seed=experiment.seed,
+        batch_size=t.batch_size,
+        micro_batch=experiment.micro_batch,
+        pretrain_lr=t.pretrain_lr,
+        generator_lr=t.generator_lr,
+        critic_lr=t.critic_lr,
+        adversarial_weight=t.adversarial_weight,
+        gp_weight=t.gp_weight,
+        precision=chosen(t.precision, device),
+        channels_last=t.channels_last,
+        recompute=experiment.generator.recompute,
+        critic_samples=experiment.critic.samples_at_once,
+        weight_clip=experiment.critic.weight_clip,
+        ema_decay=experiment.generator.ema_decay,
+        # One rule: a given micro_batch is what BatchNorm normalises over; without one it is the whole batch where torch
+        # can synchronise (CUDA), unless the group may change its size, which would change the numbers.
+        sync_batchnorm=t.micro_batch is None and experiment.resources.min_workers is None,
+    )
+
+
+def patch_maker(experiment: Experiment, subjects: list[str]) -> PatchMaker:
+    stream = experiment.stream
+    plan = RowPlan(
+        tuple(subjects), experiment.seed, stream.patches_per_row, stream.interleave_rows, experiment.training.batch_size
+    )
+    degradation = experiment.degradation.range()
+    return PatchMaker(experiment.data.store, plan, degradation, stream.patch_size, stream.min_foreground)
+
+
+def initial_networks(experiment: Experiment, initial: Path | None, device: torch.device) -> Networks:
+    """Networks with the experiment's seeded initial weights, or a file's for the generator; sharded."""
+    generator = MDCSRN(**generator_config(experiment), seed=experiment.seed)
+    critic = None
+    if schedule_of(experiment).needs_critic:
+        critic = build_critic(experiment.critic.kind, experiment.stream.patch_size, seed=experiment.seed)
+    if initial is not None:
+        generator.load_state_dict(load_file(initial))
+    config = step_config(experiment, device)
+    if experiment.training.compile:
+        _compile(generator, config, experiment.stream.patch_size, device)
+    return build_networks(generator, critic, config, device, experiment.training.strategy)
+
+
+def _compile(generator: MDCSRN, config: StepConfig, patch_size: int, device: torch.device) -> None:
+    """Compile the generator on every rank or on none; rank 0 says why not."""
+    synchronised = config.batchnorm_over(world_size(), device.type == "cuda") != config.micro_batch
+    why = why_eager(generator.units, config.local_batch(world_size()) // config.micro_batch, synchronised)
+    if why is None:
+        generator.to(device)
+        generator.channels_last, generator.recompute = config.channels_last, config.recompute
+        if compile_generator(generator, config.micro_batch, patch_size, config.precision) is None:
+            why = "on some worker it fails, or its gradients are not those of eager mode"
+    if why is not None and rank() == 0:
+        print(f"training.compile: nothing is compiled: {why}", flush=True)

@@ -1,0 +1,121 @@
+"""From the best weights of a run to a registered version, and to the champion if it is better."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from mrisr.data.checks import open_store
+from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, protocol_named
+from mrisr.evaluation.result import EvaluationResult
+from mrisr.metrics.image import HIGHER_IS_BETTER
+from mrisr.models.weights import build_generator
+from mrisr.tracking import registry
+from mrisr.tracking import runs as tracking
+from mrisr.tracking.redaction import mask_secrets
+from mrisr.training.build import generator_config
+from mrisr.training.run import TrainedRun
+
+NOT_COMPARED = "not compared yet"
+
+
+class Published(NamedTuple):
+    """A registered version. model_uri: models:/NAME/VERSION; decision: why it is or is not the champion."""
+
+    model_uri: str
+    name: str
+    version: str
+    promoted: bool
+    decision: str
+    best_step: int
+    run_id: str
+    tracking_uri: str
+
+    def lines(self) -> list[str]:
+        role = f"champion of {self.name!r}" if self.promoted else f"not the champion of {self.name!r}"
+        return [
+            f"registered {self.model_uri} (weights of step {self.best_step:,}): {role}; {self.decision}",
+            f"tracked in run {self.run_id} at {mask_secrets(self.tracking_uri)}",
+        ]
+
+
+def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published:
+    """Evaluate a finished run on the whole volumes of its validation split, register it, and let it compete.
+
+    tags: further tags of the version. Done once per run: a second call, after a resumption that trained no further,
+    returns what the first one did.
+    """
+    experiment = run.experiment
+    v, name = experiment.validation, experiment.tracking.model
+    store = open_store(experiment)
+
+    def measure(generator: nn.Module) -> EvaluationResult:
+        return evaluate_on_cluster(
+            store, v.split, v.protocol, generator, v.patch_size, v.overlap, experiment.training.precision,
+            gpu=experiment.resources.gpus,
+        )  # fmt: skip
+
+    record = _record(run)
+    if record.exists():
+        done = Published(**json.loads(record.read_text()))
+        if done.best_step == run.best_step:
+            return _compete(run, done, measure)
+    config = generator_config(experiment)
+    result = measure(build_generator(config, run.state))
+    _log(run, result)
+    described = registry.model_tags(
+        v.protocol,
+        protocol_named(v.protocol).describe(),
+        result.fingerprint,
+        store.fingerprint(),
+        result.figures("val_"),
+    )
+    version = registry.register(
+        run.state, config, run.run_id, name,
+        {**described, "trained_on": experiment.degradation.range().kind,
+         "precision": experiment.training.precision, **(tags or {})},
+        f"mDCSRN of run {experiment.name!r}, best weights of step {run.best_step:,}", run.tracking_uri,
+    )  # fmt: skip
+    published = Published(
+        f"models:/{name}/{version}", name, version, False, NOT_COMPARED, run.best_step, run.run_id, run.tracking_uri
+    )
+    # Before the comparison, so that a process killed in it does not register the same weights again.
+    _write_record(record, published)
+    return _compete(run, published, measure)
+
+
+def _compete(run: TrainedRun, published: Published, measure: Callable[[nn.Module], EvaluationResult]) -> Published:
+    """Compare a registered version with the champion, unless that is done, and end the run."""
+    if published.decision == NOT_COMPARED:
+        metric = run.experiment.validation.metric
+        decision = registry.promote(
+            published.name, published.version, run.tracking_uri, f"val_{metric}",
+            evaluate=lambda loaded: measure(loaded.generator).figures("val_"),
+            higher_is_better=HIGHER_IS_BETTER[metric],
+        )  # fmt: skip
+        published = published._replace(promoted=decision.promoted, decision=decision.reason)
+        _write_record(_record(run), published)
+    tracking.finish(run.tracking_uri, run.run_id)
+    return published
+
+
+def _record(run: TrainedRun) -> Path:
+    return run.experiment.run_folder / "published.json"
+
+
+def _log(run: TrainedRun, result: EvaluationResult) -> None:
+    logger = tracking.RunLogger(run.tracking_uri, run.run_id)
+    logger.metrics(run.step, {f"volumes/{key}": value for key, value in result.as_metrics().items()})
+    for subject in result.subjects[:4]:
+        logger.figure(run.step, f"volume-{subject.subject}", subject.picture())
+
+
+def _write_record(path: Path, published: Published) -> None:
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    part.write_text(json.dumps(published._asdict(), indent=1))
+    part.replace(path)

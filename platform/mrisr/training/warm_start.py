@@ -1,0 +1,70 @@
+"""Where a run's generator starts: a weights file, another run, or the model registry."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mrisr.config import ConfigError, Experiment
+from mrisr.config.paths import home
+from mrisr.files import sync
+from mrisr.models import MDCSRN
+from mrisr.tracking.registry import load_generator_weights
+from mrisr.training.best import BEST_WEIGHTS
+from mrisr.training.build import generator_config
+from mrisr.training.claim import INITIAL
+
+
+def prepare_initial_weights(experiment: Experiment, uri: str) -> Path | None:
+    """Read `generator.init_from` once, in the driver (workers may not reach a registry), into the run's folder.
+
+    Returns the safetensors file, or None for seeded initial weights. Raises ConfigError for a source that cannot be
+    read or does not fit the generator.
+    """
+    source = experiment.generator.init_from
+    if source is None:
+        return None
+    file = experiment.run_folder / INITIAL
+    if not file.exists():
+        state = read_initial_weights(experiment, source, uri)
+        part = file.with_name(f".initial.part{os.getpid()}")
+        save_file({key: value.contiguous() for key, value in state.items()}, part)
+        sync(part)
+        part.replace(file)
+        sync(file.parent)
+    return file
+
+
+def read_initial_weights(experiment: Experiment, source: str, uri: str) -> dict[str, Tensor]:
+    """The state_dict behind a source: `models:/...`, a run's or checkpoint's folder, or a weights file."""
+    config = generator_config(experiment)
+    try:
+        resolved = source if source.startswith("models:/") else _file(source)
+        found, state = load_generator_weights(resolved, uri)
+        generator = MDCSRN(**config)
+        if found is None:
+            generator.load_reference_state_dict(state)
+        else:
+            if found is not None and found != config:
+                raise ValueError(f"its generator is {found}, this experiment's is {config}")
+            generator.load_state_dict(state)
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
+        raise ConfigError(
+            f"generator.init_from = {source!r}: {error}. Give a weights file, a run folder or models:/NAME@ALIAS of "
+            "the same generator, or null for seeded weights (then with schedule.pretrain_steps above 0)"
+        ) from None
+    return generator.state_dict()
+
+
+def _file(source: str) -> str:
+    path = Path(source.replace("$MRISR_HOME", str(home()))).expanduser()
+    if not path.is_dir():
+        return str(path)
+    # A run's folder holds checkpoints, whose names sort by step; a checkpoint holds the best weights up to then.
+    for folder in [path, *sorted(path.glob("checkpoint_[0-9]*"), reverse=True)]:
+        if (folder / BEST_WEIGHTS).is_file():
+            return str(folder / BEST_WEIGHTS)
+    raise FileNotFoundError(f"{path}: holds no checkpoint with {BEST_WEIGHTS}")

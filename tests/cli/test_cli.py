@@ -1,0 +1,100 @@
+"""The command line: help that lists every key, errors in a line with exit code 2, exit code 3 for what was left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import write_cohort
+
+from mrisr.cli.app import main
+from mrisr.config import ConfigError, load_experiment
+from mrisr.config.loading import field_reference
+from mrisr.models import MDCSRN
+from mrisr.training.warm_start import read_initial_weights
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as done:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    return int(done.value.code or 0), captured.out + captured.err
+
+
+@pytest.mark.parametrize("verb", ["train", "convert"])
+def test_help_lists_every_key_with_its_default_and_meaning(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = run(capsys, verb, "--help")
+    assert code == 0
+    for key, _, default, meaning in field_reference():
+        assert f"{key}={default}" in output
+        assert meaning in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "training.gp_weigth=3"], ["training.gp_weigth", "did you mean"]),
+        (["train", "--config", "missing.yaml"], ["missing.yaml"]),
+        (["train", "data.store=/nowhere/store.zarr"], ["data.store", "/nowhere/store.zarr", "convert"]),
+        (["train", "--nonsense"], ["--nonsense"]),
+        (["convert", "/nowhere"], ["/nowhere", "folder"]),
+        (["superresolve", "--model", "/nowhere.safetensors", "a.nii", "b.nii"], ["--model", "/nowhere.safetensors"]),
+        (["evaluate", "--model", "m", "--store", "s", "--protocol", "mine"], ["mine", "chen2018"]),
+    ],
+)
+def test_errors_are_a_line_and_exit_code_2(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, output = run(capsys, *arguments)
+    assert code == 2
+    assert "Traceback" not in output
+    assert all(word in output for word in words), output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "/cohort", "--store", "store.zarr"],
+        ["evaluate", "--model", "m.pt", "--store", "store.zarr"],
+        ["evaluate", "--model", "m.pt", "--store", "/store.zarr", "--output", "figures"],
+        ["superresolve", "--model", "m.pt", "/in.nii.gz", "out.nii.gz"],
+        ["demo", "--home", "demo"],
+    ],
+)
+def test_no_verb_writes_into_the_throw_away_copy_of_a_job(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "give an absolute path" in capsys.readouterr().err
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("local_ray")
+def test_convert_says_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_cohort(tmp_path / "cohort", 3)
+    (tmp_path / "cohort" / "broken.nii.gz").write_bytes(b"not a volume")
+    arguments = ["convert", str(tmp_path / "cohort"), "--store", str(tmp_path / "store.zarr"), "data.min_size=32",
+                 "stream.patch_size=16", "validation.patch_size=16"]  # fmt: skip
+    code, output = run(capsys, *arguments)
+    assert code == 3
+    assert "3 converted" in output
+    assert "broken.nii.gz" in output
+    code, output = run(capsys, *arguments)
+    assert "0 converted, 3 unchanged, 1 left out" in output
+
+
+def test_a_state_dict_of_the_public_port_is_a_starting_point(tmp_path: Path) -> None:
+    experiment = load_experiment(None, ["generator.growth_rate=2", "generator.blocks=2", "generator.units=2"])
+    reference = MDCSRN(2, 2, 2, seed=9)
+    torch.save({f"module.{k}": v for k, v in reference.state_dict().items()}, tmp_path / "port.pt")
+    state = read_initial_weights(experiment, str(tmp_path / "port.pt"), "")
+    for key, value in reference.state_dict().items():
+        np.testing.assert_array_equal(state[key], value)
+    torch.save(MDCSRN(4, 2, 2).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ConfigError, match=r"generator\.init_from.*other\.pt.*shape"):
+        read_initial_weights(experiment, str(tmp_path / "other.pt"), "")

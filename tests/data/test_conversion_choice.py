@@ -1,0 +1,110 @@
+"""Which files a conversion takes, and what it makes of those that are odd."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mrisr.config import ConfigError
+from mrisr.data.conversion import ConversionSummary, _convert_one, _Job, convert_folder
+from voxelstore import StoreError, VolumeStore
+
+
+def save(path: Path, voxels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save((nib.MGHImage if path.suffix == ".mgz" else nib.Nifti1Image)(voxels, np.diag([-1.0, 1, 1, 1])), path)
+    return path
+
+
+def volume(seed: int) -> np.ndarray:
+    """A noisy block in nothing, (34, 36, 38) int16."""
+    voxels = np.zeros((34, 36, 38), np.int16)
+    voxels[8:-8, 8:-8, 8:-8] = np.random.default_rng(seed).integers(300, 900, (18, 20, 22))
+    return voxels
+
+
+NAMES = ["s1__sub-1", "s2__sub-1", "s2__sub-3"]
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """Three volumes of two people."""
+    for seed, name in enumerate(["s1/sub-1.nii.gz", "s2/sub-1.nii.gz", "s2/sub-3.mgz"]):
+        save(tmp_path / "in" / name, volume(seed))
+    return tmp_path / "in"
+
+
+def convert(folder: Path, tmp_path: Path, pattern: str = "*") -> ConversionSummary:
+    return convert_folder(folder, tmp_path / "store", {"train": 1.0}, pattern=pattern, progress=False)
+
+
+def reasons(summary: ConversionSummary) -> dict[str, str]:
+    return {Path(item.path).name: item.reason for item in summary.left_out}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_file_that_nothing_can_be_made_of_does_not_stop_the_others(cohort: Path, tmp_path: Path) -> None:
+    """Three neighbours among float32's values: not constant, but no histogram has room between them."""
+    steps = 2**30 + 128 * (np.indices((40, 40, 40)).sum(axis=0) % 3)
+    save(cohort / "flat.nii", steps.astype(np.int32))
+    summary = convert(cohort, tmp_path)
+    assert reasons(summary) == {"flat.nii": "unusable"}
+    assert summary.converted == NAMES
+    assert reasons(convert(cohort, tmp_path)) == {"flat.nii": "unusable"}
+
+
+def test_a_file_beyond_the_memory_is_left_out_and_a_damaged_store_stops_the_task(tmp_path: Path) -> None:
+    store = VolumeStore.create(tmp_path / "store")
+    huge = tmp_path / "sub-1.nii"
+    with huge.open("wb") as file:
+        file.truncate(2**41)  # no block of it is on the disk
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**40, limits[1]))
+    try:
+        outcome = _convert_one(_Job(str(huge), "sub-1", "sub-1", None), str(store.path), 32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert (outcome.status, outcome.reason) == ("left-out", "too-large")
+    good = save(tmp_path / "sub-2.nii", volume(0))
+    (store.path / "manifest.json").unlink()
+    with pytest.raises(StoreError, match="manifest"):
+        _convert_one(_Job(str(good), "sub-2", "sub-2", None), str(store.path), 32)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_pattern_chooses_and_what_it_leaves_out_later_is_named(cohort: Path, tmp_path: Path) -> None:
+    assert convert(cohort, tmp_path, pattern="*.mgz").converted == ["s2__sub-3"]
+    summary = convert(cohort, tmp_path, pattern="*sub-1*")
+    assert (summary.converted, summary.forsaken) == (["s1__sub-1", "s2__sub-1"], ["s2__sub-3"])
+    assert any("new data.store" in line and "s2__sub-3" in line for line in summary.lines())
+    with pytest.raises(FileNotFoundError, match=r"data\.pattern = '\*T2w\*': fits none of the 3 volumes"):
+        convert(cohort, tmp_path, pattern="*T2w*")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_store_is_split_by_one_rule(cohort: Path, tmp_path: Path) -> None:
+    counts = {"validation": 1, "train": 1}
+    convert_folder(cohort, tmp_path / "store", counts, split_seed=3, progress=False)
+    before = VolumeStore.open(tmp_path / "store")
+    assert before.rule == (counts, 3)
+    save(cohort / "sub-9.nii", volume(9))
+    for asked, seed in (({"train": 2}, None), (None, 4)):
+        with pytest.raises(
+            ConfigError, match=r"was split by data\.splits='\{validation: 1, train: 1\}' .*data\.store="
+        ):
+            convert_folder(cohort, tmp_path / "store", asked, seed, progress=False)
+    summary = convert_folder(cohort, tmp_path / "store", progress=False)
+    assert (summary.converted, summary.unassigned) == (["sub-9"], ["sub-9"])
+    after = VolumeStore.open(tmp_path / "store")
+    assert (after.rule, after.splits()) == (before.rule, before.splits())
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_one_folder_for_everybody_is_told(tmp_path: Path) -> None:
+    for seed in range(2):
+        save(tmp_path / "in" / "images" / f"p{seed}.nii", volume(seed))
+    assert any("taken for one person's" in line for line in convert(tmp_path / "in", tmp_path).lines())

@@ -1,0 +1,137 @@
+"""Files in, files out, in the space and type of the input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy import fft
+from torch import nn
+
+from mrisr.degradation import Degradation
+from mrisr.inference.sliding_window import InferenceOptions
+from mrisr.inference.superresolution import superresolve_files
+from voxelstore import VolumeError, find_volumes
+
+OPTIONS = InferenceOptions(patch_size=16, batch_size=4)
+# Left-posterior-superior, oblique, anisotropic.
+AFFINE = np.array([[-0.7, 0.02, 0, 90], [0.01, -0.8, 0.1, 120], [0, 0.09, 1.1, -70], [0, 0, 0, 1.0]])
+
+
+class Affine(nn.Module):
+    def __init__(self, scale: float, shift: float) -> None:
+        super().__init__()
+        self.scale, self.shift = scale, shift
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale + self.shift
+
+
+def _write(path: Path, shape: tuple[int, int, int] = (33, 41, 35), dtype: type = np.int16) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = np.random.default_rng(0).integers(0, 255, shape).astype(dtype)
+    nib.save(nib.Nifti1Image(data, AFFINE), path)
+    return data
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "b.nii"])
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32])
+def test_an_identity_gives_the_file_back(tmp_path: Path, name: str, dtype: type) -> None:
+    data = _write(tmp_path / name, dtype=dtype)
+    summary = superresolve_files(tmp_path / name, tmp_path / "out", nn.Identity(), OPTIONS)
+    image = nib.load(tmp_path / "out" / name)
+    assert summary.written[0].target == tmp_path / "out" / name
+    assert image.get_data_dtype() == dtype
+    np.testing.assert_allclose(image.affine, AFFINE, atol=1e-5)
+    np.testing.assert_allclose(np.asanyarray(image.dataobj), data, atol=1e-2 if dtype is np.float32 else 0)
+
+
+def test_integers_are_clipped_to_their_range(tmp_path: Path) -> None:
+    data = _write(tmp_path / "a.nii.gz", dtype=np.uint8)
+    superresolve_files(tmp_path / "a.nii.gz", tmp_path / "out.nii.gz", Affine(3.0, -0.5), OPTIONS)
+    found = np.asanyarray(nib.load(tmp_path / "out.nii.gz").dataobj)
+    assert (found.min(), found.max()) == (0, 255)
+    assert (found[data == 255] == 255).all()
+
+
+def test_nothing_is_overwritten_unless_told(tmp_path: Path) -> None:
+    _write(tmp_path / "a.nii.gz")
+    target = tmp_path / "out.nii.gz"
+    superresolve_files(tmp_path / "a.nii.gz", target, nn.Identity(), OPTIONS)
+    before = target.read_bytes()
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        superresolve_files(tmp_path / "a.nii.gz", target, Affine(0.5, 0.0), OPTIONS)
+    assert target.read_bytes() == before
+    superresolve_files(tmp_path / "a.nii.gz", target, Affine(0.5, 0.0), OPTIONS, overwrite=True)
+    assert target.read_bytes() != before
+    with pytest.raises(FileExistsError, match="the input itself"):
+        superresolve_files(tmp_path / "a.nii.gz", tmp_path, nn.Identity(), OPTIONS, overwrite=True)
+
+
+def test_a_folder_goes_on_past_a_bad_file(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    _write(source / "a.nii.gz")
+    _write(source / "deep" / "c.nii.gz")
+    (source / "b.nii.gz").write_bytes(b"no nifti")
+    said: list[str] = []
+    for _ in range(2):
+        summary = superresolve_files(
+            source,
+            source / "out",
+            nn.Identity(),
+            OPTIONS,
+            on_file=lambda file: said.append(file.describe()),
+            overwrite=True,
+        )
+        assert [file.target.relative_to(source) for file in summary.written] == [
+            Path("out/a.nii.gz"),
+            Path("out/deep/c.nii.gz"),
+        ]
+        assert [file.source.name for file in summary.left_out] == ["b.nii.gz"]
+    assert "left out: VolumeError" in said[1]
+    assert sorted(path.name for path in find_volumes(source / "out")) == ["a.nii.gz", "c.nii.gz"]
+    assert len(superresolve_files(source, source / "out", nn.Identity(), OPTIONS).left_out) == 3
+
+
+def test_a_single_bad_file_raises(tmp_path: Path) -> None:
+    (tmp_path / "b.nii.gz").write_bytes(b"no nifti")
+    with pytest.raises(VolumeError):
+        superresolve_files(tmp_path / "b.nii.gz", tmp_path / "out.nii.gz", nn.Identity(), OPTIONS)
+    with pytest.raises(FileNotFoundError, match="no volume found"):
+        superresolve_files(tmp_path / "absent.nii.gz", tmp_path / "out.nii.gz", nn.Identity(), OPTIONS)
+    _write(tmp_path / "a.nii.gz")
+    with pytest.raises(ValueError, match="not finite"):
+        superresolve_files(tmp_path / "a.nii.gz", tmp_path / "out.nii.gz", Affine(float("nan"), 0.0), OPTIONS)
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+def test_data_consistency_keeps_the_inputs_band(tmp_path: Path) -> None:
+    _write(tmp_path / "a.nii.gz", (32, 32, 32), np.float32)
+    band = Degradation("truncate", axes=(0, 1), fraction=0.5)
+    spectra = {}
+    for name, chosen in (("plain", None), ("consistent", band)):
+        summary = superresolve_files(
+            tmp_path / "a.nii.gz", tmp_path / f"{name}.nii.gz", Affine(0.5, 0.1), OPTIONS, chosen
+        )
+        assert summary.files[0].consistency == (None if chosen is None else band.describe())
+        spectra[name] = fft.fftn(nib.load(tmp_path / f"{name}.nii.gz").get_fdata())
+    given = fft.fftn(nib.load(tmp_path / "a.nii.gz").get_fdata())
+    k = np.abs(np.fft.fftfreq(32) * 32)
+    kept = (k[:, None, None] < 8) & (k[None, :, None] < 8) & (k[None, None, :] >= 0)
+    scale = np.abs(given[kept]).max()
+    assert np.abs(spectra["consistent"] - given)[kept].max() < 1e-5 * scale
+    assert np.abs(spectra["plain"] - given)[kept].max() > 1e-2 * scale
+    np.testing.assert_allclose(spectra["consistent"][~kept], spectra["plain"][~kept], atol=1e-5 * scale)
+
+
+def test_progress_names_the_file(tmp_path: Path) -> None:
+    _write(tmp_path / "a.nii.gz")
+    seen: list[tuple[Path, int, int]] = []
+    superresolve_files(
+        tmp_path / "a.nii.gz", tmp_path / "o.nii.gz", nn.Identity(), OPTIONS, progress=lambda *a: seen.append(a)
+    )
+    assert seen[-1][0] == tmp_path / "a.nii.gz"
+    assert seen[-1][1] == seen[-1][2]
