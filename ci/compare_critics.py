@@ -48,7 +48,7 @@ def held_out(experiment: Experiment, weights: Path | None) -> dict[str, float]:
     """Means over the held-out subjects, foreground for PSNR and SSIM, of a generator or (None) of the input."""
     from mrisr.degradation import PROTOCOLS, degrade
     from mrisr.evaluation.subject import foreground_mask
-    from mrisr.metrics.image import region_metrics
+    from mrisr.metrics import measure_regions
     from mrisr.metrics.zeroed_band import zeroed_band
     from voxelstore import VolumeStore
 
@@ -59,7 +59,7 @@ def held_out(experiment: Experiment, weights: Path | None) -> dict[str, float]:
         hr = store.read_normalised(subject)
         lr = degrade(hr, protocol)
         estimate = lr if restored is None else restored(lr)
-        figures = region_metrics(hr, estimate, {"foreground": foreground_mask(store, subject)})["foreground"]
+        figures = measure_regions(hr, estimate, {"foreground": foreground_mask(store, subject)})["foreground"]
         rows.append({**figures, **zeroed_band(hr, estimate, protocol)._asdict()})
         print(f"  {subject}: " + ", ".join(f"{key} {rows[-1][key]:.4f}" for key in COLUMNS), flush=True)
     return {key: statistics.fmean(row[key] for row in rows) for key in COLUMNS}

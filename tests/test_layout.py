@@ -40,7 +40,7 @@ class Refuse:
         if name.split('.')[0] in {'ray', 'mlflow', 'pydantic', 'zarr', 'nibabel', 'monai', 'optuna', 'typer'}:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-import mrisr.degradation, mrisr.data.patches, mrisr.models, mrisr.engine.objectives, mrisr.metrics.image
+import mrisr.degradation, mrisr.data.patches, mrisr.models, mrisr.engine.objectives, mrisr.metrics
 import mrisr.engine.schedule, mrisr.engine.step, mrisr.engine.sharding, mrisr.engine.checkpoint
 import mrisr.engine.memory, mrisr.engine.precision
 """

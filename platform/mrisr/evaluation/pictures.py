@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mrisr.metrics.image import psnr
+from mrisr.metrics.psnr import peak_signal_to_noise
 
 
 def central_slice(volume: np.ndarray) -> np.ndarray:
@@ -42,7 +42,8 @@ def validation_figure(
     if error_range is None:
         error_range = max(float(np.percentile(np.abs(low - high), 99.5)), 1e-6)
     numbers = figures or {
-        name: {"slice PSNR": psnr(high, image)} for name, image in (("low", low), ("super-resolved", estimate))
+        name: {"slice PSNR": peak_signal_to_noise(high, image)}
+        for name, image in (("low", low), ("super-resolved", estimate))
     }
     figure = Figure(figsize=(16, 4.6 * max(0.6, high.shape[0] / high.shape[1])), layout="constrained")
     FigureCanvasAgg(figure)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mrisr.metrics.image import METRICS, Interval, bootstrap_interval
+from mrisr.metrics import METRICS
+from mrisr.metrics.bootstrap import Interval, bootstrap_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +24,6 @@ REGIONS = ("whole", "foreground")
 # Relative: float32 blends of the very same image differ by some 1e-10 in PSNR and 1e-9 in SSIM.
 ROUNDING = 1e-6
 _SLUGS = {INPUT: "input", CUBIC: "cubic", MODEL: "model", CONSISTENT: "consistent"}
-_DIGITS = {"ssim": 4, "psnr": 2, "nrmse": 4}
 
 Scores = dict[str, dict[str, float]]  # region -> metric -> figure
 
@@ -93,14 +93,13 @@ class EvaluationResult:
         Positive is better, for NRMSE too.
         """
         difference = self.values(method, region, metric) - self.values(INPUT, region, metric)
-        return bootstrap_interval(-difference if metric == "nrmse" else difference, seed)
+        return bootstrap_interval(difference if METRICS[metric].higher_is_better else -difference, seed)
 
     def beats_input(self, metric: str = "psnr", region: str = "whole", method: str = MODEL) -> bool:
         """Whether the method's mean figure is better than the zero-filled input's by more than rounding makes, as in a
         network that is still the identity: the least to ask of a model."""
         own, zero_filled = (self.mean(each, region, metric) for each in (method, INPUT))
-        gain = zero_filled - own if metric == "nrmse" else own - zero_filled
-        return gain > ROUNDING * abs(zero_filled)
+        return METRICS[metric].improvement(own, zero_filled) > ROUNDING * abs(zero_filled)
 
     def figures(self, prefix: str = "val_", method: str = MODEL, region: str = "whole") -> dict[str, float]:
         """Mean figures of one method for tags and logs: {"val_ssim": ..., "val_psnr": ..., "val_nrmse":
@@ -128,16 +127,16 @@ class EvaluationResult:
         )
         for name in ("region", "method", "subject"):
             table.add_column(name)
-        for name in ("SSIM", "PSNR / dB", "NRMSE"):
-            table.add_column(name, justify="right")
+        for metric in METRICS.values():
+            table.add_column(metric.heading, justify="right")
         for region in REGIONS:
             for method in self.methods:
-                columns = {metric: self.values(method, region, metric) for metric in METRICS}
+                columns = [(self.values(method, region, name), metric.digits) for name, metric in METRICS.items()]
                 if per_subject:
                     for index, subject in enumerate(self.subjects):
-                        cells = (f"{columns[metric][index]:.{_DIGITS[metric]}f}" for metric in METRICS)
+                        cells = (f"{values[index]:.{digits}f}" for values, digits in columns)
                         table.add_row(region, method, subject.subject, *cells)
-                table.add_row(region, method, "mean", *(_spread(columns[m], _DIGITS[m]) for m in METRICS))
+                table.add_row(region, method, "mean", *(_spread(values, digits) for values, digits in columns))
             table.add_section()
         return table
 

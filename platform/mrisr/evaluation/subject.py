@@ -25,7 +25,7 @@ from mrisr.evaluation.result import (
     SubjectResult,
 )
 from mrisr.inference.sliding_window import InferenceOptions
-from mrisr.metrics.image import region_metrics
+from mrisr.metrics import measure_regions
 from voxelstore import VolumeStore
 
 
@@ -90,6 +90,6 @@ def evaluate_subject(
     scores: dict[str, Scores] = {}
     slices = {"high": central_slice(hr).copy()}
     for method, estimate in _estimates(lr, degradation, generator, infer, consistency):
-        scores[method] = region_metrics(hr, estimate, {"whole": None, "foreground": mask})
+        scores[method] = measure_regions(hr, estimate, {"whole": None, "foreground": mask})
         slices[method] = central_slice(estimate).copy()
     return SubjectResult(subject, scores, slices, time.perf_counter() - started, model_seconds)

@@ -1,1 +1,91 @@
-"""Figures of image quality, one file each. Pure numpy, scipy and scikit-image; it may import degradation."""
+"""Image quality of a volume against its reference: one file per metric, one table of them all.
+
+Pure numpy, scipy and scikit-image; it may import degradation. A new metric is a function and an entry in METRICS.
+`data_range` is always explicit (1.0 for normalised intensities): scikit-image's default for floats is 2.0, which
+inflates SSIM and adds 6 dB to PSNR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mrisr.metrics import nrmse, psnr, ssim
+
+# (reference, estimate, masks, data_range) -> one number per mask. reference, estimate: (D, H, W) float, finite.
+# masks: bool (D, H, W) with at least one voxel, or None for the whole volume. What masks share is computed once.
+Figure = Callable[[np.ndarray, np.ndarray, Sequence[np.ndarray | None], float], list[float]]
+
+
+class Metric(NamedTuple):
+    """name: in CSV columns, tags and MLflow; digits: after the point; label and unit: for people."""
+
+    name: str
+    function: Figure
+    digits: int
+    higher_is_better: bool
+    label: str
+    unit: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Of a table's column: `PSNR / dB`."""
+        return f"{self.label} / {self.unit}" if self.unit else self.label
+
+    def improvement(self, value: float, baseline: float) -> float:
+        """How much better `value` is than `baseline`; positive is better for every metric."""
+        return value - baseline if self.higher_is_better else baseline - value
+
+    def text(self, value: float, sign: str = "") -> str:
+        """`40.91 dB`; with sign="+" a positive number has its sign."""
+        return f"{value:{sign}.{self.digits}f} {self.unit}".rstrip()
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("ssim", ssim.ssim, 4, True, "SSIM"),
+        Metric("psnr", psnr.psnr, 2, True, "PSNR", "dB"),
+        Metric("nrmse", nrmse.nrmse, 4, False, "NRMSE"),
+    )
+}
+
+
+def measure_regions(
+    reference: np.ndarray, estimate: np.ndarray, regions: Mapping[str, np.ndarray | None], data_range: float = 1.0
+) -> dict[str, dict[str, float]]:
+    """Every metric of several regions: {region: {metric: value}}. 256x320x320 takes about 3 s, nearly all of it SSIM.
+
+    reference, estimate: (D, H, W) float, normalised intensity. regions: name -> mask, bool (D, H, W), or None for the
+    whole volume. Raises ValueError for shapes that differ, an estimate that is not finite, an empty mask.
+    """
+    check_pair(reference, estimate)
+    for name, mask in regions.items():
+        if mask is not None and (mask.shape != reference.shape or mask.dtype != np.bool_):
+            raise ValueError(f"mask {name!r} must be bool {reference.shape}, found {mask.dtype} {mask.shape}")
+        if mask is not None and not mask.any():
+            raise ValueError(f"mask {name!r} is empty: there is no voxel to measure")
+    masks = list(regions.values())
+    columns = {name: metric.function(reference, estimate, masks, data_range) for name, metric in METRICS.items()}
+    return {region: {name: column[i] for name, column in columns.items()} for i, region in enumerate(regions)}
+
+
+def measure(
+    reference: np.ndarray, estimate: np.ndarray, mask: np.ndarray | None = None, data_range: float = 1.0
+) -> dict[str, float]:
+    """Every metric of one volume, or of the voxels of a mask: {metric: value}. See `measure_regions`."""
+    return measure_regions(reference, estimate, {"region": mask}, data_range)["region"]
+
+
+def check_pair(reference: np.ndarray, estimate: np.ndarray) -> None:
+    """Raise ValueError unless both are volumes of one shape and the estimate is finite."""
+    if reference.ndim != 3 or reference.shape != estimate.shape:
+        raise ValueError(
+            "reference and estimate must be volumes (D, H, W) of one shape, "
+            f"found {reference.shape} and {estimate.shape}"
+        )
+    bad = estimate.size - int(np.count_nonzero(np.isfinite(estimate)))
+    if bad:
+        raise ValueError(f"estimate holds {bad} voxels that are not finite: the network that made it has diverged")

@@ -1,7 +1,7 @@
-"""Sharpness as k-space tells it: what an estimate has in the band that the degradation zeroed.
+"""Sharpness in k-space: what an estimate holds in the band that the degradation zeroed.
 
-PSNR prefers no detail to detail that is a little off, so that it cannot tell a blurred estimate from a sharp one. The
-zeroed band is empty in the input; whatever an estimate has there it has made.
+PSNR prefers missing detail to slightly wrong detail, so it cannot tell a blurred estimate from a sharp one. The input
+has nothing in the zeroed band; whatever an estimate has there, it made.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from scipy import fft
 
 from mrisr.degradation import Degradation
 from mrisr.degradation.spectrum import spectral_weight
+from mrisr.metrics.shell_correlation import half_spectrum_weight
 
 
 class ZeroedBand(NamedTuple):
-    """energy: the estimate's in the zeroed band over the reference's: 0 as the input, 1 as sharp as the reference.
+    """energy: the estimate's in the zeroed band over the reference's: 0 for the input, 1 for the reference's sharpness.
 
-    correlation: of the two spectra in that band, in [-1, 1]: 1 for the reference's own detail, 0 for unrelated detail
-    or none at all.
+    correlation: of the two spectra in that band, -1 to 1: 1 for the reference's own detail, 0 for unrelated detail
+    or none.
     """
 
     energy: float
@@ -27,10 +28,10 @@ class ZeroedBand(NamedTuple):
 
 
 def zeroed_band(reference: np.ndarray, estimate: np.ndarray, degradation: Degradation) -> ZeroedBand:
-    """Compare two whole volumes where `degradation` leaves nothing of the spectrum.
+    """Compare two whole volumes in the part of the spectrum that `degradation` sets to zero.
 
-    reference, estimate: (D, H, W) real, on one intensity scale. A cut-out will not do: its spectrum leaks from the kept
-    band into the zeroed one. Raises ValueError for shapes that differ, a degradation that zeroes nothing or that is no
+    reference, estimate: (D, H, W) real, on one intensity scale; not a cut-out, whose spectrum leaks from the kept band
+    into the zeroed one. Raises ValueError for shapes that differ, a degradation that zeroes nothing or is not a
     spectral weight, and a reference without energy in the band.
     """
     if reference.shape != estimate.shape:
@@ -41,11 +42,7 @@ def zeroed_band(reference: np.ndarray, estimate: np.ndarray, degradation: Degrad
             f"degradation {degradation.describe()} zeroes no part of the spectrum: there is no band to measure"
         )
     axes = degradation.transform_axes
-    # The half spectrum of a real volume: all columns but the first and, for an even length, the last stand for two.
-    count = np.full(reference.shape[axes[-1]] // 2 + 1, 2.0, np.float32)
-    count[0] = 1.0
-    if reference.shape[axes[-1]] % 2 == 0:
-        count[-1] = 1.0
+    count = half_spectrum_weight(reference.shape[axes[-1]])
     weight = band * count.reshape([-1 if axis == axes[-1] else 1 for axis in range(reference.ndim)])
     truth, made = (fft.rfftn(np.asarray(volume, np.float32), axes=axes) for volume in (reference, estimate))
 

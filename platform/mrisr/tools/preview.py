@@ -12,7 +12,7 @@ from scipy import fft
 
 from mrisr.config import ConfigError, Experiment
 from mrisr.degradation import PROTOCOLS, Degradation, degrade
-from mrisr.metrics.image import psnr
+from mrisr.metrics.psnr import peak_signal_to_noise
 from voxelstore import VolumeStore, intensity_map, read_volume
 
 Entry = tuple[str, Degradation]
@@ -150,5 +150,7 @@ def _row(panels: np.ndarray, hr: np.ndarray, entry: Entry | None, no_signal: flo
     limit = max(float(np.percentile(np.abs(error), 99.5)), 1e-6)
     difference.imshow(error, cmap="RdBu_r", vmin=-limit, vmax=limit)
     difference.set_title(f"difference, ±{limit:.2g}", fontsize=7, pad=2)
-    image.set_title(f"{name}: {psnr(high, low):.1f} dB", fontsize=8, fontweight="bold", loc="left", pad=2)
+    image.set_title(
+        f"{name}: {peak_signal_to_noise(high, low):.1f} dB", fontsize=8, fontweight="bold", loc="left", pad=2
+    )
     image.text(0.0, -0.02, degradation.describe(), fontsize=6.5, transform=image.transAxes, va="top")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mrisr.config.validation import Validation
 from mrisr.engine.checkpoint import REMEDY, CheckpointError, refused_together
-from mrisr.metrics.image import HIGHER_IS_BETTER
+from mrisr.metrics import METRICS
 
 BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
@@ -48,7 +48,7 @@ class Best:
     def _beats(self, figures: dict[str, float]) -> bool:
         v = self.validation
         now, before = (score(f, v.metric, v.protocol, v.mean_over) for f in (figures, self.figures))
-        return now > before if HIGHER_IS_BETTER[v.metric] else now < before
+        return METRICS[v.metric].improvement(now, before) > 0
 
     def progress(self) -> dict[str, Any]:
         return {"step": self.step, "figures": self.figures}

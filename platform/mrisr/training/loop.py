@@ -21,7 +21,7 @@ from mrisr.engine.schedule import Phase, Schedule, phase
 from mrisr.engine.sharding import full_state, largest
 from mrisr.engine.step import NonFiniteError, train_step
 from mrisr.evaluation.pictures import critic_figure
-from mrisr.metrics.image import METRICS
+from mrisr.metrics import METRICS
 from mrisr.models import MDCSRN
 from mrisr.tracking.outbox import Outbox
 from mrisr.training import failed_step
@@ -31,7 +31,7 @@ from mrisr.training.outcome import FiguresNotFinite, SubjectAtFault
 from mrisr.training.saving import CheckpointWriteError, checkpoint_name, write_folder
 from mrisr.training.state import RunState
 from mrisr.training.stopping import Request, Requests
-from mrisr.training.validation import Validator
+from mrisr.training.validation import Validator, describe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,9 +153,7 @@ class Loop:
         if self.outbox is not None:
             self._log_validation(self.outbox, figures, picture, critic)
             print(
-                f"step {state.step:>7,} validation  psnr {figures['psnr']:.3f} dB "
-                f"({figures['psnr_gain']:+.3f} over the input)  "
-                f"ssim {figures['ssim']:.4f} ({figures['ssim_gain']:+.4f}){'  best so far' if better else ''}",
+                f"step {state.step:>7,} validation  {describe(figures)}{'  best so far' if better else ''}",
                 flush=True,
             )
         if critic is not None:

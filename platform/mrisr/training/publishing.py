@@ -13,7 +13,7 @@ from torch import nn
 from mrisr.data.checks import open_store
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, protocol_named
 from mrisr.evaluation.result import EvaluationResult
-from mrisr.metrics.image import HIGHER_IS_BETTER
+from mrisr.metrics import METRICS
 from mrisr.models.weights import build_generator
 from mrisr.tracking import registry
 from mrisr.tracking import runs as tracking
@@ -96,7 +96,7 @@ def _compete(run: TrainedRun, published: Published, measure: Callable[[nn.Module
         decision = registry.promote(
             published.name, published.version, run.tracking_uri, f"val_{metric}",
             evaluate=lambda loaded: measure(loaded.generator).figures("val_"),
-            higher_is_better=HIGHER_IS_BETTER[metric],
+            higher_is_better=METRICS[metric].higher_is_better,
         )  # fmt: skip
         published = published._replace(promoted=decision.promoted, decision=decision.reason)
         _write_record(_record(run), published)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 from mrisr.data.patches import cut, sample_corners
 from mrisr.degradation import PROTOCOLS, degrade
 from mrisr.evaluation.pictures import validation_figure
-from mrisr.metrics.image import image_metrics
+from mrisr.metrics import METRICS, measure
 from voxelstore import VolumeStore
 
 # Cubes are chosen by this seed and the subject's name alone: a new experiment seed must not move the yardstick.
@@ -70,9 +71,9 @@ class Validator:
         figure = None
         for cubes in self.cubes:
             outputs = [superresolve_cube(generator, lr, device, precision) for lr in cubes.lr]
-            scores[cubes.subject] = _mean([image_metrics(h, s) for h, s in zip(cubes.hr, outputs, strict=True)])
+            scores[cubes.subject] = _mean([measure(h, s) for h, s in zip(cubes.hr, outputs, strict=True)])
             if self._input is None:
-                inputs[cubes.subject] = _mean([image_metrics(h, x) for h, x in zip(cubes.hr, cubes.lr, strict=True)])
+                inputs[cubes.subject] = _mean([measure(h, x) for h, x in zip(cubes.hr, cubes.lr, strict=True)])
             if figure is None:
                 figure = validation_figure(cubes.lr[0], outputs[0], cubes.hr[0])
         if self._input is None:
@@ -110,3 +111,11 @@ def _gathered(mine: dict[str, dict[str, float]], world_size: int) -> list[dict[s
 
 def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([f[key] for f in figures])) for key in figures[0]}
+
+
+def describe(figures: Mapping[str, float]) -> str:
+    """Of `Validator.run`'s figures, for a terminal: `PSNR 30.02 dB (+0.45 dB over the input)`, metric by metric."""
+    return "  ".join(
+        f"{metric.label} {metric.text(figures[name])} ({metric.text(figures[f'{name}_gain'], '+')} over the input)"
+        for name, metric in METRICS.items()
+    )
