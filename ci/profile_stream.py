@@ -24,7 +24,7 @@ import mrisr.data.rows
 from mrisr.data.patches import copy_overlaps, sample_corners
 from mrisr.data.rows import PatchMaker, RowPlan
 from mrisr.degradation import Degradation, DegradationRange, applying, degrade, spectral_weight
-from mrisr.tools.bench_stream import plain_patches
+from mrisr.tools.bench_stream import Stopwatch, plain_patches
 from voxelstore import VolumeStore
 
 T = TypeVar("T")
@@ -106,9 +106,7 @@ def main() -> None:
             copy_overlaps(target, corners, hr, 0, 0)
 
     timed("cut 16 pairs, to float16", cut_all)
-    timed(
-        "one row: whole volume, full transform, float32", lambda: plain_patches(maker, plan.row(0), lambda stage: None)
-    )
+    timed("one row: whole volume, full transform, float32", lambda: plain_patches(maker, plan.row(0), Stopwatch()))
     timed("one row: as the stream makes it, part by part", lambda: maker.row_patches(plan.row(0))[0])
     chosen = mrisr.data.rows.PART_VOXELS
     for voxels in (2**17, 2**19, 2**20):

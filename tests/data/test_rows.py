@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mrisr.data.patches import cut, sample_corners
-from mrisr.data.rows import PatchMaker, RowPlan, open_store
+from mrisr.data.rows import PatchMaker, RowPlan, cached_store
 from mrisr.degradation import DegradationRange, spectral_weight
 from mrisr.degradation.applying import received_noise
-from mrisr.tools.bench_stream import plain_patches
+from mrisr.tools.bench_stream import Stopwatch, plain_patches
 from voxelstore import StoreError, VolumeStore
 from voxelstore.subject import write_array
 
@@ -54,7 +54,7 @@ def test_a_row_made_part_by_part_is_that_of_the_whole_volume(
     maker = PatchMaker(layered_store, plan, ranges, 16, 0.3)
     for row in plan.epoch_rows(0)[:2]:
         lr, hr = maker.row_patches(row)
-        whole_lr, whole_hr = plain_patches(maker, row, lambda stage: None)
+        whole_lr, whole_hr = plain_patches(maker, row, Stopwatch())
         np.testing.assert_array_equal(hr, whole_hr.astype(np.float16))
         # The transforms differ by rounding, which may move a value to the next float16.
         np.testing.assert_allclose(lr, whole_lr, rtol=2**-10, atol=5e-6)
@@ -90,8 +90,8 @@ def test_noise_is_counted_from_the_subjects_own_zero(small_store: Path, tmp_path
 
 def test_a_store_that_was_converted_further_is_seen_as_it_is_now(small_store: Path, tmp_path: Path) -> None:
     path = shutil.copytree(small_store, tmp_path / "store.zarr")
-    store = open_store(str(path))
-    assert open_store(str(path)) is store
+    store = cached_store(str(path))
+    assert cached_store(str(path)) is store
     subjects = store.subjects("train")
     first = store.source(subjects[0])
     maker = PatchMaker(path, RowPlan((subjects[1],), 3, 4, 1, 1), DegradationRange("truncate"), 16, 0.3)
@@ -100,13 +100,13 @@ def test_a_store_that_was_converted_further_is_seen_as_it_is_now(small_store: Pa
     writer.write_subject("new", first)
     writer.write_subject(subjects[1], replace(first, voxels=first.voxels // 2))
     writer.update_manifest({"train": 5, "validation": 1, "test": 1}, seed=0)
-    assert open_store(str(path)).record("new").shape == first.voxels.shape
+    assert cached_store(str(path)).record("new").shape == first.voxels.shape
     after = maker.row_patches(maker.plan.row(0))[1]
     # Of half the intensity with a range of half the width; with its old record it would reach half as far.
     assert after.max() > 0.8 * before.max()
     shutil.rmtree(path)
     with pytest.raises(StoreError, match="no volume store"):
-        open_store(str(path))
+        cached_store(str(path))
 
 
 def test_an_intensity_that_patches_cannot_hold_is_an_error_that_names_the_subject(

@@ -44,9 +44,16 @@ def test_shares_and_ratio_are_written() -> None:
     assert "50.0%" in text
 
 
-def test_a_stopwatch_adds_up_what_lies_between_its_marks() -> None:
+def test_a_stopwatch_counts_inner_stages_for_themselves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
     watch = Stopwatch()
-    for stage in (*STAGES, *STAGES):
-        watch(stage)
-    assert set(watch.seconds) == set(STAGES)
-    assert all(seconds > 0 for seconds in watch.seconds.values())
+    for _ in range(2):
+        with watch.stage("mix"):
+            for _ in range(2):
+                with watch.stage("cut"), watch.stage("read"):
+                    pass
+        with watch.stage("draw"):
+            pass
+    # "mix" lasts from tick 0 to 9, and 2 x 3 ticks of them are those of "cut" with "read" inside.
+    assert watch.seconds == {"mix": 2 * 3, "cut": 2 * 2 * 2, "read": 2 * 2 * 1, "draw": 2 * 1, "transform": 0}

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from mrisr.data.patches import copy_overlaps, sample_corners, spanned
+from mrisr.data.patches import Corner, copy_overlaps, sample_corners, spanned
 from mrisr.degradation import DegradationRange, degrader
 from voxelstore import VolumeStore
 from voxelstore.manifest import MANIFEST
 
 # Patches travel from the data tasks to the workers as float16. On normalised intensities in [0, 2) the rounding error
-# is at most 2^-11 of the value (4.9e-4 at 1, below 1/1000 of the intensity range), about 75 dB below a unit range. What
-# is beyond its range, 65504 times the subject's own, is an error and never an infinity.
+# is at most 2^-11 of the value (4.9e-4 at 1), about 75 dB below a unit range. A value above 65504 is an error.
 WIRE_DTYPE = np.float16
-# Voxels that go from the store to the patches at a time, where slices are independent: 1.3 MB of float32.
+# Voxels of one part where slices are independent: 1.3 MB of float32.
 PART_VOXELS = 5 * 2**16
 
 
@@ -69,8 +69,7 @@ class RowPlan:
         return np.random.default_rng([self.seed, 1, turn, lane]).permutation(self.group_size)
 
     def row_seed(self, row: Row) -> list[int]:
-        """The seed of all randomness of a row; the subject enters by name, so that adding subjects changes no other's
-        draws."""
+        """The seed of all randomness of a row. The subject enters by name: adding subjects changes no other's draws."""
         name = int.from_bytes(hashlib.sha256(row.subject.encode()).digest()[:8], "little")
         return [self.seed, 2, row.epoch, name]
 
@@ -83,6 +82,20 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng([seed, 0, epoch]).permutation(n)
 
 
+class PreparedRow(NamedTuple):
+    """A row whose parameters and places are drawn.
+
+    parts: the normalised high-resolution voxels that its patches need, a few slices at a time, each with the number of
+    its first slice along `axis`. degrade: high to low resolution, for one part. corners: of the K patches, counted from
+    where the parts begin.
+    """
+
+    parts: Iterable[tuple[int, np.ndarray]]
+    degrade: Callable[[np.ndarray], np.ndarray]
+    corners: list[Corner]
+    axis: int
+
+
 @dataclass(frozen=True)
 class PatchMaker:
     """Rows to patches: reads a volume, degrades all of it, cuts where there is foreground. Runs inside Ray tasks."""
@@ -93,23 +106,19 @@ class PatchMaker:
     patch_size: int
     min_foreground: float
 
-    def row_patches(self, row: Row, mark: Callable[[str], None] = lambda stage: None) -> tuple[np.ndarray, np.ndarray]:
-        """(lr, hr), each (K, P, P, P) float16, of one row; mark and errors as in `write_row`."""
+    def row_patches(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        """(lr, hr), each (K, P, P, P) float16, of one row. Raises ValueError as `write_row` does."""
         lr, hr = (np.empty((self.plan.patches_per_row, *(self.patch_size,) * 3), WIRE_DTYPE) for _ in range(2))
-        self.write_row(row, (list(lr), list(hr)), mark)
+        self.write_row(row, (list(lr), list(hr)))
         return lr, hr
 
-    def write_row(
-        self, row: Row, cubes: tuple[Sequence[np.ndarray], Sequence[np.ndarray]], mark: Callable[[str], None]
-    ) -> None:
-        """Write the patches of one row into the K arrays of each side, lr and hr, each (P, P, P) float16.
+    def prepare(self, row: Row) -> PreparedRow:
+        """Draw the degradation and the places of a row; its voxels are read when its parts are iterated.
 
-        Along an axis on which the degradation treats every slice by itself only the slices that patches need are read,
-        and a few at a time go all the way from the store to the patches: what is in work then stays in a core's cache.
-        mark: called after each stage, "draw", "read", "transform" and "cut", by who measures.
-        Raises ValueError for a patch that float16 cannot hold.
+        Along an axis on which the degradation treats every slice by itself, only the slices that patches need are read,
+        a few at a time: they stay in a core's cache from the store to the patches.
         """
-        store = open_store(str(self.store))
+        store = cached_store(str(self.store))
         rng = self.plan.row_rng(row)
         degradation = self.degradation.sample(rng)
         record = store.record(row.subject)
@@ -119,42 +128,40 @@ class PatchMaker:
         )  # fmt: skip
         free = degradation.independent_axes
         region, corners = spanned(corners, self.patch_size, record.shape, free)
+        axis, voxels = (free[0], PART_VOXELS) if free else (0, None)
+        parts = store.normalised_parts(row.subject, region, axis, voxels)
         apply = degrader(record.shape, degradation, no_signal=record.intensity.no_signal)
-        axis = free[0] if free else 0
-        mark("draw")
-        voxels = PART_VOXELS if free else None
-        for first, hr in store.normalised_parts(row.subject, region, axis, voxels):
-            mark("read")
-            lr = apply(hr)
-            mark("transform")
-            with np.errstate(over="ignore"):  # told below, with the subject's name
-                for side, part in zip(cubes, (lr, hr), strict=True):
-                    copy_overlaps(side, corners, part, axis, first - region[axis].start)
-            mark("cut")
-        if any(map(_overflowed, (*cubes[0], *cubes[1]))):
-            raise ValueError(_beyond_range(store, row.subject))
-        mark("cut")
+        return PreparedRow(((first - region[axis].start, part) for first, part in parts), apply, corners, axis)
 
-    def group_patches(
-        self, turn: int, lane: int, skip: int = 0, mark: Callable[[str], None] = lambda stage: None
-    ) -> dict[str, np.ndarray]:
+    def write_row(self, row: Row, cubes: tuple[Sequence[np.ndarray], Sequence[np.ndarray]]) -> None:
+        """Write the patches of one row into the K arrays of each side, lr and hr, each (P, P, P) float16.
+
+        Raises ValueError for a patch that float16 cannot hold.
+        """
+        prepared = self.prepare(row)
+        for first, hr in prepared.parts:
+            lr = prepared.degrade(hr)
+            with np.errstate(over="ignore"):  # checked below, with the subject's name
+                for side, part in zip(cubes, (lr, hr), strict=True):
+                    copy_overlaps(side, prepared.corners, part, prepared.axis, first)
+        if any(map(_overflowed, (*cubes[0], *cubes[1]))):
+            raise ValueError(_beyond_range(cached_store(str(self.store)), row.subject))
+
+    def group_patches(self, turn: int, lane: int, skip: int = 0) -> dict[str, np.ndarray]:
         """One group in its interleaved order: lr, hr (R*K, 1, P, P, P) float16; row, patch (R*K,) int64 for replay.
 
         skip: patches of the group that were consumed before; rows needed by none of the others are not read.
-        mark: called after each stage, those of `write_row` and "mix", which finds a row's patches their places.
         """
         plan, k = self.plan, self.plan.patches_per_row
         order = plan.order(turn, lane)
         rows = plan.group(turn, lane)
         shape = (plan.group_size, self.patch_size, self.patch_size, self.patch_size)
         lr, hr = np.zeros(shape, WIRE_DTYPE), np.zeros(shape, WIRE_DTYPE)
-        mark("mix")
         for i, row in enumerate(rows):
             places = np.flatnonzero(order // k == i)
             if (places >= skip).any():
                 places = places[np.argsort(order[places])]
-                mark("mix")
-                self.write_row(row, ([lr[place] for place in places], [hr[place] for place in places]), mark)
+                self.write_row(row, ([lr[place] for place in places], [hr[place] for place in places]))
         index = np.array([row.index for row in rows], dtype=np.int64)[order // k]
         return {"lr": lr[:, None], "hr": hr[:, None], "row": index, "patch": order % k}
 
@@ -164,22 +171,25 @@ class PatchMaker:
 
 
 def _overflowed(patch: np.ndarray) -> bool:
-    """Whether a float16 of it is infinite. Of its sign, only what is no number has larger bits than infinity, and numpy
-    finds the largest integer 25 times as fast as it looks for infinities."""
+    """Whether a float16 patch holds an infinity.
+
+    NaN and infinity have larger bit patterns than any finite value of their sign, and numpy finds the largest integer
+    25 times as fast as it looks for infinities.
+    """
     infinity = np.float16(np.inf).view(np.int16), np.float16(-np.inf).view(np.uint16)
     suspect = patch.view(np.int16).max() >= infinity[0] or patch.view(np.uint16).max() >= infinity[1]
     return bool(suspect and np.isinf(patch).any())
 
 
-def open_store(path: str) -> VolumeStore:
-    """The store at `path`, opened once in each process for as long as its manifest is the same file.
+def cached_store(path: str) -> VolumeStore:
+    """The store at `path`, opened once per process and again when its manifest changes.
 
-    A data task's process outlives runs: a store that has been converted further since must not be seen as it was.
+    A data task's process outlives runs and must see what a later conversion added.
     """
     try:
         found = os.stat(os.path.join(path, MANIFEST))
     except OSError:
-        return VolumeStore.open(path)  # which says what is missing
+        return VolumeStore.open(path)  # raises an error that says what is missing
     return _opened(path, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
@@ -196,6 +206,6 @@ def _beyond_range(store: VolumeStore, subject: str) -> str:
     low, high = record.intensity.low, record.intensity.high
     return (
         f"{store.path}: {subject} reaches {value:.4g} in normalised intensity, and patches are float16, which holds "
-        f"{limit:g} at most; its robust range is {low:g} to {high:g}, from {record.source}. Mend that file (a hot "
+        f"{limit:g} at most; its robust range is {low:g} to {high:g}, from {record.source}. Correct that file (a hot "
         "voxel, or a range of next to nothing) and convert it again, or take it out of the store"
     )

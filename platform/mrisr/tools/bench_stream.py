@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,29 +17,97 @@ from scipy import fft
 
 from mrisr.config import ConfigError, Experiment
 from mrisr.data.patches import cut, sample_corners
-from mrisr.data.rows import PatchMaker, Row, open_store
+from mrisr.data.rows import PatchMaker, PreparedRow, Row, cached_store
 from mrisr.data.stream import StreamLimits, rank_batches
 from mrisr.degradation import degrade, spectral_weight
 from voxelstore import VolumeStore
 
 STAGES = ("draw", "read", "transform", "cut", "mix")
+WORKER_CPUS = 0.01  # of the Ray Train worker, which only receives: a data task must fit on every core
+WARM_UP = 6  # groups of every lane before the clock starts: Ray takes seconds to start a process for each core
+SIZED = 100  # subjects whose sizes are averaged
+REPORTED_S = 60.0  # how long reports of groups that have arrived may take
 
 
 class Stopwatch:
-    """Seconds by stage: called at the end of each."""
+    """Seconds by stage. A stage inside another one counts for the inner one alone."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
-        self.start()
+        self._inner = 0.0  # seconds of the stages inside the running one
 
-    def start(self) -> None:
-        """Begin a row: what lay between it and the last one belongs to no stage."""
-        self._last = time.perf_counter()
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what runs inside the `with` block."""
+        outer, self._inner, start = self._inner, 0.0, time.perf_counter()
+        yield
+        took = time.perf_counter() - start
+        self.seconds[name] += took - self._inner
+        self._inner = outer + took
 
-    def __call__(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] += now - self._last
-        self._last = now
+
+@dataclass(frozen=True)
+class TimedPatchMaker(PatchMaker):
+    """A PatchMaker that times its stages from outside: `cut` is `write_row`, `mix` is `group_patches`, less the rest.
+
+    sink: the actor that is told the seconds of every group.
+    """
+
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    sink: Any = None
+
+    @classmethod
+    def of(cls, maker: PatchMaker, sink: Any = None) -> TimedPatchMaker:
+        """The same rows as `maker`, timed."""
+        fields = maker.store, maker.plan, maker.degradation, maker.patch_size, maker.min_foreground
+        return cls(*fields, sink=sink)
+
+    def prepare(self, row: Row) -> PreparedRow:
+        with self.watch.stage("draw"):
+            prepared = super().prepare(row)
+
+        def transform(part: np.ndarray) -> np.ndarray:
+            with self.watch.stage("transform"):
+                return prepared.degrade(part)
+
+        return prepared._replace(parts=self._read(prepared.parts), degrade=transform)
+
+    def _read(self, parts: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+        iterator = iter(parts)
+        while True:
+            with self.watch.stage("read"):
+                part = next(iterator, None)
+            if part is None:
+                return
+            yield part
+
+    def write_row(self, row: Row, cubes: tuple[Sequence[np.ndarray], Sequence[np.ndarray]]) -> None:
+        with self.watch.stage("cut"):
+            super().write_row(row, cubes)
+
+    def group_patches(self, turn: int, lane: int, skip: int = 0) -> dict[str, np.ndarray]:
+        before = dict(self.watch.seconds)
+        with self.watch.stage("mix"):
+            group = super().group_patches(turn, lane, skip)
+        self.sink.add.remote({name: seconds - before[name] for name, seconds in self.watch.seconds.items()})
+        return group
+
+
+class Reports:
+    """The actor that gathers the seconds of the data tasks' groups."""
+
+    def __init__(self) -> None:
+        self.groups: list[dict[str, float]] = []
+
+    def add(self, seconds: dict[str, float]) -> None:
+        self.groups.append(seconds)
+
+    def take(self, count: int) -> list[dict[str, float]]:
+        """The seconds of `count` groups; nothing while fewer have reported, since reports may follow their patches."""
+        if len(self.groups) < count:
+            return []
+        taken, self.groups = self.groups[:count], self.groups[count:]
+        return taken
 
 
 @dataclass(frozen=True)
@@ -56,7 +124,7 @@ class Speed:
         return self.patches / self.wall
 
     def shares(self) -> dict[str, float]:
-        """Share of the cores' time by stage; `rest` is what no stage has: the framework, and cores that idle."""
+        """Share of the cores' time by stage; `rest` is outside all stages: the framework, and idle cores."""
         total = self.wall * self.cores
         shares = {name: seconds / total for name, seconds in self.stages.items()}
         return {**shares, "rest": 1.0 - sum(shares.values())}
@@ -66,9 +134,8 @@ class Speed:
 class Measured:
     """The stream and two loops without Ray over as many rows of the same plan.
 
-    plain: whole volumes and full transforms, as one would write it with numpy and scipy; bare: the stream's own rows.
-    patch: edge in voxels; per_row: patches of a volume; stored, decoded: mean bytes of a volume's voxels in the store
-    and in memory.
+    plain: whole volumes and full transforms, in plain numpy and scipy; bare: the stream's own rows. patch: edge in
+    voxels; per_row: patches of a volume; stored, decoded: mean bytes of a volume's voxels in the store and in memory.
     """
 
     plain: Speed
@@ -107,72 +174,63 @@ class Measured:
         ]
 
 
-__all__ = ["STAGES", "Measured", "Speed", "Stopwatch", "bare_loop", "measure_stream", "plain_patches", "ray_stream"]
-
-WORKER_CPUS = 0.01
-WARM_UP = 6  # groups of every lane before the clock starts: Ray takes seconds to start a process for each core
-SIZED = 100  # subjects whose sizes are averaged
-REPORTED_S = 60.0  # how long the actor may take to hear of groups that have already arrived
-
-
-@dataclass(frozen=True)
-class TimedPatchMaker(PatchMaker):
-    """A PatchMaker that tells an actor how long each stage of each group took."""
-
-    sink: Any = None
-
-    def group_patches(self, turn: int, lane: int, skip: int = 0, mark: Any = None) -> dict[str, np.ndarray]:
-        watch = Stopwatch()
-        group = super().group_patches(turn, lane, skip, watch)
-        self.sink.add.remote(watch.seconds)
-        return group
-
-
-class Sums:
-    """The actor that gathers what the data tasks measured."""
-
-    def __init__(self) -> None:
-        self.groups: list[dict[str, float]] = []
-
-    def add(self, seconds: dict[str, float]) -> None:
-        self.groups.append(seconds)
-
-    def take(self, count: int) -> list[dict[str, float]]:
-        """`count` groups' seconds, or nothing while fewer have reported: reports may come after their patches."""
-        if len(self.groups) < count:
-            return []
-        taken, self.groups = self.groups[:count], self.groups[count:]
-        return taken
+def plain_patches(maker: PatchMaker, row: Row, watch: Stopwatch) -> tuple[np.ndarray, np.ndarray]:
+    """(lr, hr), each (K, P, P, P) float32: the row in plain numpy and scipy, with whole volumes and full transforms."""
+    with watch.stage("draw"):
+        store = cached_store(str(maker.store))
+        rng = maker.plan.row_rng(row)
+        degradation = maker.degradation.sample(rng)
+        record = store.record(row.subject)
+        corners = sample_corners(
+            store.foreground(row.subject), record.mask_block, record.shape, maker.patch_size,
+            maker.plan.patches_per_row, maker.min_foreground, rng,
+        )  # fmt: skip
+    with watch.stage("read"):
+        hr = store.read_normalised(row.subject)
+    with watch.stage("transform"):
+        if degradation.kind == "report_literal" or degradation.noise > 0:
+            lr = degrade(hr, degradation, no_signal=record.intensity.no_signal)
+        else:
+            axes = degradation.transform_axes
+            spectrum = fft.rfftn(hr, axes=axes)
+            spectrum *= spectral_weight(hr.shape, degradation)
+            lr = fft.irfftn(spectrum, s=[hr.shape[axis] for axis in axes], axes=axes, overwrite_x=True)
+    with watch.stage("cut"):
+        low, high = (np.stack([cut(volume, corner, maker.patch_size) for corner in corners]) for volume in (lr, hr))
+    return low, high
 
 
-def plain_patches(maker: PatchMaker, row: Row, mark: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray]:
-    """(lr, hr), each (K, P, P, P) float32: the row as one would write it with numpy and scipy, without any saving."""
-    store = open_store(str(maker.store))
-    rng = maker.plan.row_rng(row)
-    degradation = maker.degradation.sample(rng)
-    record = store.record(row.subject)
-    corners = sample_corners(
-        store.foreground(row.subject), record.mask_block, record.shape, maker.patch_size,
-        maker.plan.patches_per_row, maker.min_foreground, rng,
-    )  # fmt: skip
-    mark("draw")
-    hr = store.read_normalised(row.subject)
-    mark("read")
-    if degradation.kind == "report_literal" or degradation.noise > 0:
-        lr = degrade(hr, degradation, no_signal=record.intensity.no_signal)
-    else:
-        axes = degradation.transform_axes
-        spectrum = fft.rfftn(hr, axes=axes)
-        spectrum *= spectral_weight(hr.shape, degradation)
-        lr = fft.irfftn(spectrum, s=[hr.shape[axis] for axis in axes], axes=axes, overwrite_x=True)
-    mark("transform")
-    pair = [np.stack([cut(volume, corner, maker.patch_size) for corner in corners]) for volume in (lr, hr)]
-    mark("cut")
-    return pair[0], pair[1]
+def plain_rows(maker: PatchMaker, rows: Sequence[Row]) -> dict[str, float]:
+    """Seconds by stage of the rows as `plain_patches` makes them."""
+    watch = Stopwatch()
+    for row in rows:
+        plain_patches(maker, row, watch)
+    return watch.seconds
+
+
+def stream_rows(maker: PatchMaker, rows: Sequence[Row]) -> dict[str, float]:
+    """Seconds by stage of the rows as the stream makes them."""
+    timed = TimedPatchMaker.of(maker)
+    for row in rows:
+        timed.row_patches(row)
+    return timed.watch.seconds
+
+
+def bare_loop(
+    loop: Callable[[PatchMaker, Sequence[Row]], dict[str, float]], maker: PatchMaker, rows: Sequence[Row], cores: int
+) -> Speed:
+    """`loop` over the rows in as many processes as cores, without Ray."""
+    with _one_thread(), ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        parts = [list(rows[i::cores]) for i in range(cores)]
+        list(pool.map(loop, [maker] * cores, [part[:1] for part in parts]))  # imports, opens, page cache
+        start = time.perf_counter()
+        seconds = list(pool.map(loop, [maker] * cores, parts))
+        wall = time.perf_counter() - start
+    return Speed(len(rows) * maker.plan.patches_per_row, wall, cores, _summed(seconds))
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """Processes started here get one thread of linear algebra, as Ray gives its tasks: more would spin on the cores."""
     keys = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {key: os.environ[key] for key in keys if key in os.environ}
@@ -185,38 +243,24 @@ def one_thread() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _loop(make: Callable[..., Any], maker: PatchMaker, rows: Sequence[Row]) -> dict[str, float]:
-    """One process of a loop without Ray."""
-    watch = Stopwatch()
-    for row in rows:
-        watch.start()
-        make(maker, row, watch)
-    return watch.seconds
-
-
-def bare_loop(make: Callable[..., Any], maker: PatchMaker, rows: Sequence[Row], processes: int) -> Speed:
-    """`make(maker, row, mark)` over the rows in `processes` processes, and nothing else."""
-    with one_thread(), ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        parts = [list(rows[i::processes]) for i in range(processes)]
-        work = [make] * processes, [maker] * processes
-        list(pool.map(_loop, *work, [part[:1] for part in parts]))  # imports, opens, page cache
-        start = time.perf_counter()
-        sums = list(pool.map(_loop, *work, parts))
-        wall = time.perf_counter() - start
-    stages = {name: sum(part[name] for part in sums) for name in STAGES}
-    return Speed(len(rows) * maker.plan.patches_per_row, wall, processes, stages)
-
-
-def _reported(sink: Any, groups: int) -> list[dict[str, float]]:
-    """What the data tasks measured, once all of `groups` groups have reported."""
+def ray_stream(maker: PatchMaker, turns: int, limits: StreamLimits, cores: int) -> Speed:
+    """The stream as in training: Ray Data tasks, float32 torch tensors inside one Ray Train worker."""
     import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
 
-    deadline = time.monotonic() + REPORTED_S
-    while not (taken := ray.get(sink.take.remote(groups))):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"fewer than {groups} groups reported their seconds within {REPORTED_S:g} s; run again")
-        time.sleep(0.05)
-    return list(taken)
+    timed = TimedPatchMaker.of(maker, ray.remote(Reports).options(num_cpus=0).remote())
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = TorchTrainer(
+            _consume,
+            train_loop_config={"maker": timed, "limits": limits, "turns": turns},
+            scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": WORKER_CPUS}),
+            run_config=ray.train.RunConfig(name=f"bench-{os.getpid()}", storage_path=folder),
+        )
+        found: Any = trainer.fit().return_value
+    stages = _summed(found["groups"])
+    stages["mix"] += found["mixed"]
+    return Speed(found["patches"], found["wall"], cores, stages)
 
 
 def _consume(settings: dict[str, Any]) -> dict[str, Any]:
@@ -246,27 +290,20 @@ def _consume(settings: dict[str, Any]) -> dict[str, Any]:
     return {"patches": seen, "wall": last - start, "mixed": mixed, "groups": _reported(maker.sink, turns * lanes)}
 
 
-def ray_stream(maker: PatchMaker, turns: int, limits: StreamLimits, cores: int, folder: Path) -> Speed:
-    """The stream as training has it: Ray Data tasks, float32 torch tensors inside one Ray Train worker."""
+def _reported(sink: Any, groups: int) -> list[dict[str, float]]:
+    """The seconds of `groups` groups, once all have reported."""
     import ray
-    import ray.train
-    from ray.train.torch import TorchTrainer
 
-    sink = ray.remote(Sums).options(num_cpus=0).remote()
-    timed = TimedPatchMaker(
-        maker.store, maker.plan, maker.degradation, maker.patch_size, maker.min_foreground, sink=sink
-    )
-    settings = {"maker": timed, "limits": limits, "turns": turns}
-    trainer = TorchTrainer(
-        _consume,
-        train_loop_config=settings,
-        scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": WORKER_CPUS}),
-        run_config=ray.train.RunConfig(name=f"bench-{os.getpid()}", storage_path=str(folder)),
-    )
-    found: Any = trainer.fit().return_value
-    stages = {name: sum(group[name] for group in found["groups"]) for name in STAGES}
-    stages["mix"] += found["mixed"]
-    return Speed(found["patches"], found["wall"], cores, stages)
+    deadline = time.monotonic() + REPORTED_S
+    while not (taken := ray.get(sink.take.remote(groups))):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"fewer than {groups} groups reported their seconds within {REPORTED_S:g} s; run again")
+        time.sleep(0.05)
+    return list(taken)
+
+
+def _summed(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(part[name] for part in parts) for name in STAGES}
 
 
 def measure_stream(experiment: Experiment, rows: int, cores: int | None = None) -> Measured:
@@ -275,8 +312,6 @@ def measure_stream(experiment: Experiment, rows: int, cores: int | None = None) 
     rows: volumes, rounded up to whole groups of every lane; cores: processes of the loops, and data tasks, by
     default what Ray has. Raises ConfigError for a store without training volumes.
     """
-    import tempfile
-
     from mrisr import cluster
     from mrisr.training.build import patch_maker
 
@@ -289,13 +324,11 @@ def measure_stream(experiment: Experiment, rows: int, cores: int | None = None) 
         cores = max(1, int(cluster.available()[0]))
     maker = patch_maker(experiment, subjects)
     plan = maker.plan
-    turns = -(-rows // (plan.lanes * plan.rows_per_group))
     per_turn = plan.lanes * plan.rows_per_group
-    # The worker that only receives reserves next to nothing, so that a data task fits on every core.
+    turns = -(-rows // per_turn)
     limits = StreamLimits((cores - WORKER_CPUS) / cores, cores - WORKER_CPUS, experiment.stream.rounds)
-    with tempfile.TemporaryDirectory() as folder:
-        stream = ray_stream(maker, turns, limits, cores, Path(folder))
+    stream = ray_stream(maker, turns, limits, cores)
     measured = [plan.row(WARM_UP * per_turn + i) for i in range(turns * per_turn)]
-    plain, bare = (bare_loop(make, maker, measured, cores) for make in (plain_patches, PatchMaker.row_patches))
+    plain, bare = (bare_loop(loop, maker, measured, cores) for loop in (plain_rows, stream_rows))
     stored, decoded = np.mean([store.sizes(subject) for subject in subjects[:SIZED]], axis=0)
     return Measured(plain, bare, stream, maker.patch_size, plan.patches_per_row, float(stored), float(decoded))
