@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mrisr.config import ConfigError, load_experiment
 from mrisr.config.spaces import Space
-from mrisr.tuning.plan import plan_search, with_values
+from mrisr.tuning.plan import plan_search
 from mrisr.tuning.report import winner_yaml
 from mrisr.tuning.study import build_sampler, open_study
 
@@ -201,7 +201,8 @@ def test_the_grid_holds_every_combination_once() -> None:
 
 
 def test_values_outside_of_the_space_keep_their_places() -> None:
-    experiment = with_values({"training": {"batch_size": 4}}, {"training.gp_weight": 3.0, "critic.kind": "full"})
+    base = load_experiment(None, ["training.batch_size=4"])
+    experiment = base.changed({"training.gp_weight": 3.0, "critic.kind": "full"})
     assert (experiment.training.batch_size, experiment.training.gp_weight, experiment.critic.kind) == (4, 3.0, "full")
 
 

@@ -20,7 +20,7 @@ def test_an_experiment_takes_the_splits_of_its_store(said: list[str], small_stor
     settled = settle_splits(experiment, open_store(experiment))
     assert settled.data.splits == {"train": 4, "validation": 1, "test": 1}
     assert settled.data.split_seed == 0
-    assert settled.model_copy(update={"data": experiment.data}) == experiment
+    assert settled.changed({"data": experiment.data.model_dump()}) == experiment
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,7 @@ def test_a_run_whose_note_is_gone_is_known_by_its_checkpoints(
         (checkpoint / PROGRESS).write_text(json.dumps(progress))
     assert settle_precision(experiment, CPU).training.precision == became
     assert planning.assumed_precision(experiment) == (became, "as the run began")
-    given = experiment.training.model_copy(update={"precision": "fp32"})
-    assert planning.assumed_precision(experiment.model_copy(update={"training": given})) == ("fp32", "")
+    assert planning.assumed_precision(experiment.changed({"training.precision": "fp32"})) == ("fp32", "")
 
 
 def test_a_note_that_cannot_be_written_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -150,7 +149,7 @@ def test_the_plan_tells_what_a_start_would_go_on_with(monkeypatch: pytest.Monkey
     experiment = begun(tmp_path)
     (experiment.run_folder / PRECISION).write_text("bf16\n")
     assert planning.assumed_precision(experiment) == ("bf16", "as the run began")
-    other = experiment.model_copy(update={"seed": 7})
+    other = experiment.changed({"seed": 7})
     assert planning.assumed_precision(other) == ("fp32", "if the workers are like this machine")
     (experiment.run_folder / PRECISION).write_text("float64")
     with pytest.raises(ConfigError, match=r"precision\.txt: 'float64' is no precision; it must be fp32 or bf16"):

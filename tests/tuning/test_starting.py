@@ -98,7 +98,7 @@ def test_a_start_that_trained_nothing_leaves_its_name_free_and_nothing_in_the_qu
     order = small_plan(tmp_path / "order", "critic.kind={choice: [full, separable]}")
     claim(order, "data")
     searcher(order).suggest("a")
-    other = SearchPlan(order.raw, order.base, dict(reversed(order.spaces.items())), order.points)
+    other = SearchPlan(order.base, dict(reversed(order.spaces.items())), order.points)
     written = order.folder / DESCRIPTION
     written.write_text(yaml.safe_dump(yaml.safe_load(written.read_text()), sort_keys=False, default_flow_style=True))
     claim(order, "data")  # the same, written differently

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
+from mrisr.config.reference import ConfigError, checked, fields_of, set_key
 from mrisr.config.schema import Experiment
 from mrisr.config.spaces import Space, SpaceError, active, flat, take_spaces
 from mrisr.tracking.redaction import mask_secrets
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used. The message has one line per problem: key, value, remedy."""
 
 
 def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
@@ -50,10 +45,7 @@ def load_search(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[
 
 def validate_experiment(raw: dict[str, Any]) -> Experiment:
     """Check a mapping that holds no spaces. Raises ConfigError with a line per wrong key."""
-    try:
-        return Experiment.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error))) from None
+    return checked(Experiment, raw)
 
 
 def dump_experiment(experiment: Experiment, without: Sequence[str] = ()) -> str:
@@ -73,23 +65,7 @@ def dump_experiment(experiment: Experiment, without: Sequence[str] = ()) -> str:
 
 def field_reference() -> Iterator[tuple[str, str, str, str]]:
     """(dotted key, type, default as YAML, meaning) of every key, in file order: what `--help` shows."""
-    yield from _fields(Experiment, "")
-
-
-def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _fields(kind, f"{prefix}{name}.")
-        else:
-            text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind).replace("typing.", "")
-            yield f"{prefix}{name}", text, _as_yaml(field.default), field.description or ""
-
-
-def _as_yaml(value: Any) -> str:
-    """A default as the text that an override takes: null, [0.5, 0.5]."""
-    plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-    return yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+    return fields_of(Experiment)
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -123,33 +99,9 @@ def _override(raw: dict[str, Any], item: str) -> None:
     key, equals, text = item.partition("=")
     if not equals or not key:
         raise ConfigError(f"{item!r} is not an override; write section.key=value, e.g. training.gp_weight=5")
-    *sections, leaf = key.lstrip("-").split(".")
-    node = raw
-    for section in sections:
-        child = node.setdefault(section, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"{key}: {section} holds {child!r}, not a section; check the key's spelling")
-        node = child
+    key = key.lstrip("-")
     try:
         # A star would be YAML's alias, of which there can be none here: it is a glob.
-        node[leaf] = text if text.startswith("*") else yaml.safe_load(text)
+        set_key(raw, key, text if text.startswith("*") else yaml.safe_load(text))
     except yaml.YAMLError:
         raise ConfigError(f"{key}: {text!r} is not a YAML value; quote it, e.g. {key}='\"text\"'") from None
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    reference = {key: f"{meaning} (default {default})" for key, _, default, meaning in field_reference()}
-    known, sections = list(reference), list(Experiment.model_fields)
-    for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("tuple[", "function-")))
-        if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(key, known + sections, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else "`mrisr train --help` lists every key"
-            yield f"{key} = {problem['input']!r}: unknown key; {hint}"
-        elif problem["type"] == "value_error":
-            message = problem["msg"].removeprefix("Value error, ")
-            simple = isinstance(problem["input"], str | int | float | list | tuple | Path)
-            yield f"{key} = {problem['input']!r}: {message}" if key and simple else message
-        else:
-            meaning = f"; the key means: {reference[key]}" if key in reference else ""
-            yield f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}{meaning}"

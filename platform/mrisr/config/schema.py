@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mrisr.config.degradation import DegradationSection
 from mrisr.config.fields import AbsolutePath, NonNegative, Positive, Rate, Section
 from mrisr.config.networks import Critic, Generator
+from mrisr.config.reference import checked, set_key
 from mrisr.config.tuning import Tuning
 from mrisr.config.validation import Validation
-from mrisr.degradation import PROTOCOLS
 from mrisr.engine.precision import Precision
 from mrisr.engine.schedule import Schedule
 
@@ -118,6 +119,16 @@ class Experiment(Section):
     tracking: Tracking = Field(default_factory=Tracking)
     tuning: Tuning = Field(default_factory=Tuning)
 
+    def changed(self, changes: Mapping[str, Any]) -> Experiment:
+        """A checked copy with other values at dotted keys, e.g. `{"training.precision": "bf16"}`.
+
+        A whole section may be given as a mapping; `{}` stands for its defaults. Raises ConfigError naming the key.
+        """
+        raw = self.model_dump()
+        for key, value in changes.items():
+            set_key(raw, key, value)
+        return checked(Experiment, raw)
+
     @property
     def run_folder(self) -> Path:
         return self.output / self.name
@@ -173,5 +184,4 @@ class Experiment(Section):
                     f"{key}.patch_size = {size} is larger than data.min_size = {self.data.min_size}: volumes that "
                     "small may be in the store; raise data.min_size or choose a smaller patch"
                 )
-        assert self.validation.protocol in PROTOCOLS
         return self

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from mrisr.config.fields import Positive, Section, one_of
+from mrisr.degradation import PROTOCOLS
 
 Metric = Literal["psnr", "ssim", "nrmse"]
-Protocol = Literal["chen2018", "hz2538", "report160"]
-Positive = Annotated[int, Field(gt=0)]
+Protocol = Annotated[str, one_of(PROTOCOLS, "protocol")]
 
 
-class Tuning(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
+class Tuning(Section):
     trials: Positive = Field(32, description="trials of the search, failed and stopped ones included")
     concurrent: Positive | None = Field(None, description="trials at a time; null: as many as the cluster has room for")
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1, max_length=2)] = Field(

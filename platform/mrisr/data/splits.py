@@ -35,5 +35,4 @@ def settle_splits(experiment: Experiment, store: VolumeStore) -> Experiment:
     rule = agreed_rule(store, experiment.data.splits, experiment.data.split_seed)
     if store.rule is None:
         return experiment
-    data = experiment.data.model_copy(update={"splits": rule.splits, "split_seed": rule.seed})
-    return experiment.model_copy(update={"data": data})
+    return experiment.changed({"data.splits": rule.splits, "data.split_seed": rule.seed})

@@ -156,8 +156,7 @@ def fitting_overrides(experiment: Experiment, memory: str) -> list[str]:
     """
     workers = experiment.resources.workers
     # As what comes out of this: as many patches in a forward pass as a worker of the full group has.
-    whole = experiment.training.model_copy(update={"batch_size": workers, "micro_batch": None})
-    chosen = experiment.model_copy(update={"training": whole})
+    chosen = experiment.changed({"training.batch_size": workers, "training.micro_batch": None})
     known: dict[int, dict[str, int]] = {n: estimated_peaks(chosen, n) for n in range(1, FEW + 1)}
 
     def peak(patches: int) -> int:

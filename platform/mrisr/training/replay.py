@@ -80,10 +80,10 @@ def _record_in(folder: Path) -> Path:
 
 def alone(experiment: Experiment, micro_batch: int, precision: str) -> Experiment:
     """The same on one worker, with micro-batches of what BatchNorm normalised over, in the precision of the run."""
-    raw = experiment.model_dump(mode="json")
-    raw["resources"] |= {"workers": 1, "min_workers": None}
-    raw["training"] |= {"micro_batch": micro_batch, "precision": precision, "strategy": "single", "compile": False}
-    return Experiment.model_validate(raw)
+    return experiment.changed({
+        "resources.workers": 1, "resources.min_workers": None, "training.micro_batch": micro_batch,
+        "training.precision": precision, "training.strategy": "single", "training.compile": False,
+    })  # fmt: skip
 
 
 def regrouped(losses: list[dict[str, float | str]], together: int) -> list[dict[str, float]]:

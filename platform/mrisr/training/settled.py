@@ -44,7 +44,7 @@ def settle_precision(experiment: Experiment, device: torch.device) -> Experiment
             "take tens of times as long as in fp32, which a new run has with training.precision=auto",
             flush=True,
         )
-    return with_precision(experiment, precision)
+    return experiment.changed({"training.precision": precision})
 
 
 def recorded_precision(run_folder: Path) -> Computed | None:
@@ -72,13 +72,8 @@ def _computed(file: Path, told: str) -> Computed:
 
 def as_recorded(experiment: Experiment) -> Experiment:
     """The experiment in what its run was computed in so far; as it is where none began."""
-    return with_precision(experiment, recorded_precision(experiment.run_folder) or experiment.training.precision)
-
-
-def with_precision(experiment: Experiment, precision: str) -> Experiment:
-    """The same experiment in another precision."""
-    training = experiment.training.model_copy(update={"precision": precision})
-    return experiment.model_copy(update={"training": training})
+    precision = recorded_precision(experiment.run_folder) or experiment.training.precision
+    return experiment.changed({"training.precision": precision})
 
 
 def _note(file: Path, precision: str) -> None:

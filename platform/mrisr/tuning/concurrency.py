@@ -65,9 +65,11 @@ def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequ
 
 def _as_one(experiment: Experiment, count: int, share: cluster.Share) -> Experiment:
     """An experiment with the workers of `count` trials: do these fit onto the machines as well as into their sum?"""
-    workers = experiment.resources.workers * count
-    resources = experiment.resources.model_copy(
-        update={"workers": workers, "min_workers": None, "cpus_per_worker": share.cpus, "gpus": share.gpu}
-    )
-    training = experiment.training.model_copy(update={"batch_size": experiment.training.batch_size * count})
-    return experiment.model_copy(update={"resources": resources, "training": training})
+    return experiment.changed({
+        "resources.workers": experiment.resources.workers * count,
+        "resources.min_workers": None,
+        "resources.cpus_per_worker": share.cpus,
+        "resources.gpus": share.gpu,
+        "training.batch_size": experiment.training.batch_size * count,
+        "training.strategy": "fsdp",  # the one worker of `single` is no longer alone
+    })  # fmt: skip

@@ -11,7 +11,6 @@ import torch
 from mrisr import cluster
 from mrisr.training.build import step_config
 from mrisr.training.plan import Assumed, estimated_peaks, precision_here
-from mrisr.training.settled import with_precision
 from mrisr.tuning.concurrency import trials_at_once
 from mrisr.tuning.outcome import wanted_trials
 from mrisr.tuning.plan import SearchPlan, plan_search, short
@@ -97,7 +96,7 @@ def _assumed(plan: SearchPlan) -> Assumed:
     begun = in_begun_precision(plan, plan.base).training.precision
     if begun == plan.base.training.precision:
         return precision_here(plan.base)
-    return precision_here(with_precision(plan.base, begun))._replace(why="as the search began")
+    return precision_here(plan.base.changed({"training.precision": begun}))._replace(why="as the search began")
 
 
 def _memory(plan: SearchPlan, assumed: Assumed) -> str:
@@ -106,6 +105,6 @@ def _memory(plan: SearchPlan, assumed: Assumed) -> str:
     kinds = [plan.base.critic.kind] if searched is None else list(searched.options)
     peaks = {}
     for kind in kinds:
-        experiment = with_precision(plan.experiment({"critic.kind": kind}), assumed.precision)
+        experiment = plan.experiment({"critic.kind": kind, "training.precision": assumed.precision})
         peaks[kind] = max(estimated_peaks(experiment, step_config(experiment).micro_batch).values())
     return ", ".join(f"critic {kind} {peak / 2**30:.2f} GiB" for kind, peak in peaks.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import load_search, validate_experiment
 from mrisr.config.spaces import Space, SpaceError, Suggester, active, flat
-from mrisr.training.build import schedule_of
 from mrisr.tuning.conditions import check_conditions, without_closed
 from mrisr.tuning.grid import MOST_POINTS, grid_points, grid_size
 
@@ -24,9 +22,8 @@ _DRAWS = 256
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """A checked search. raw: the experiment's mapping, fixed values in place; points: parameters to try first."""
+    """A checked search. base: the experiment with the fixed values; points: sampler parameters to try first."""
 
-    raw: dict[str, Any]
     base: Experiment
     spaces: dict[str, Space]
     points: tuple[dict[str, Any], ...]
@@ -65,7 +62,7 @@ class SearchPlan:
 
     def experiment(self, values: Mapping[str, Any]) -> Experiment:
         """The experiment with these values at their dotted keys. Raises ConfigError if they do not fit together."""
-        return with_values(self.raw, values)
+        return self.base.changed(values)
 
 
 def plan_search(path: Path | None, overrides: Sequence[str] = ()) -> SearchPlan:
@@ -83,7 +80,7 @@ def plan_search(path: Path | None, overrides: Sequence[str] = ()) -> SearchPlan:
             f"{path or 'the configuration'}: holds no search space; write one beside a key's value, e.g. "
             "training: {gp_weight: {log_uniform: [0.1, 100], fixed: 10}}"
         )
-    plan = SearchPlan(raw, base, spaces, ())
+    plan = SearchPlan(base, spaces, ())
     t = plan.base.tuning
     if t.sampler == "cmaes" and len(t.metrics) > 1:
         raise ConfigError(f"tuning.sampler = 'cmaes' searches for one figure, not {list(t.metrics)}; use tpe or random")
@@ -96,23 +93,7 @@ def plan_search(path: Path | None, overrides: Sequence[str] = ()) -> SearchPlan:
         )
     _check_values(plan)
     _check_together(plan)
-    return SearchPlan(raw, plan.base, spaces, tuple(_points(plan)))
-
-
-def with_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> Experiment:
-    nested = deepcopy(dict(raw))
-    for key, value in values.items():
-        *sections, leaf = key.split(".")
-        node = nested
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[leaf] = value
-    experiment = validate_experiment(nested)
-    try:
-        schedule_of(experiment)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return experiment
+    return SearchPlan(plan.base, spaces, tuple(_points(plan)))
 
 
 def short(value: Any) -> str:

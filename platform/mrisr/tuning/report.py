@@ -15,7 +15,6 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from mrisr.config.loading import dump_experiment
-from mrisr.config.tuning import Tuning
 from mrisr.tuning.outcome import Outcome, TrialOutcome
 from mrisr.tuning.plan import SearchPlan, short
 from mrisr.tuning.study import MODES, name_metrics
@@ -102,13 +101,7 @@ def cost_lines(plan: SearchPlan, outcome: Outcome) -> list[str]:
 def winner_yaml(plan: SearchPlan, trial: TrialOutcome) -> str:
     """The winner as an experiment file that `mrisr train` takes as it is."""
     experiment = in_begun_precision(plan, plan.experiment(trial.values), trial.run)
-    experiment = experiment.model_copy(
-        update={
-            "name": f"{plan.base.name}-winner",
-            "tuning": Tuning(),
-            "validation": experiment.validation.model_copy(update=yardstick(plan)),
-        }
-    )
+    experiment = experiment.changed({"name": f"{plan.base.name}-winner", "tuning": {}, **yardstick(plan)})
     figures = ", ".join(f"{metric} {value:.4f}" for metric, value in trial.figures.items())
     head = f"# Winner of {plan.folder.name}: trial {trial.number}, {figures} on validation under {scale(plan)}.\n"
     return head + dump_experiment(experiment, without=("tuning",))

@@ -16,10 +16,9 @@ from ray import tune
 from rich.console import Console
 
 from mrisr import cluster
-from mrisr.config import ConfigError, Experiment
+from mrisr.config import ConfigError
 from mrisr.config.paths import home
 from mrisr.config.spaces import flat
-from mrisr.config.tuning import Tuning
 from mrisr.data.checks import open_store
 from mrisr.data.splits import settle_splits
 from mrisr.files import write_whole
@@ -233,20 +232,14 @@ def _pretrain_once(plan: SearchPlan, parent: str, console: Console) -> str | Non
     t, base = plan.base.tuning, plan.base
     if not t.shared_pretraining:
         return None
-    schedule = base.schedule.model_copy(update={"total_steps": base.schedule.pretrain_steps})
-    experiment = base.model_copy(
-        update={
-            "name": PRETRAINED,
-            "output": plan.folder,
-            "schedule": schedule,
-            "validation": base.validation.model_copy(update=yardstick(plan)),
-            "tuning": Tuning(),
-        }
-    )
+    steps = base.schedule.pretrain_steps
+    experiment = base.changed({
+        "name": PRETRAINED, "output": plan.folder, "schedule.total_steps": steps, "tuning": {}, **yardstick(plan),
+    })  # fmt: skip
     marker = experiment.run_folder / "done.txt"
     if not marker.exists():
-        console.print(f"pretraining once for all trials: {schedule.total_steps:,} L1 steps")
-        run = train(Experiment.model_validate(experiment.model_dump()), Host(parent_run_id=parent))
+        console.print(f"pretraining once for all trials: {steps:,} L1 steps")
+        run = train(experiment, Host(parent_run_id=parent))
         tracking.finish(run.tracking_uri, run.run_id)
         write_whole(marker, f"step {run.best_step}: {run.figures}\n")
     return str(experiment.run_folder)

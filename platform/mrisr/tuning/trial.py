@@ -14,13 +14,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from mrisr import cluster
 from mrisr.config import Experiment, load_experiment
-from mrisr.config.tuning import Tuning
 from mrisr.engine.checkpoint import PROGRESS
 from mrisr.training.best import score
 from mrisr.training.outcome import SURROUNDINGS, TrainingStopped
 from mrisr.training.run import Host, train
 from mrisr.training.saving import whole_checkpoints
-from mrisr.training.settled import SETTINGS, recorded_precision, with_precision
+from mrisr.training.settled import SETTINGS, recorded_precision
 from mrisr.tuning.groups import GroupRecord
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.record import Record
@@ -51,9 +50,9 @@ def trials_folder(plan: SearchPlan) -> Path:
 
 
 def yardstick(plan: SearchPlan) -> dict[str, Any]:
-    """Keys of `validation` that make the best weights of a run those that the search scores highest."""
+    """Changes that make the best weights of a run those that the search scores highest."""
     t = plan.base.tuning
-    return {"metric": t.metrics[0], "mean_over": t.protocols}
+    return {"validation.metric": t.metrics[0], "validation.mean_over": t.protocols}
 
 
 def in_begun_precision(plan: SearchPlan, experiment: Experiment, run: str = "") -> Experiment:
@@ -64,7 +63,7 @@ def in_begun_precision(plan: SearchPlan, experiment: Experiment, run: str = "") 
     trials = trials_folder(plan)
     folders = [*([trials / run] if run else []), plan.folder / PRETRAINED, *sorted(trials.glob("*"))]
     known = next((known for folder in folders if (known := recorded_precision(folder)) is not None), "auto")
-    return with_precision(experiment, known)
+    return experiment.changed({"training.precision": known})
 
 
 def configured(setting: TrialSetting, values: dict[str, Any]) -> Experiment:
@@ -74,15 +73,16 @@ def configured(setting: TrialSetting, values: dict[str, Any]) -> Experiment:
     """
     plan = setting.plan
     experiment = plan.experiment(values)
-    scale = yardstick(plan) | {"further_protocols": (), "start_counts": False}
-    changes: dict[str, Any] = {"validation": experiment.validation.model_copy(update=scale), "tuning": Tuning()}
+    changes = yardstick(plan) | {
+        "validation.further_protocols": (), "validation.start_counts": False, "tuning": {},
+    }  # fmt: skip
     if setting.initial is not None:
-        s = experiment.schedule
-        changes["generator"] = experiment.generator.model_copy(update={"init_from": setting.initial})
-        changes["schedule"] = s.model_copy(
-            update={"pretrain_steps": 0, "total_steps": s.total_steps - s.pretrain_steps}
-        )  # fmt: skip
-    return experiment.model_copy(update=changes)
+        changes |= {
+            "generator.init_from": setting.initial,
+            "schedule.pretrain_steps": 0,
+            "schedule.total_steps": experiment.schedule.total_steps - experiment.schedule.pretrain_steps,
+        }
+    return experiment.changed(changes)
 
 
 def trial_experiment(setting: TrialSetting, run: str, values: dict[str, Any]) -> Experiment:
@@ -91,21 +91,16 @@ def trial_experiment(setting: TrialSetting, run: str, values: dict[str, Any]) ->
     begun = output / run / SETTINGS
     if begun.exists() and experiment.training.precision == "auto":
         # It goes on as it was written down: another text would be another run until there is a checkpoint.
-        experiment = with_precision(experiment, load_experiment(begun).training.precision)
+        experiment = experiment.changed({"training.precision": load_experiment(begun).training.precision})
     else:
         experiment = in_begun_precision(setting.plan, experiment)
-    changes: dict[str, Any] = {
+    return experiment.changed({
         "name": run,
         "output": output,
-        "training": experiment.training.model_copy(
-            update={
-                "checkpoint_every": experiment.validation.every,
-                "keep_checkpoints": 1,
-                "max_failures": setting.plan.base.tuning.max_failures,
-            }
-        ),
-    }
-    return Experiment.model_validate(experiment.model_copy(update=changes).model_dump())
+        "training.checkpoint_every": experiment.validation.every,
+        "training.keep_checkpoints": 1,
+        "training.max_failures": setting.plan.base.tuning.max_failures,
+    })  # fmt: skip
 
 
 class ReportToTune(TuneReportCallback):

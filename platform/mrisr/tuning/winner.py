@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from mrisr.config import Experiment
 from mrisr.data.checks import open_store
 from mrisr.engine.checkpoint import PROGRESS
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
@@ -135,7 +134,7 @@ def _retrained(found: Search, best: TrialOutcome) -> TrainedRun:
     It starts where the trials started, so that its best weights are of the stage that was searched.
     """
     plan = found.plan
-    experiment = in_begun_precision(plan, configured(_setting(found), best.values), best.run).model_copy(
-        update={"name": f"winner-{best.run}", "output": plan.folder, "seed": plan.base.seed + 1}
+    experiment = in_begun_precision(plan, configured(_setting(found), best.values), best.run).changed(
+        {"name": f"winner-{best.run}", "output": plan.folder, "seed": plan.base.seed + 1}
     )
-    return train(Experiment.model_validate(experiment.model_dump()), Host(parent_run_id=found.parent_run_id))
+    return train(experiment, Host(parent_run_id=found.parent_run_id))
