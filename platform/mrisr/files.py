@@ -1,4 +1,4 @@
-"""Files that are on the disk, not only in the kernel's memory, before something else says that they are."""
+"""Small files that are complete or absent, also after a kill or a power failure."""
 
 from __future__ import annotations
 
@@ -6,26 +6,36 @@ import os
 from pathlib import Path
 
 
-def write_synced(file: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it. Raises OSError."""
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a file so that readers see its old content or its new one, never a part.
+
+    The content goes into a hidden file in the same folder, which is then renamed. durable: wait until the disk has
+    both; without it a power failure may lose the file. Raises OSError.
+    """
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    try:
+        write_synced(part, content, durable=durable)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync(path.parent)
+
+
+def write_synced(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a file in place and wait until the disk has it. Raises OSError."""
+    with path.open("wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file's content, or a folder's names: those made, renamed or removed. Raises OSError."""
+    """Wait until the disk has a file's content, or a folder's list of names. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a small file so that it is there as a whole or not at all."""
-    part = file.with_name(f".{file.name}.part{os.getpid()}")
-    write_synced(part, text.encode())
-    part.replace(file)
-    sync(file.parent)

@@ -135,11 +135,11 @@ def test_a_note_that_cannot_be_written_is_told_with_the_remedy(monkeypatch: pyte
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(settled, "write_whole", full)
+        disk.setattr(settled, "write_atomic", full)
         with pytest.raises(CheckpointWriteError, match=r"precision\.txt could not be written: rank 0: No space left"):
             settle_precision(experiment, CPU)
     settle_precision(experiment, CPU)
-    monkeypatch.setattr(settled, "write_whole", full)
+    monkeypatch.setattr(settled, "write_atomic", full)
     settle_precision(experiment, CPU)
 
 

@@ -48,7 +48,7 @@ def save(directory: str | Path, networks: Networks, progress: dict[str, Any]) ->
     with _alone() as no_dist:  # DCP makes the folder, and tells every rank if one cannot
         dcp.save(_entries(networks), storage_writer=FileSystemWriter(folder, overwrite=True), no_dist=no_dist)
     if rank() == 0:
-        write_synced(folder / PROGRESS, text.encode())
+        write_synced(folder / PROGRESS, text)
 
 
 def load(directory: str | Path, networks: Networks) -> dict[str, Any]:

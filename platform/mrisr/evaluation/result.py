@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mrisr.files import write_atomic
 from mrisr.metrics import METRICS
 from mrisr.metrics.bootstrap import Interval, bootstrap_interval
 
@@ -171,9 +171,7 @@ class EvaluationResult:
         writer.writeheader()
         writer.writerows(rows)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text.getvalue())
-        temporary.replace(path)
+        write_atomic(path, text.getvalue())
         return path
 
     def write_pictures(self, folder: Path) -> list[Path]:

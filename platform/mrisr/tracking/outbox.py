@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from mrisr.files import write_atomic
 from mrisr.tracking.availability import first_line, refused
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.tracking.runs import RunLogger
@@ -107,9 +107,7 @@ class Outbox:
         # yet for one that another process left, put it first, and MLflow would then leave out the steps before it.
         with self._changed:
             try:
-                part = file.with_suffix(f".part{os.getpid()}")
-                part.write_text(json.dumps(record))
-                part.replace(file)
+                write_atomic(file, json.dumps(record), durable=False)
             except OSError as error:
                 # A full disk must not stop the training either; what only memory holds is lost if the process dies.
                 _warn(f"{file} could not be written ({error.strerror}); kept in memory until MLflow has it")

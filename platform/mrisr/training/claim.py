@@ -14,7 +14,7 @@ from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import dump_experiment, load_experiment
 from mrisr.config.spaces import flat
 from mrisr.engine.checkpoint import PROGRESS
-from mrisr.files import write_whole
+from mrisr.files import write_atomic
 from mrisr.training.build import schedule_of, step_config
 from mrisr.training.saving import whole_checkpoints
 from mrisr.training.settled import PRECISION, SETTINGS, recorded_precision
@@ -132,8 +132,8 @@ def claim(experiment: Experiment, store: VolumeStore) -> None:
     for name in (INITIAL, RUN_ID, PRECISION):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / OUTBOX, ignore_errors=True)
-    write_whole(folder / "dataset.txt", store.fingerprint())
-    write_whole(folder / SETTINGS, dump_experiment(experiment))
+    write_atomic(folder / "dataset.txt", store.fingerprint())
+    write_atomic(folder / SETTINGS, dump_experiment(experiment))
 
 
 def mend_ray_snapshot(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from torch import nn
 from mrisr.data.checks import open_store
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, protocol_named
 from mrisr.evaluation.result import EvaluationResult
+from mrisr.files import write_atomic
 from mrisr.metrics import METRICS
 from mrisr.models.weights import build_generator
 from mrisr.tracking import registry
@@ -85,7 +85,7 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published
         f"models:/{name}/{version}", name, version, False, NOT_COMPARED, run.best_step, run.run_id, run.tracking_uri
     )
     # Before the comparison, so that a process killed in it does not register the same weights again.
-    _write_record(record, published)
+    write_atomic(record, json.dumps(published._asdict(), indent=1))
     return _compete(run, published, measure)
 
 
@@ -99,7 +99,7 @@ def _compete(run: TrainedRun, published: Published, measure: Callable[[nn.Module
             higher_is_better=METRICS[metric].higher_is_better,
         )  # fmt: skip
         published = published._replace(promoted=decision.promoted, decision=decision.reason)
-        _write_record(_record(run), published)
+        write_atomic(_record(run), json.dumps(published._asdict(), indent=1))
     tracking.finish(run.tracking_uri, run.run_id)
     return published
 
@@ -113,9 +113,3 @@ def _log(run: TrainedRun, result: EvaluationResult) -> None:
     logger.metrics(run.step, {f"volumes/{key}": value for key, value in result.as_metrics().items()})
     for subject in result.subjects[:4]:
         logger.figure(run.step, f"volume-{subject.subject}", subject.picture())
-
-
-def _write_record(path: Path, published: Published) -> None:
-    part = path.with_name(f".{path.name}.part{os.getpid()}")
-    part.write_text(json.dumps(published._asdict(), indent=1))
-    part.replace(path)

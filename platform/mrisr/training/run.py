@@ -14,7 +14,7 @@ from mrisr.config.paths import home
 from mrisr.data.checks import open_store
 from mrisr.data.splits import settle_splits
 from mrisr.engine.checkpoint import PROGRESS
-from mrisr.files import write_whole
+from mrisr.files import write_atomic
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.availability import first_line
 from mrisr.tracking.outbox import Outbox
@@ -217,5 +217,5 @@ def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str, parent: s
             f"tracking.uri = {mask_secrets(uri)}: the run cannot be begun there ({first_line(error)}); start "
             "MLflow, or give another address"
         ) from error
-    write_whole(file, run_id)
+    write_atomic(file, run_id)
     return run_id

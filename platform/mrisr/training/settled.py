@@ -11,7 +11,7 @@ from mrisr.config import ConfigError, Experiment, load_experiment
 from mrisr.engine.checkpoint import PROGRESS
 from mrisr.engine.precision import Computed, native_bf16
 from mrisr.engine.sharding import gather_texts, on_every_rank, rank
-from mrisr.files import write_whole
+from mrisr.files import write_atomic
 from mrisr.training.saving import CheckpointWriteError, together, whole_checkpoints
 
 # In a run's folder, from before its first checkpoint on; every checkpoint says it too.
@@ -78,7 +78,7 @@ def as_recorded(experiment: Experiment) -> Experiment:
 
 def _note(file: Path, precision: str) -> None:
     try:
-        together(lambda: write_whole(file, precision) if rank() == 0 else None)
+        together(lambda: write_atomic(file, precision) if rank() == 0 else None)
     except CheckpointWriteError as error:
         raise CheckpointWriteError(
             f"{file} could not be written: {error}; free space, or give an output that all workers share, and run the "

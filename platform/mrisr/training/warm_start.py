@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.paths import home
-from mrisr.files import sync
+from mrisr.files import write_atomic
 from mrisr.models import MDCSRN
 from mrisr.tracking.registry import load_generator_weights
 from mrisr.training.best import BEST_WEIGHTS
@@ -30,11 +29,7 @@ def prepare_initial_weights(experiment: Experiment, uri: str) -> Path | None:
     file = experiment.run_folder / INITIAL
     if not file.exists():
         state = read_initial_weights(experiment, source, uri)
-        part = file.with_name(f".initial.part{os.getpid()}")
-        save_file({key: value.contiguous() for key, value in state.items()}, part)
-        sync(part)
-        part.replace(file)
-        sync(file.parent)
+        write_atomic(file, save({key: value.contiguous() for key, value in state.items()}))
     return file
 
 

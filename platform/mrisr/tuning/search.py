@@ -21,7 +21,7 @@ from mrisr.config.paths import home
 from mrisr.config.spaces import flat
 from mrisr.data.checks import open_store
 from mrisr.data.splits import settle_splits
-from mrisr.files import write_whole
+from mrisr.files import write_atomic
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.runs import Tracking
 from mrisr.training.claim import RUN_ID as PARENT
@@ -193,7 +193,7 @@ def claim(plan: SearchPlan, fingerprint: str) -> None:
                 + "\n".join(lines)
                 + "\nUse the same to go on with it, or another name=... for a new search"
             )
-    write_whole(file, text)
+    write_atomic(file, text)
 
 
 def _began(plan: SearchPlan) -> bool:
@@ -223,7 +223,7 @@ def _parent_run(plan: SearchPlan, place: Tracking, store: VolumeStore) -> str:
     run_id = tracking.start_run(
         place, config, name=plan.folder.name, dataset_fingerprint=store.fingerprint(), tags={"tuning.kind": "search"}
     )
-    write_whole(file, run_id)
+    write_atomic(file, run_id)
     return run_id
 
 
@@ -241,5 +241,5 @@ def _pretrain_once(plan: SearchPlan, parent: str, console: Console) -> str | Non
         console.print(f"pretraining once for all trials: {steps:,} L1 steps")
         run = train(experiment, Host(parent_run_id=parent))
         tracking.finish(run.tracking_uri, run.run_id)
-        write_whole(marker, f"step {run.best_step}: {run.figures}\n")
+        write_atomic(marker, f"step {run.best_step}: {run.figures}\n")
     return str(experiment.run_folder)
