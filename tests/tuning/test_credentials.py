@@ -18,7 +18,8 @@ from mrisr.tuning.progress import Progress
 from mrisr.tuning.record import Record
 from mrisr.tuning.report import winner_yaml
 from mrisr.tuning.scheduler import build_scheduler
-from mrisr.tuning.study import StudySearch, open_storage, open_study
+from mrisr.tuning.searcher import StudySearcher
+from mrisr.tuning.study import open_storage, open_study
 from mrisr.tuning.trial import TrialSetting, trial_experiment
 
 
@@ -33,7 +34,7 @@ def test_the_winner_keeps_no_password_and_is_trained_by_the_figure_that_chose_it
     address = "tracking.uri=https://user:hunter2@mlflow.example"
     plan = plan_of(tmp_path, address, "tuning.metrics=[nrmse]", "schedule.total_steps=4", "schedule.pretrain_steps=0")
     storage = open_storage(plan)
-    search = StudySearch(plan, storage, open_study(plan, storage))
+    search = StudySearcher(plan, storage, open_study(plan, storage))
     config = search.suggest("a")
     Record(plan.folder / "trials" / config["run"]).add(4, {"nrmse": 0.1})
     search.on_trial_complete("a", {"step": 4, "nrmse": 0.1})
@@ -51,7 +52,7 @@ def test_what_tune_and_the_trials_keep_in_the_folder_holds_no_password(tmp_path:
     storage = f"tuning.storage=sqlite:///file:{tmp_path}/all.db?uri=true&password=hunter2"
     plan = plan_of(tmp_path, "tracking.uri=https://user:hunter2@mlflow.example", storage)
     assert "hunter2" in plan.base.tuning.storage
-    search = StudySearch(plan, open_storage(plan), open_study(plan, open_storage(plan)))
+    search = StudySearcher(plan, open_storage(plan), open_study(plan, open_storage(plan)))
     search.save_to_dir(str(tmp_path), "session")
     assert not list(tmp_path.glob("searcher-state*"))
     # Tune's own snapshot pickles the searcher, the scheduler and the callbacks.
@@ -77,7 +78,7 @@ def test_the_folder_of_a_search_keeps_no_password_of_its_study(tmp_path: Path) -
 
     (earlier.folder / DESCRIPTION).write_text(text)
     storage = open_storage(earlier)
-    search = StudySearch(earlier, storage, open_study(earlier, storage))
+    search = StudySearcher(earlier, storage, open_study(earlier, storage))
     search.suggest("a")
     search.on_trial_complete("a", {"step": earlier.trial_steps, "psnr": 30.0})
     later = at("later", "all", f"tuning.learn_from=[{earlier.folder}]")

@@ -12,7 +12,7 @@ from mrisr.config import ConfigError
 from mrisr.tuning.outcome import Outcome, TrialOutcome, wanted_trials
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.report import cost_lines
-from mrisr.tuning.study import build_sampler
+from mrisr.tuning.study import build_sampler, running_trial
 
 WEIGHT = "training.gp_weight={log_uniform: [0.1, 10]}"
 INTERVAL = "degradation.fraction={interval: [0.1, 0.9]}"
@@ -61,11 +61,12 @@ def test_the_grid_holds_what_differs_and_its_sampler_runs_that_once(overrides: l
 
 def test_a_point_whose_trial_was_killed_while_it_was_drawn_is_run_once() -> None:
     plan = plan_search(None, [KINDS, MIX, WEIGHT, "tuning.sampler=grid"])
-    study = optuna.create_study(sampler=build_sampler(plan, 0))
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, sampler=build_sampler(plan, 0))
     cut = study.ask()
     plan.spaces["degradation.kind"].suggest(cut)
     study.sampler = build_sampler(plan, 0)
-    found = [repr(plan.draw(optuna.Trial(study, cut._trial_id)))]
+    found = [repr(plan.draw(running_trial(study, storage, cut.number)))]
     found += [repr(plan.draw(study.ask())) for _ in range(plan.grid_size - 1)]
     assert sorted(found) == different(plan)
 

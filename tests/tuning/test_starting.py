@@ -19,7 +19,8 @@ from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.progress import Progress
 from mrisr.tuning.record import Record
 from mrisr.tuning.search import claim
-from mrisr.tuning.study import StudySearch, open_storage, open_study
+from mrisr.tuning.searcher import StudySearcher
+from mrisr.tuning.study import open_storage, open_study
 
 GP_WEIGHT = "training.gp_weight={log_uniform: [0.1, 100], fixed: 10}"
 SMALL = ["schedule.total_steps=64", "schedule.pretrain_steps=0", "validation.every=4"]
@@ -31,9 +32,9 @@ def small_plan(folder: Path, *overrides: str) -> SearchPlan:
     return plan
 
 
-def searcher(plan: SearchPlan) -> StudySearch:
+def searcher(plan: SearchPlan) -> StudySearcher:
     storage = open_storage(plan)
-    return StudySearch(plan, storage, open_study(plan, storage))
+    return StudySearcher(plan, storage, open_study(plan, storage))
 
 
 def test_any_seed_makes_a_sampler(tmp_path: Path) -> None:

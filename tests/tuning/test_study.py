@@ -20,7 +20,8 @@ from mrisr.tuning.outcome import collect
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.record import Record
 from mrisr.tuning.report import cost_lines, figures, study_of_results, trials_table, write_csv
-from mrisr.tuning.study import StudySearch, open_storage, open_study
+from mrisr.tuning.searcher import StudySearcher
+from mrisr.tuning.study import open_storage, open_study
 from mrisr.tuning.trial import PRETRAINED, TrialSetting, in_begun_precision, trial_experiment
 
 SPACE = ["training.gp_weight={log_uniform: [0.1, 100], fixed: 10}", "critic.kind={choice: [full, separable]}"]
@@ -33,10 +34,10 @@ def small_plan(folder: Path, *overrides: str) -> SearchPlan:
     return plan
 
 
-def searcher(plan: SearchPlan) -> StudySearch:
+def searcher(plan: SearchPlan) -> StudySearcher:
     """A searcher as a new process makes it."""
     storage = open_storage(plan)
-    return StudySearch(plan, storage, open_study(plan, storage))
+    return StudySearcher(plan, storage, open_study(plan, storage))
 
 
 def validate(plan: SearchPlan, run: str, *psnrs: float) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def test_a_killed_search_goes_on_from_its_study(tmp_path: Path, storage: str) ->
     assert outcome.best[0].run == a["run"]
 
 
-def tell(search: StudySearch, plan: SearchPlan, name: str, *psnrs: float) -> None:
+def tell(search: StudySearcher, plan: SearchPlan, name: str, *psnrs: float) -> None:
     """Let a trial report these validations to the searcher in Tune's order: not the one that stops a trial."""
     run = search.suggest(name)["run"]
     for count in range(1, len(psnrs) + 1):

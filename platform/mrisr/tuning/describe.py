@@ -32,7 +32,7 @@ def describe_search(config: Path | None, overrides: list[str]) -> str:
     store, t, base = store_of(plan), plan.base.tuning, plan.base
     trials, steps = wanted_trials(plan), plan.trial_steps
     at = rungs(plan)
-    stops = f"{t.scheduler}, decides at steps {', '.join(f'{step:,}' for step in at)}" if at else t.scheduler
+    stops = f"{t.scheduler}, decides at steps {', '.join(f'{step:,.0f}' for step in at)}" if at else t.scheduler
     shared = f"; {base.schedule.pretrain_steps:,} L1 steps once before" if t.shared_pretraining else ""
     anew = f" and {plan.trial_steps:,} to train the winner anew" if t.winner == "retrain" else ""
     assumed = _assumed(plan)
@@ -60,7 +60,7 @@ def _notes(plan: SearchPlan) -> list[str]:
     if plan.base.tuning.shared_pretraining or not late or not at or at[0] > pretrain:
         return []
     return [
-        f"note        ASHA first decides at step {at[0]:,}, within the {pretrain:,} L1 steps, where "
+        f"note        ASHA first decides at step {at[0]:,.0f}, within the {pretrain:,} L1 steps, where "
         f"{', '.join(late)} do nothing yet; tuning.shared_pretraining=true searches the adversarial stage alone"
     ]
 

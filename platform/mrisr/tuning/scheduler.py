@@ -1,56 +1,57 @@
-"""Schedulers that stop bad trials early, and still know what they saw before their driver was killed."""
+"""Early stopping: ASHA that remembers what earlier starts of the search saw, or the median rule."""
 
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+import numpy as np
+from ray.tune.schedulers import FIFOScheduler, MedianStoppingRule, TrialScheduler
 
+from mrisr.metrics.image import HIGHER_IS_BETTER
 from mrisr.tuning.plan import SearchPlan
-from mrisr.tuning.study import MODES, RUN
+from mrisr.tuning.study import RUN
 
-Histories = dict[str, list[dict[str, Any]]]  # run -> what Tune was told of it, in order
+Histories = dict[str, list[dict[str, Any]]]  # run -> the results that Tune was told, in order
 
 
-class RefilledASHA(ASHAScheduler):
-    """ASHA whose rungs hold the figures of earlier trials: Tuner.restore would start it with empty ones.
+class ASHA(FIFOScheduler):
+    """Asynchronous successive halving: a trial stops at a rung where it is not among the best 1/reduction so far.
 
-    Rungs know a trial by its run, which a trial that resumes keeps, and not by Tune's id, which is a new one: at a rung
-    that it passed before the kill it is not judged again, against trials that came later.
+    The decisions are those of `ray.tune.schedulers.ASHAScheduler` with one bracket and stop_last_trials=False, which
+    cannot be given earlier results. A rung knows a trial by its run, which stays the same when the search goes on.
+    So a resumed trial is not judged again at a rung that it has passed.
     """
 
-    def __init__(self, histories: Histories, **settings: Any) -> None:
-        super().__init__(**settings)
-        for bracket in self._brackets:
-            # A rung at the last step saves nothing: it would only cut a finished trial's farewell short.
-            bracket._rungs = [rung for rung in bracket._rungs if rung[0] < self._max_t]
+    def __init__(self, rungs: Sequence[float], metric: str, reduction: float, histories: Histories) -> None:
+        super().__init__()
+        self.rungs: dict[float, dict[str, float]] = {step: {} for step in rungs}
+        self._key, self._sign = metric, 1 if HIGHER_IS_BETTER[metric] else -1
+        self._percentile = (1 - 1 / reduction) * 100
         for run, results in histories.items():
             for result in results:
-                self._brackets[0].on_result(
-                    SimpleNamespace(trial_id=run), result[self._time_attr], self._metric_op * result[self._metric]
-                )
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, _by_run(trial))
+                self._passes(run, result)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        return str(super().on_trial_result(tune_controller, _by_run(trial), result))
+        return self.CONTINUE if self._passes(trial.config[RUN], result) else self.STOP
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        super().on_trial_complete(tune_controller, _by_run(trial), result)
+        self._passes(trial.config[RUN], result)
 
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_remove(tune_controller, _by_run(trial))
-
-
-def _by_run(trial: Any) -> Any:
-    return SimpleNamespace(trial_id=trial.config[RUN])
+    def _passes(self, run: str, result: dict[str, Any]) -> bool:
+        """Record the figure at the highest rung that the run has reached; whether the run may go on."""
+        reached = [step for step in self.rungs if step <= result.get("step", 0)]
+        if not reached or run in (figures := self.rungs[max(reached)]):
+            return True
+        figure = self._sign * result[self._key]
+        stops = bool(figures) and figure < np.nanpercentile(list(figures.values()), self._percentile)
+        figures[run] = figure
+        return not stops
 
 
 def judged(ended: bool, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The results of a trial that were acted upon. A running one wrote its last down before it was judged, perhaps."""
+    """The results that the scheduler has certainly decided on. A running trial may have been killed before its last."""
     return results if ended else results[:-1]
 
 
@@ -62,28 +63,24 @@ def grace_steps(plan: SearchPlan) -> int:
     return min(total_steps, every * max(1, -(-int(total_steps / t.reduction**2) // every)))
 
 
-def rungs(plan: SearchPlan) -> list[int]:
-    """The steps at which ASHA decides; none for another scheduler."""
-    t, step, found = plan.base.tuning, float(grace_steps(plan)), []
-    while t.scheduler == "asha" and step < plan.trial_steps:
-        found.append(round(step))
-        step *= t.reduction
+def rungs(plan: SearchPlan) -> list[float]:
+    """The steps at which ASHA decides, all before the last step, where stopping saves nothing; [] without ASHA."""
+    step, found = float(grace_steps(plan)), []
+    while plan.base.tuning.scheduler == "asha" and step < plan.trial_steps:
+        found.append(step)
+        step *= plan.base.tuning.reduction
     return found
 
 
 def build_scheduler(plan: SearchPlan, histories: Histories) -> TrialScheduler:
-    """The scheduler of `tuning.scheduler`, by the first metric. histories: of trials that an earlier start ran."""
-    t = plan.base.tuning
-    metric, grace = t.metrics[0], grace_steps(plan)
-    if t.scheduler == "none":
-        return FIFOScheduler()
+    """The scheduler of `tuning.scheduler`, by the first metric. histories: of the trials of earlier starts."""
+    t, metric = plan.base.tuning, plan.base.tuning.metrics[0]
+    if t.scheduler == "asha":
+        return ASHA(rungs(plan), metric, t.reduction, histories)
     if t.scheduler == "median":
-        # With fewer trials than it compares with, it would pause this one for a trial that waits, after every
-        # validation: each time the workers start anew.
+        # A finite min_time_slice would pause a trial for a waiting one after each validation: workers start anew then.
         return MedianStoppingRule(
-            time_attr="step", metric=metric, mode=MODES[metric], grace_period=grace, min_time_slice=math.inf
+            time_attr="step", metric=metric, mode="max" if HIGHER_IS_BETTER[metric] else "min",
+            grace_period=grace_steps(plan), min_time_slice=math.inf,
         )  # fmt: skip
-    return RefilledASHA(
-        histories, time_attr="step", metric=metric, mode=MODES[metric], max_t=plan.trial_steps, grace_period=grace,
-        reduction_factor=t.reduction, stop_last_trials=False,
-    )  # fmt: skip
+    return FIFOScheduler()

@@ -34,7 +34,8 @@ from mrisr.tuning.outcome import Outcome, collect, wanted_trials
 from mrisr.tuning.plan import SearchPlan, extremes
 from mrisr.tuning.progress import Progress
 from mrisr.tuning.scheduler import build_scheduler, judged
-from mrisr.tuning.study import StudySearch, begun, open_storage, open_study, stored_study
+from mrisr.tuning.searcher import StudySearcher
+from mrisr.tuning.study import begun, open_storage, open_study, stored_study
 from mrisr.tuning.trial import DRIVER_CPUS, PRETRAINED, TrialSetting, run_trial, trials_folder, yardstick
 from voxelstore import VolumeStore
 
@@ -142,7 +143,7 @@ def _run_trials(plan: SearchPlan, setting: TrialSetting, fingerprint: str, conso
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, setting=setting), {"CPU": DRIVER_CPUS}),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearch(plan, storage, study),
+            search_alg=StudySearcher(plan, storage, study),
             scheduler=build_scheduler(plan, histories),
             num_samples=left,
             max_concurrent_trials=setting.runs,

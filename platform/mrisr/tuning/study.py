@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.search.optuna import OptunaSearch
 
 from mrisr.config import ConfigError
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.tuning.grid import DistinctGrid
 from mrisr.tuning.plan import SearchPlan
-from mrisr.tuning.record import Record
-
-if TYPE_CHECKING:
-    from mrisr.config.tuning import Tuning
 
 # User attributes: a trial's run; the search's folder; of a trial of another search, where it comes from.
 RUN, FOLDER, LEARNT = "run", "folder", "learnt_from"
@@ -111,79 +105,7 @@ def begun(study: optuna.Study) -> list[FrozenTrial]:
     return [t for t in study.get_trials(deepcopy=False) if t.state is not TrialState.WAITING and RUN in t.user_attrs]
 
 
-class StudySearch(OptunaSearch):
-    """OptunaSearch whose truth is the stored study, so that a search goes on after its driver was killed.
-
-    Trials that the study has as running are handed out first, with the parameters that they have; their run's folder,
-    named after the trial's number, makes them resume. Figures are stored under the training step instead of a count
-    that starts anew, and a trial that was stopped early is stored as pruned, which is what TPE expects of one.
-    """
-
-    def __init__(self, plan: SearchPlan, storage: BaseStorage, study: optuna.Study) -> None:
-        t: Tuning = plan.base.tuning
-        modes = [MODES[metric] for metric in t.metrics]
-        before = begun(study)
-        super().__init__(
-            space=_DefineByRun(plan),
-            metric=list(t.metrics) if len(t.metrics) > 1 else t.metrics[0],
-            mode=modes if len(modes) > 1 else modes[0],
-            sampler=build_sampler(plan, len(before)),
-            study_name=study.study_name,
-            storage=storage,
-        )
-        self._metrics, self._total, self._folder = t.metrics, plan.trial_steps, plan.folder
-        # Also one that was killed while it was drawn: the rest of it is drawn now, from its place in the queue.
-        self._unfinished = [t.number for t in study.get_trials(deepcopy=False) if t.state is TrialState.RUNNING]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: what Tune keeps of a searcher in its folder is not gone on from, and would hold the password of
-        `tuning.storage`."""
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing, for the same reason."""
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        if trial_id not in self._ot_trials and self._unfinished:
-            number = self._unfinished.pop(0)
-            frozen = self._ot_study.get_trials(deepcopy=False)[number]
-            self._ot_trials[trial_id] = optuna.Trial(self._ot_study, frozen._trial_id)
-        config: dict[str, Any] = super().suggest(trial_id)
-        self._ot_trials[trial_id].set_user_attr(RUN, config[RUN])
-        return config
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        trial, step = self._ot_trials[trial_id], result["step"]
-        if (
-            len(self._metrics) == 1
-            and step not in self._ot_study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        ):
-            trial.report(result[self._metrics[0]], step)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self._ot_trials[trial_id]
-        values = None if error or not result else [result.get(metric) for metric in self._metrics]
-        run = self._ot_study.get_trials(deepcopy=False)[trial.number].user_attrs[RUN]
-        if error and Record(self._folder / "trials" / run).interruption is not None:
-            pass  # It stays as running, which the next start of the search goes on with.
-        elif values is None or None in values:
-            self._ot_study.tell(trial, state=TrialState.FAIL)
-        elif result is not None and result["step"] < self._total and len(self._metrics) == 1:
-            # Tune tells a searcher every result but the one that stops a trial; a pruned trial without a figure
-            # counts as the worst there is, and all that are stopped at the first rung would count alike.
-            self.on_trial_result(trial_id, result)
-            self._ot_study.tell(trial, state=TrialState.PRUNED)
-        else:
-            self._ot_study.tell(trial, values)
-        self._completed_trials.add(trial_id)
-
-
-class _DefineByRun:
-    """The plan's space as the function that OptunaSearch calls with a trial; returns what the trial's run is told."""
-
-    def __init__(self, plan: SearchPlan) -> None:
-        self.plan = plan
-
-    def __call__(self, trial: Any) -> dict[str, Any]:
-        values = self.plan.draw(trial)
-        return {RUN: f"trial-{trial.number:04d}", "values": values}
+def running_trial(study: optuna.Study, storage: BaseStorage, number: int) -> optuna.Trial:
+    """The trial that an earlier process was at when it ended: its parameters stay, and those it lacks can be drawn."""
+    study_id = storage.get_study_id_from_name(study.study_name)
+    return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
