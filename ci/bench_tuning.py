@@ -14,6 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from mrisr.metrics import METRICS
+
 AFTER = (4, 8, 12)
 
 
@@ -38,7 +40,7 @@ def row(folder: Path) -> list[str]:
 def best_of(figures: list[float | None], metric: str) -> str:
     """The best figure of these trials; a failed one has None."""
     known = [figure for figure in figures if figure is not None]
-    return f"{(min if metric == 'nrmse' else max)(known):.3f}" if known else "none"
+    return f"{(max if METRICS[metric].higher_is_better else min)(known):.3f}" if known else "none"
 
 
 def noise(figures: list[float]) -> str:

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from mrisr.config.validation import Validation
 from mrisr.training.best import BEST_WEIGHTS, Best, score
 from mrisr.tuning.record import Record
-from mrisr.tuning.study import MODES
 
 # Step 0 is the best in every figure. After it: best by PSNR under the main protocol, by NRMSE, by the mean, none.
 SEEN = [
@@ -50,7 +49,7 @@ def test_the_best_weights_of_a_trial_are_those_that_gave_its_score(
     record = Record(tmp_path)
     for validated, figures in SEEN:
         record.add(validated, {metric: score(figures, metric, "chen2018", protocols)})
-    assert record.results((metric,), (MODES[metric],))[-1]["best_step"] == step
+    assert record.results((metric,))[-1]["best_step"] == step
 
 
 def test_outside_of_a_search_the_weights_before_the_first_step_may_stay_the_best() -> None:

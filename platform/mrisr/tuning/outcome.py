@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.trial import TrialState
 
+from mrisr.metrics import METRICS
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.record import Record
-from mrisr.tuning.study import MODES, RUN, begun, open_storage, open_study
+from mrisr.tuning.study import RUN, begun, open_storage, open_study
 
 _STATES = {
     TrialState.COMPLETE: "finished",
@@ -54,13 +55,12 @@ def collect(plan: SearchPlan, study: optuna.Study | None = None) -> Outcome:
     if study is None:
         study = open_study(plan, open_storage(plan))
     t = plan.base.tuning
-    modes = tuple(MODES[metric] for metric in t.metrics)
     trials = []
     for frozen in begun(study):
         run = frozen.user_attrs[RUN]
         folder = plan.folder / "trials" / run
         record = Record(folder)
-        results = record.results(t.metrics, modes)
+        results = record.results(t.metrics)
         state = _STATES[frozen.state]
         if state == "stopped early" and record.step >= plan.trial_steps:
             state = "finished"
@@ -90,7 +90,7 @@ def wanted_trials(plan: SearchPlan) -> int:
 def _best(trials: list[TrialOutcome], metrics: tuple[str, ...]) -> list[TrialOutcome]:
     """Trials that no other beats in one metric without losing in another; failed ones do not count."""
     rank = [
-        (tuple(trial.figures[m] * (1 if MODES[m] == "max" else -1) for m in metrics), trial)
+        (tuple(METRICS[m].improvement(trial.figures[m], 0.0) for m in metrics), trial)
         for trial in trials
         if trial.figures and trial.state != "failed"
     ]

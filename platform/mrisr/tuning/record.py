@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mrisr.metrics import METRICS
+
 VALIDATIONS, FAILURE, INTERRUPTION = "validations.jsonl", "failure.txt", "interruption.txt"
-
-
-def best_so_far(entries: list[dict[str, Any]], first: str, mode: str) -> dict[str, Any]:
-    """The entry with the best figure of metric `first`."""
-    return (max if mode == "max" else min)(entries, key=lambda entry: entry["figures"][first])
 
 
 class Record:
@@ -70,16 +67,14 @@ class Record:
         else:
             (self.folder / INTERRUPTION).write_text(why)
 
-    def results(self, metrics: tuple[str, ...], modes: tuple[str, ...]) -> list[dict[str, Any]]:
+    def results(self, metrics: tuple[str, ...]) -> list[dict[str, Any]]:
         """What Tune is told after each validation: the step, and the figures of the best validation up to then.
 
         Best is by the first metric, as the best weights of the run are, so that the figures belong to one network.
         """
-        told = []
-        for count in range(1, len(self.entries) + 1):
-            best = best_so_far(self.entries[:count], metrics[0], modes[0])
-            told.append(
-                {"step": self.entries[count - 1]["step"], "best_step": best["step"]}
-                | {m: best["figures"][m] for m in metrics}
-            )
+        told, best, first = [], None, metrics[0]
+        for entry in self.entries:
+            if best is None or METRICS[first].improvement(entry["figures"][first], best["figures"][first]) > 0:
+                best = entry
+            told.append({"step": entry["step"], "best_step": best["step"]} | {m: best["figures"][m] for m in metrics})
         return told

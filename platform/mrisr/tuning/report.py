@@ -15,9 +15,10 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from mrisr.config.loading import dump_experiment
+from mrisr.metrics import METRICS
 from mrisr.tuning.outcome import Outcome, TrialOutcome
 from mrisr.tuning.plan import SearchPlan, short
-from mrisr.tuning.study import MODES, name_metrics
+from mrisr.tuning.study import directions, name_metrics
 from mrisr.tuning.trial import in_begun_precision, yardstick
 
 if TYPE_CHECKING:
@@ -67,11 +68,14 @@ def scale(plan: SearchPlan) -> str:
 
 
 def ordered(plan: SearchPlan, outcome: Outcome) -> list[TrialOutcome]:
-    metric = plan.base.tuning.metrics[0]
-    sign = -1 if MODES[metric] == "max" else 1
-    return sorted(
-        outcome.trials, key=lambda t: (t.state == "failed", not t.figures, sign * t.figures.get(metric, 0.0), t.number)
-    )
+    """The trials, best first; those without a figure and those that failed come last."""
+    metric = METRICS[plan.base.tuning.metrics[0]]
+
+    def rank(trial: TrialOutcome) -> tuple[bool, bool, float, int]:
+        behind = metric.improvement(0.0, trial.figures.get(metric.name, 0.0))
+        return trial.state == "failed", not trial.figures, behind, trial.number
+
+    return sorted(outcome.trials, key=rank)
 
 
 def cost_lines(plan: SearchPlan, outcome: Outcome) -> list[str]:
@@ -125,7 +129,7 @@ def study_of_results(plan: SearchPlan, outcome: Outcome) -> optuna.Study:
     Optuna's importances and slices leave pruned trials out, and with ASHA that would be most of what was learnt.
     """
     metrics = plan.base.tuning.metrics
-    study = optuna.create_study(directions=["maximize" if MODES[m] == "max" else "minimize" for m in metrics])
+    study = optuna.create_study(directions=directions(metrics))
     name_metrics(study, metrics)
     for t in outcome.trials:
         if t.figures:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ray.tune.schedulers import FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from mrisr.metrics.image import HIGHER_IS_BETTER
+from mrisr.metrics import METRICS
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.study import RUN
 
@@ -27,7 +27,7 @@ class ASHA(FIFOScheduler):
     def __init__(self, rungs: Sequence[float], metric: str, reduction: float, histories: Histories) -> None:
         super().__init__()
         self.rungs: dict[float, dict[str, float]] = {step: {} for step in rungs}
-        self._key, self._sign = metric, 1 if HIGHER_IS_BETTER[metric] else -1
+        self._key, self._sign = metric, 1 if METRICS[metric].higher_is_better else -1
         self._percentile = (1 - 1 / reduction) * 100
         for run, results in histories.items():
             for result in results:
@@ -80,7 +80,7 @@ def build_scheduler(plan: SearchPlan, histories: Histories) -> TrialScheduler:
     if t.scheduler == "median":
         # A finite min_time_slice would pause a trial for a waiting one after each validation: workers start anew then.
         return MedianStoppingRule(
-            time_attr="step", metric=metric, mode="max" if HIGHER_IS_BETTER[metric] else "min",
+            time_attr="step", metric=metric, mode="max" if METRICS[metric].higher_is_better else "min",
             grace_period=grace_steps(plan), min_time_slice=math.inf,
         )  # fmt: skip
     return FIFOScheduler()

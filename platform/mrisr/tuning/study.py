@@ -11,13 +11,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from mrisr.config import ConfigError
+from mrisr.metrics import METRICS
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.tuning.grid import DistinctGrid
 from mrisr.tuning.plan import SearchPlan
 
 # User attributes: a trial's run; the search's folder; of a trial of another search, where it comes from.
 RUN, FOLDER, LEARNT = "run", "folder", "learnt_from"
-MODES = {"psnr": "max", "ssim": "max", "nrmse": "min"}
 
 
 def open_storage(plan: SearchPlan) -> BaseStorage:
@@ -60,9 +60,8 @@ def open_study(plan: SearchPlan, storage: BaseStorage) -> optuna.Study:
     """The search's study; a new one starts with the known-good points in its queue."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     t = plan.base.tuning
-    directions = ["maximize" if MODES[metric] == "max" else "minimize" for metric in t.metrics]
     study = optuna.create_study(
-        storage=storage, study_name=plan.folder.name, directions=directions, load_if_exists=True
+        storage=storage, study_name=plan.folder.name, directions=directions(t.metrics), load_if_exists=True
     )  # fmt: skip
     if "://" in t.storage:
         _refuse_of_another_folder(plan, study)
@@ -92,6 +91,10 @@ def _refuse_of_another_folder(plan: SearchPlan, study: optuna.Study) -> None:
             f"tuning.storage = {mask_secrets(plan.base.tuning.storage)!r}: its study {plan.folder.name!r} belongs to "
             f"the search in {folder}; use another name=..."
         )
+
+
+def directions(metrics: tuple[str, ...]) -> list[str]:
+    return ["maximize" if METRICS[metric].higher_is_better else "minimize" for metric in metrics]
 
 
 def name_metrics(study: optuna.Study, metrics: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from mrisr import cluster
 from mrisr.config import Experiment, load_experiment
 from mrisr.engine.checkpoint import PROGRESS
+from mrisr.metrics import METRICS
 from mrisr.training.best import score
 from mrisr.training.outcome import SURROUNDINGS, TrainingStopped
 from mrisr.training.run import Host, train
@@ -23,7 +24,7 @@ from mrisr.training.settled import SETTINGS, recorded_precision
 from mrisr.tuning.groups import GroupRecord
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.record import Record
-from mrisr.tuning.study import MODES, RUN
+from mrisr.tuning.study import RUN
 
 # A trial's driver only waits for its workers; Tune's default of one CPU would take the room of what it waits for.
 DRIVER_CPUS = 0.01
@@ -112,7 +113,7 @@ class ReportToTune(TuneReportCallback):
 
     def figures(self, validation: dict[str, Any]) -> dict[str, float]:
         """Every score that a search may have, of a validation's figures."""
-        return {metric: score(validation, metric, self.main, self.protocols) for metric in MODES}
+        return {metric: score(validation, metric, self.main, self.protocols) for metric in METRICS}
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         reported = metrics[0]
@@ -120,7 +121,7 @@ class ReportToTune(TuneReportCallback):
             return
         record = Record(self.folder)
         if record.add(int(reported["step"]), self.figures(reported)):
-            told = record.results(self.metrics, tuple(MODES[m] for m in self.metrics))[-1]
+            told = record.results(self.metrics)[-1]
             super().after_report(run_context, [told], checkpoint)
 
 
@@ -140,7 +141,7 @@ def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
         latest = json.loads((folder / PROGRESS).read_text())["latest"]
         if "validated" in latest:
             record.add(int(latest["validated"]), report.figures(latest))
-    for told in record.results(t.metrics, tuple(MODES[m] for m in t.metrics)):
+    for told in record.results(t.metrics):
         tune.report(told)
     if record.step >= experiment.schedule.total_steps:
         return
