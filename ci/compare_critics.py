@@ -126,8 +126,7 @@ def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], override
     whole = load_experiment(CONFIG, overrides)
     results, s = home / "results", whole.schedule
     cluster.connect()
-    d = whole.data
-    convert_folder(data, d.store, d.splits, d.split_seed, d.min_size, d.pattern)
+    convert_folder(data, whole.data)
     begin = [*overrides, "name=start", f"schedule.total_steps={s.pretrain_steps}"]
     print(f"L1 start, {s.pretrain_steps} steps", flush=True)
     started = train(load_experiment(CONFIG, begin))

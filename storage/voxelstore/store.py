@@ -54,14 +54,19 @@ class VolumeStore:
         path = Path(path).resolve()
         return cls(path, read_manifest(path))
 
+    @staticmethod
+    def exists(path: str | Path) -> bool:
+        """Whether there is a store at `path`."""
+        return (Path(path) / MANIFEST).exists()
+
     @classmethod
     def create(cls, path: str | Path) -> VolumeStore:
         """Open the store at `path`, which is made if nothing is there."""
         path = Path(path).resolve()
-        if not (path / MANIFEST).exists():
+        if not cls.exists(path):
             (path / SUBJECTS).mkdir(parents=True, exist_ok=True)
             with locked(path / MANIFEST_LOCK), locked(path / WRITERS_LOCK, shared=True):
-                if not (path / MANIFEST).exists():
+                if not cls.exists(path):
                     write_group(path, {})
                     write_group(path / SUBJECTS, {})
                     atomic_write_json(path / MANIFEST, new_manifest({}, {}, None))

@@ -17,6 +17,7 @@ import pytest
 import ray
 from rich.console import Console
 
+from mrisr.config.schema import Data
 from mrisr.data.conversion import ConversionSummary, convert_folder
 from voxelstore import VolumeStore, convert_volume, read_volume
 
@@ -52,8 +53,9 @@ def cohort(tmp_path: Path) -> Path:
     return folder
 
 
-def convert(folder: Path, tmp_path: Path, **options: object) -> ConversionSummary:
-    return convert_folder(folder, tmp_path / "store", SPLITS, progress=False, **options)  # type: ignore[arg-type]
+def convert(folder: Path, tmp_path: Path, min_size: int = 32, verify: bool = False) -> ConversionSummary:
+    data = Data(store=tmp_path / "store", splits=SPLITS, min_size=min_size)
+    return convert_folder(folder, data, verify=verify, progress=False)
 
 
 def reasons(summary: ConversionSummary) -> dict[str, str]:
@@ -126,7 +128,7 @@ def test_each_bad_volume_is_left_out_with_its_reason_and_the_rest_converted(
         "clash.nii": "name-clash",
     }
     console = Console(file=io.StringIO(), force_terminal=True)
-    summary = convert_folder(cohort, tmp_path / "store", SPLITS, min_size=32, console=console)
+    summary = convert_folder(cohort, Data(store=tmp_path / "store", splits=SPLITS, min_size=32), console=console)
     assert reasons(summary) == expected
     assert summary.converted == ["bad__clash", "bad__z_copy", "s1__sub-2", "s2__sub-1", "s2__sub-3", "single"]
     assert summary.exit_code == 3
@@ -166,7 +168,8 @@ def test_another_folder_cannot_overwrite_a_subject(ray_local: str, cohort: Path,
 
 
 def test_subjects_beyond_the_counts_are_named_in_the_summary(ray_local: str, cohort: Path, tmp_path: Path) -> None:
-    summary = convert_folder(cohort, tmp_path / "store", {"train": 1, "test": 1}, progress=False)
+    data = Data(store=tmp_path / "store", splits={"train": 1, "test": 1}, min_size=32)
+    summary = convert_folder(cohort, data, progress=False)
     store = VolumeStore.open(tmp_path / "store")
     assert len({store.record(subject).group for subject in summary.unassigned}) == 1  # of three people
     assert any("in no split" in line and summary.unassigned[0] in line for line in summary.lines())
@@ -177,15 +180,17 @@ def test_what_cannot_start_says_why(ray_local: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no"):
         convert(tmp_path, tmp_path)
     with pytest.raises(ValueError, match=r"splits\.train"):
-        convert_folder(tmp_path, tmp_path / "store", {"train": 0.9, "test": 0.3})
+        convert_folder(tmp_path, Data(store=tmp_path / "store", splits={"train": 0.9, "test": 0.3}))
     assert not (tmp_path / "store").exists()
 
 
 DRIVER = """
 import sys, ray
+from mrisr.config.schema import Data
 from mrisr.data.conversion import convert_folder
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-convert_folder(sys.argv[2], sys.argv[3], {"train": 0.8, "test": 0.2}, progress=False)
+data = Data(store=sys.argv[3], splits={"train": 0.8, "test": 0.2}, min_size=32)
+convert_folder(sys.argv[2], data, progress=False)
 """
 
 
@@ -211,7 +216,9 @@ def test_a_conversion_killed_by_kill_9_goes_on_where_it_was(ray_local: str, tmp_
     assert 3 <= done < 40
     assert VolumeStore.open(target).subjects() == []  # readers see nothing that is not whole and listed
     whole = VolumeStore.open(target).stored_records()
-    summary = convert_folder(folder, target, {"train": 0.8, "test": 0.2}, progress=False)
+    summary = convert_folder(
+        folder, Data(store=target, splits={"train": 0.8, "test": 0.2}, min_size=32), progress=False
+    )
     assert len(summary.unchanged) == len(whole) == done
     assert len(summary.converted) == 40 - done
     assert summary.splits == {"test": 8, "train": 32}

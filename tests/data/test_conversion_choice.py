@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mrisr.config import ConfigError
-from mrisr.data.conversion import ConversionSummary, _convert_one, _Job, convert_folder
+from mrisr.config.schema import Data
+from mrisr.data.conversion import ConversionSummary, SourceFile, convert_file, convert_folder
 from voxelstore import StoreError, VolumeStore
 
 
@@ -39,7 +40,8 @@ def cohort(tmp_path: Path) -> Path:
 
 
 def convert(folder: Path, tmp_path: Path, pattern: str = "*") -> ConversionSummary:
-    return convert_folder(folder, tmp_path / "store", {"train": 1.0}, pattern=pattern, progress=False)
+    data = Data(store=tmp_path / "store", splits={"train": 1.0}, min_size=32, pattern=pattern)
+    return convert_folder(folder, data, progress=False)
 
 
 def reasons(summary: ConversionSummary) -> dict[str, str]:
@@ -65,21 +67,21 @@ def test_a_file_beyond_the_memory_is_left_out_and_a_damaged_store_stops_the_task
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (2**40, limits[1]))
     try:
-        outcome = _convert_one(_Job(str(huge), "sub-1", "sub-1", None), str(store.path), 32)
+        outcome = convert_file(SourceFile(huge, "sub-1", "sub-1", None), store.path, 32)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert (outcome.status, outcome.reason) == ("left-out", "too-large")
     good = save(tmp_path / "sub-2.nii", volume(0))
     (store.path / "manifest.json").unlink()
     with pytest.raises(StoreError, match="manifest"):
-        _convert_one(_Job(str(good), "sub-2", "sub-2", None), str(store.path), 32)
+        convert_file(SourceFile(good, "sub-2", "sub-2", None), store.path, 32)
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_pattern_chooses_and_what_it_leaves_out_later_is_named(cohort: Path, tmp_path: Path) -> None:
     assert convert(cohort, tmp_path, pattern="*.mgz").converted == ["s2__sub-3"]
     summary = convert(cohort, tmp_path, pattern="*sub-1*")
-    assert (summary.converted, summary.forsaken) == (["s1__sub-1", "s2__sub-1"], ["s2__sub-3"])
+    assert (summary.converted, summary.orphaned) == (["s1__sub-1", "s2__sub-1"], ["s2__sub-3"])
     assert any("new data.store" in line and "s2__sub-3" in line for line in summary.lines())
     with pytest.raises(FileNotFoundError, match=r"data\.pattern = '\*T2w\*': fits none of the 3 volumes"):
         convert(cohort, tmp_path, pattern="*T2w*")
@@ -88,7 +90,8 @@ def test_a_pattern_chooses_and_what_it_leaves_out_later_is_named(cohort: Path, t
 @pytest.mark.usefixtures("local_ray")
 def test_a_store_is_split_by_one_rule(cohort: Path, tmp_path: Path) -> None:
     counts = {"validation": 1, "train": 1}
-    convert_folder(cohort, tmp_path / "store", counts, split_seed=3, progress=False)
+    data = Data(store=tmp_path / "store", min_size=32)
+    convert_folder(cohort, data.model_copy(update={"splits": counts, "split_seed": 3}), progress=False)
     before = VolumeStore.open(tmp_path / "store")
     assert before.rule == (counts, 3)
     save(cohort / "sub-9.nii", volume(9))
@@ -96,8 +99,8 @@ def test_a_store_is_split_by_one_rule(cohort: Path, tmp_path: Path) -> None:
         with pytest.raises(
             ConfigError, match=r"was split by data\.splits='\{validation: 1, train: 1\}' .*data\.store="
         ):
-            convert_folder(cohort, tmp_path / "store", asked, seed, progress=False)
-    summary = convert_folder(cohort, tmp_path / "store", progress=False)
+            convert_folder(cohort, data.model_copy(update={"splits": asked, "split_seed": seed}), progress=False)
+    summary = convert_folder(cohort, data, progress=False)
     assert (summary.converted, summary.unassigned) == (["sub-9"], ["sub-9"])
     after = VolumeStore.open(tmp_path / "store")
     assert (after.rule, after.splits()) == (before.rule, before.splits())

@@ -38,10 +38,8 @@ def convert(
     if not source.is_dir():
         raise ConfigError(f"{source}: is not a folder; give the folder that holds the volumes")
     cluster.connect()
-    data = experiment.data
-    summary = convert_folder(source, data.store, data.splits, data.split_seed, data.min_size, data.pattern)
-    typer.echo("\n".join(summary.lines()))
-    typer.echo(f"store: {data.store}")
+    summary = convert_folder(source, experiment.data)
+    typer.echo("\n".join([*summary.lines(), f"store: {experiment.data.store}"]))
     raise typer.Exit(summary.exit_code)
 
 

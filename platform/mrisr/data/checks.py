@@ -15,6 +15,25 @@ def open_store(experiment: Experiment) -> VolumeStore:
     except ValueError as error:
         raise ConfigError(f"data.store = {experiment.data.store}: {error}") from None
     settle_splits(experiment, store)
+    _require_subjects(experiment, store)
+    shapes = {subject: store.record(subject).shape for subject in store.subjects()}
+    shortest, smallest = min((min(shape), subject) for subject, shape in shapes.items())
+    for key, patch in (("stream", experiment.stream.patch_size), ("validation", experiment.validation.patch_size)):
+        if patch > shortest:
+            raise ConfigError(
+                f"{key}.patch_size = {patch} is larger than the shortest axis of {smallest}, {shortest} voxels; "
+                f"use at most {shortest}"
+            )
+    widest = experiment.degradation.range().end(1)
+    for subject, shape in shapes.items():
+        try:
+            check(widest, shape)
+        except ValueError as error:
+            raise ConfigError(f"{error} (volume {subject} of {store.path})") from None
+    return store
+
+
+def _require_subjects(experiment: Experiment, store: VolumeStore) -> None:
     for key, split in (("data.splits", "train"), ("validation.split", experiment.validation.split)):
         if not store.subjects(split):
             sizes = ", ".join(f"{name}: {len(subjects)}" for name, subjects in store.splits().items()) or "none"
@@ -22,17 +41,3 @@ def open_store(experiment: Experiment) -> VolumeStore:
                 f"{key}: the store {store.path} has no subjects in split {split!r} (it has {sizes}); "
                 "convert more volumes, or convert them into another data.store with other data.splits"
             )
-    smallest = min((min(store.record(s).shape), s) for s in store.subjects())
-    for key, patch in (("stream", experiment.stream.patch_size), ("validation", experiment.validation.patch_size)):
-        if patch > smallest[0]:
-            raise ConfigError(
-                f"{key}.patch_size = {patch} is larger than the shortest axis of {smallest[1]}, {smallest[0]} voxels; "
-                f"use at most {smallest[0]}"
-            )
-    widest = experiment.degradation.range().end(1)
-    for subject in store.subjects():
-        try:
-            check(widest, store.record(subject).shape)
-        except ValueError as error:
-            raise ConfigError(f"{error} (volume {subject} of {store.path})") from None
-    return store

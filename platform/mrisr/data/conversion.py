@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mrisr.config.schema import Data
 from mrisr.data.splits import agreed_rule
 from voxelstore import (
     StoreError,
@@ -23,7 +24,9 @@ from voxelstore import (
     subject_id,
 )
 from voxelstore.convert import drop_duplicates, file_hash
-from voxelstore.store import MANIFEST
+
+# Reasons that can pass without the file's size and time changing (permissions, a fetched annex, memory).
+TRY_AGAIN = ("unreadable", "worker-died", "name-clash", "too-large")
 
 
 class LeftOut(NamedTuple):
@@ -36,10 +39,10 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class ConversionSummary:
-    """What a conversion did. converted, unchanged, unassigned, forsaken: subjects.
+    """What a conversion did. converted, unchanged, unassigned, orphaned: subjects.
 
-    splits: how many subjects each split has. people: how many people the store's subjects are. forsaken: stored ones
-    whose file below the folder is gone, or is not among those that the pattern chooses any more.
+    splits: number of subjects in each split. people: number of people in the store. unassigned: subjects in no split.
+    orphaned: stored subjects whose file below the folder is gone or no longer chosen by the pattern.
     """
 
     converted: list[str]
@@ -48,7 +51,7 @@ class ConversionSummary:
     splits: dict[str, int]
     people: int
     unassigned: list[str] = field(default_factory=list)
-    forsaken: list[str] = field(default_factory=list)
+    orphaned: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -63,18 +66,18 @@ class ConversionSummary:
         volumes = sum(self.splits.values()) + len(self.unassigned)
         if self.people == 1 < volumes:
             lines.append(
-                f"all {volumes} volumes are taken for one person's, so that they share a split: their paths hold no "
-                "sub-LABEL and begin with the same folder. If they are several people's, give that folder itself"
+                f"all {volumes} volumes are taken for one person's and share a split: their paths hold no sub-LABEL "
+                "and begin with the same folder. If they are several people's, give that folder itself"
             )
         elif self.people < volumes:
             lines.append(f"{volumes} volumes of {self.people} people; all volumes of a person share a split")
         if self.unassigned:
             few = _few(self.unassigned)
             lines.append(f"{len(self.unassigned)} subjects are in no split, as data.splits asks for fewer: {few}")
-        if self.forsaken:
+        if self.orphaned:
             lines.append(
-                f"{len(self.forsaken)} subjects stay in the store though their files are gone or data.pattern leaves "
-                f"them out; convert into a new data.store to be without them: {_few(self.forsaken)}"
+                f"{len(self.orphaned)} subjects stay in the store though their files are gone or data.pattern leaves "
+                f"them out; convert into a new data.store to drop them: {_few(self.orphaned)}"
             )
         return lines + [f"left out ({item.reason}) {item.path}: {item.message}" for item in self.left_out]
 
@@ -83,181 +86,193 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-# What may change without the file's size and time changing (permissions, a fetched annex, memory) is tried again.
-TRY_AGAIN = ("unreadable", "worker-died", "name-clash", "too-large")
+class SourceFile(NamedTuple):
+    """A file of the folder, the subject and person that it is, and what the store has under that subject's name."""
 
-
-class _Job(NamedTuple):
-    path: str
+    path: Path
     subject: str
     person: str
-    known: SubjectRecord | None  # what the store has under this name
+    known: SubjectRecord | None
+
+    def is_source_of_known(self) -> bool:
+        """Whether the stored subject of that name came from this file."""
+        return self.known is not None and self.known.source == str(self.path.resolve())
 
 
-class _Outcome(NamedTuple):
-    status: str  # converted, unchanged or left-out
+class Outcome(NamedTuple):
+    """What became of a file. reason, message: why it was left out. twin: of a duplicate, the subject that stays."""
+
+    status: Literal["converted", "unchanged", "left-out"]
     reason: str = ""
     message: str = ""
-    twin: str = ""  # of a duplicate: the subject that stays
+    twin: str = ""
+
+
+Outcomes = dict[Path, Outcome]
 
 
 def convert_folder(
-    source: str | Path,
-    store: str | Path,
-    splits: Mapping[str, float | int] | None = None,
-    split_seed: int | None = None,
-    min_size: int = 32,
-    pattern: str = "*",
-    *,
-    verify: bool = False,
-    progress: bool = True,
-    console: Console | None = None,
+    source: str | Path, data: Data, *, verify: bool = False, progress: bool = True, console: Console | None = None
 ) -> ConversionSummary:
-    """Convert the .nii, .nii.gz and .mgz files below `source` into the store, which is made if nothing is there.
+    """Convert the .nii, .nii.gz and .mgz files below `source` into data.store, which is made if nothing is there.
 
-    Ray must be initialised; every node needs to see both paths. A file whose size and modification time are those
-    recorded is not read again (`verify` hashes it all the same); one whose SHA-256 is the recorded one is not decoded.
-    A killed conversion goes on where it was. splits, split_seed: fractions or counts of people, see `assign_splits`
-    and `person_of`; None: what the store was split by before, see `agreed_rule`. Who has a split keeps it. min_size:
-    shortest edge in voxels. pattern: which files, see `find_volumes`. Files that cannot be used are left out with a
-    reason. Raises FileNotFoundError for a folder without volumes, ValueError for splits that do not add up or are not
-    the store's, StoreError.
+    Ray must be initialised; every node needs to see both paths. A file whose size and modification time are recorded is
+    not read again, unless `verify`: then it is hashed. A file whose SHA-256 is recorded is not decoded. A killed
+    conversion goes on where it was. Subjects keep the split that they have; `agreed_rule` says how new ones are split.
+    Files that cannot be used are left out with a reason. Raises FileNotFoundError for a folder without volumes,
+    ValueError for splits that do not add up or are not the store's, StoreError.
     """
-    rule = agreed_rule(VolumeStore.open(store) if (Path(store) / MANIFEST).exists() else None, splits, split_seed)
+    rule = agreed_rule(VolumeStore.open(data.store) if VolumeStore.exists(data.store) else None, data)
     root = Path(source).resolve()
-    paths = find_volumes(root, pattern)
+    paths = find_volumes(root, data.pattern)
     if not paths and (others := len(find_volumes(root))):
-        raise FileNotFoundError(f"data.pattern = {pattern!r}: fits none of the {others} volumes below {root}; widen it")
+        raise FileNotFoundError(
+            f"data.pattern = {data.pattern!r}: fits none of the {others} volumes below {root}; widen it"
+        )
     if not paths:
         raise FileNotFoundError(f"{root}: holds no .nii, .nii.gz or .mgz file; give the folder of the volumes")
-    target = VolumeStore.create(store)
-    target.clean()
-    jobs, outcomes = _plan(root, paths, target, min_size, verify)
-    outcomes |= _run(jobs, target.path, min_size, progress, console)
-    subjects = {str(path): subject_id(path, root) for path in paths}
-    _leave_out_duplicates(target, outcomes, subjects)
-    target.update_manifest(rule.splits, rule.seed, left_out=_memory(target, root, outcomes, min_size))
-    return _summary(target, root, paths, outcomes, subjects)
-
-
-def _plan(
-    root: Path, paths: list[Path], store: VolumeStore, min_size: int, verify: bool
-) -> tuple[list[_Job], dict[str, _Outcome]]:
-    """Which files need a task, and what is known of the others without reading them."""
+    store = VolumeStore.create(data.store)
+    store.clean()
     records = store.stored_records()
-    owners: dict[str, str] = {}
-    for path in paths:
-        subject = subject_id(path, root)
-        record = records.get(subject)
-        if subject not in owners or (record is not None and record.source == str(path.resolve())):
-            owners[subject] = str(path)
-    jobs, outcomes = [], {}
-    for path in paths:
-        name, subject = str(path), subject_id(path, root)
-        record = records.get(subject)
-        if owners[subject] != name:
-            outcomes[name] = _clash(subject, owners[subject])
-        elif not verify and record is not None and record.source == str(path.resolve()) and _same(path, record):
-            outcomes[name] = _Outcome("unchanged")
-        elif not verify and (remembered := _remembered(path, store, records, min_size)) is not None:
-            outcomes[name] = remembered
-        else:
-            jobs.append(_Job(name, subject, person_of(path, root), record))
-    return jobs, outcomes
+    names = {path: subject_id(path, root) for path in paths}
+    files = [SourceFile(path, name, person_of(path, root), records.get(name)) for path, name in names.items()]
+    outcomes = _name_clashes(files)
+    if not verify:  # a clash overrides what was known of the file before
+        outcomes = _without_reading(files, store.left_out, records, data.min_size) | outcomes
+    waiting = [file for file in files if file.path not in outcomes]
+    outcomes |= _run_tasks(waiting, store.path, data.min_size, progress, console)
+    _leave_out_duplicates(store, files, outcomes)
+    store.update_manifest(rule.splits, rule.seed, _left_out_entries(store, root, outcomes, data.min_size))
+    return _summary(store, root, files, outcomes)
 
 
-def _run(jobs: list[_Job], store: Path, min_size: int, progress: bool, console: Console | None) -> dict[str, _Outcome]:
+def _name_clashes(files: Sequence[SourceFile]) -> Outcomes:
+    """The files whose subject name belongs to another one: the stored subject's own file, else the first."""
+    owners: dict[str, Path] = {}
+    for file in files:
+        if file.subject not in owners or file.is_source_of_known():
+            owners[file.subject] = file.path
+    return {f.path: _name_clash(f, str(owners[f.subject])) for f in files if owners[f.subject] != f.path}
+
+
+def _name_clash(file: SourceFile, other: str) -> Outcome:
+    text = f"its subject name {file.subject!r} is that of {other}; rename the file or its folder"
+    return Outcome("left-out", "name-clash", text)
+
+
+def _without_reading(
+    files: Sequence[SourceFile], left_out: Mapping[str, Any], records: Mapping[str, SubjectRecord], min_size: int
+) -> Outcomes:
+    """The files whose outcome follows from size and time: stored ones, and those left out for a reason that lasts."""
+    outcomes: Outcomes = {}
+    for file in files:
+        stat, known, entry = _stat(file.path), file.known, left_out.get(str(file.path))
+        if known is not None and file.is_source_of_known() and stat == (known.size, known.mtime_ns):
+            outcomes[file.path] = Outcome("unchanged")
+        elif (
+            entry is not None
+            and entry["reason"] not in TRY_AGAIN
+            and entry["min_size"] == min_size
+            and entry["stat"] is not None
+            and stat == tuple(entry["stat"])
+            and (entry["reason"] != "duplicate" or entry["twin"] in records)
+        ):
+            outcomes[file.path] = Outcome("left-out", entry["reason"], entry["message"], entry["twin"])
+    return outcomes
+
+
+def _run_tasks(
+    files: Sequence[SourceFile], store: Path, min_size: int, progress: bool, console: Console | None
+) -> Outcomes:
     import ray
     from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
-    task = ray.remote(num_cpus=1, max_retries=1)(_convert_one)
-    waiting = {task.remote(job, str(store), min_size): job for job in jobs}
-    outcomes: dict[str, _Outcome] = {}
+    task = ray.remote(num_cpus=1, max_retries=1)(convert_file)
+    waiting = {task.remote(file, store, min_size): file for file in files}
+    outcomes: Outcomes = {}
     columns = (TextColumn("converting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[last]}"), console=console, disable=not progress) as bar:
-        row = bar.add_task("", total=len(jobs), last="")
+        row = bar.add_task("", total=len(files), last="")
         while waiting:
             [done], _ = ray.wait(list(waiting), num_returns=1)
-            job = waiting.pop(done)
+            file = waiting.pop(done)
             try:
                 outcome = ray.get(done)
             except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
                 text = f"its task died twice ({type(error).__name__}); give a task more memory and convert again"
-                outcome = _Outcome("left-out", "worker-died", text)
-            outcomes[job.path] = outcome
-            bar.update(row, advance=1, last=f"{job.subject} {outcome.reason or outcome.status}")
+                outcome = Outcome("left-out", "worker-died", text)
+            outcomes[file.path] = outcome
+            bar.update(row, advance=1, last=f"{file.subject} {outcome.reason or outcome.status}")
     return outcomes
 
 
-def _convert_one(job: _Job, store: str, min_size: int) -> _Outcome:
-    """One Ray task. Only what is wrong with this one file is caught; a full disk or a damaged store stops it all."""
+def convert_file(file: SourceFile, store: Path, min_size: int) -> Outcome:
+    """One Ray task: convert a file unless its content is stored already.
+
+    A fault of this one file is an outcome. A full disk or a damaged store raises, which ends the whole conversion.
+    """
     try:
-        if job.known is not None:
-            path = Path(job.path)
-            stat = _stat(path)
-            if stat is not None and os.access(path, os.R_OK) and file_hash(path) == job.known.sha256:
-                VolumeStore.open(store).note_source(job.subject, path.resolve(), *stat)
-                return _Outcome("unchanged")
-            if job.known.source != str(path.resolve()) and Path(job.known.source).exists():
-                return _clash(job.subject, job.known.source)
-        convert_volume(job.path, store, job.subject, min_size, job.person)
+        if file.known is not None:
+            stat = _stat(file.path)
+            if stat is not None and os.access(file.path, os.R_OK) and file_hash(file.path) == file.known.sha256:
+                VolumeStore.open(store).note_source(file.subject, file.path.resolve(), *stat)
+                return Outcome("unchanged")
+            if not file.is_source_of_known() and Path(file.known.source).exists():
+                return _name_clash(file, file.known.source)
+        convert_volume(file.path, store, file.subject, min_size, file.person)
     except VolumeError as error:
-        kept = "; the store keeps what was converted before" if job.known is not None else ""
-        return _Outcome("left-out", error.reason, error.message + kept)
+        kept = "; the store keeps what was converted before" if file.known is not None else ""
+        return Outcome("left-out", error.reason, error.message + kept)
     except StoreError:
         raise
     except MemoryError as error:
         text = f"does not fit into the memory of its task ({str(error) or 'MemoryError'}); crop it, or leave it out"
-        return _Outcome("left-out", "too-large", text)
+        return Outcome("left-out", "too-large", text)
     except ValueError as error:
-        return _Outcome("left-out", "unusable", f"{error}; export the volume again, or leave it out")
-    return _Outcome("converted")
+        return Outcome("left-out", "unusable", f"{error}; export the volume again, or leave it out")
+    return Outcome("converted")
 
 
-def _leave_out_duplicates(store: VolumeStore, outcomes: dict[str, _Outcome], subjects: Mapping[str, str]) -> None:
-    paths = {subject: path for path, subject in subjects.items() if outcomes[path].status != "left-out"}
+def _leave_out_duplicates(store: VolumeStore, files: Sequence[SourceFile], outcomes: Outcomes) -> None:
+    paths = {file.subject: file.path for file in files if outcomes[file.path].status != "left-out"}
     for subject, (record, twin) in drop_duplicates(store).items():
-        outcomes[paths.get(subject, record.source)] = _Outcome(
+        outcomes[paths.get(subject, Path(record.source))] = Outcome(
             "left-out", "duplicate", f"holds the same voxels as subject {twin!r}; remove one of the two files", twin
         )
 
 
-def _memory(
-    store: VolumeStore, root: Path, outcomes: Mapping[str, _Outcome], min_size: int
-) -> dict[str, dict[str, Any]]:
-    """The manifest's list of files left out: those of other folders as they were, those of this one as they are."""
-    memory = {p: v for p, v in store.left_out.items() if not Path(p).is_relative_to(root)}
-    for name, outcome in outcomes.items():
+def _left_out_entries(store: VolumeStore, root: Path, outcomes: Outcomes, min_size: int) -> dict[str, dict[str, Any]]:
+    """The manifest's entries of files left out: new ones for this folder, the present ones for other folders."""
+    entries = {path: entry for path, entry in store.left_out.items() if not Path(path).is_relative_to(root)}
+    for path, outcome in outcomes.items():
         if outcome.status == "left-out":
-            entry: dict[str, Any] = {
-                "reason": outcome.reason,
-                "message": outcome.message,
-                "min_size": min_size,
-                "twin": outcome.twin,
-            }
-            memory[name] = entry | {"stat": _stat(Path(name))}
-    return memory
+            _, reason, message, twin = outcome
+            entries[str(path)] = {
+                "reason": reason, "message": message, "twin": twin, "min_size": min_size, "stat": _stat(path)
+            }  # fmt: skip
+    return entries
 
 
-def _remembered(path: Path, store: VolumeStore, records: Mapping[str, SubjectRecord], min_size: int) -> _Outcome | None:
-    """Why the file was left out the last time, if nothing has changed since that could change it."""
-    entry = store.left_out.get(str(path))
-    if entry is None or entry["reason"] in TRY_AGAIN or entry["min_size"] != min_size:
-        return None
-    if entry["stat"] is None or _stat(path) != tuple(entry["stat"]):
-        return None
-    if entry["reason"] == "duplicate" and entry["twin"] not in records:
-        return None
-    return _Outcome("left-out", entry["reason"], entry["message"], entry["twin"])
+def _summary(store: VolumeStore, root: Path, files: Sequence[SourceFile], outcomes: Outcomes) -> ConversionSummary:
+    def with_status(status: str) -> list[str]:
+        return [file.subject for file in files if outcomes[file.path].status == status]
 
-
-def _clash(subject: str, other: str) -> _Outcome:
-    text = f"its subject name {subject!r} is that of {other}; rename the file or its folder"
-    return _Outcome("left-out", "name-clash", text)
-
-
-def _same(path: Path, record: SubjectRecord) -> bool:
-    return _stat(path) == (record.size, record.mtime_ns)
+    left_out = [
+        LeftOut(str(path), outcome.reason, outcome.message)
+        for path, outcome in sorted(outcomes.items())
+        if outcome.status == "left-out"
+    ]
+    records = {subject: store.record(subject) for subject in store.subjects()}
+    chosen = {str(file.path.resolve()) for file in files}
+    return ConversionSummary(
+        with_status("converted"),
+        with_status("unchanged"),
+        left_out,
+        splits={name: len(members) for name, members in store.splits().items()},
+        people=len({record.group for record in records.values()}),
+        unassigned=[s for s, record in records.items() if record.split is None],
+        orphaned=[s for s, r in records.items() if r.source not in chosen and Path(r.source).is_relative_to(root)],
+    )
 
 
 def _stat(path: Path) -> tuple[int, int] | None:
@@ -267,27 +282,3 @@ def _stat(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
-
-
-def _summary(
-    store: VolumeStore, root: Path, paths: list[Path], outcomes: Mapping[str, _Outcome], subjects: Mapping[str, str]
-) -> ConversionSummary:
-    def with_status(status: str) -> list[str]:
-        return [subjects[name] for name in sorted(outcomes) if outcomes[name].status == status]
-
-    left_out = [
-        LeftOut(name, outcomes[name].reason, outcomes[name].message)
-        for name in sorted(outcomes)
-        if outcomes[name].status == "left-out"
-    ]
-    records = {subject: store.record(subject) for subject in store.subjects()}
-    chosen = {str(path.resolve()) for path in paths}
-    return ConversionSummary(
-        with_status("converted"),
-        with_status("unchanged"),
-        left_out,
-        {name: len(members) for name, members in store.splits().items()},
-        len({record.group for record in records.values()}),
-        [s for s, record in records.items() if record.split is None],
-        [s for s, r in records.items() if r.source not in chosen and Path(r.source).is_relative_to(root)],
-    )

@@ -1,25 +1,27 @@
-"""A store is split once, at conversion: what an experiment says about splits has to be what its store has."""
+"""A store is split once, at conversion. An experiment that asks for other splits than its store has is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from mrisr.config import ConfigError, Experiment
+from mrisr.config.schema import Data
 from voxelstore import SplitRule, VolumeStore
 from voxelstore.splits import check_splits
 
 DEFAULT = SplitRule({"train": 0.8, "validation": 0.1, "test": 0.1}, 0)
 
 
-def agreed_rule(store: VolumeStore | None, splits: Mapping[str, float] | None, seed: int | None) -> SplitRule:
-    """What to split by: what is asked for; where nothing is (None), what the store has; in a new one, the default.
+def agreed_rule(store: VolumeStore | None, data: Data) -> SplitRule:
+    """The rule to split by: the configured one; what is null, from the store; in a new store, the default.
 
-    Raises ConfigError if another rule is asked for than the store was split by: nobody moves any more, so that the
-    store would not be what the configuration, which is tracked with every run, says. ValueError for an unusable one.
+    Raises ConfigError if the store was split by another rule: no subject moves, and the configuration that is tracked
+    with a run has to be true. Raises ValueError for splits that do not add up.
     """
     known = None if store is None else store.rule
     base = known or DEFAULT
-    wanted = SplitRule(base.splits if splits is None else dict(splits), base.seed if seed is None else seed)
+    wanted = SplitRule(
+        base.splits if data.splits is None else dict(data.splits),
+        base.seed if data.split_seed is None else data.split_seed,
+    )
     check_splits(wanted.splits)
     if store is not None and known is not None and wanted != known:
         raise ConfigError(
@@ -31,8 +33,8 @@ def agreed_rule(store: VolumeStore | None, splits: Mapping[str, float] | None, s
 
 
 def settle_splits(experiment: Experiment, store: VolumeStore) -> Experiment:
-    """The experiment with the splits that its store has, so that what is tracked is true. Raises ConfigError."""
-    rule = agreed_rule(store, experiment.data.splits, experiment.data.split_seed)
+    """The experiment with the splits that its store has. Raises ConfigError if it asks for others."""
+    rule = agreed_rule(store, experiment.data)
     if store.rule is None:
         return experiment
     return experiment.changed({"data.splits": rule.splits, "data.split_seed": rule.seed})

@@ -84,11 +84,10 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
     experiment = load_experiment(CONFIG, overrides)
     heading("2/5  convert to Zarr")
     cluster.connect()
-    d = experiment.data
-    summary = convert_folder(data, d.store, d.splits, d.split_seed, d.min_size, d.pattern)
+    summary = convert_folder(data, experiment.data)
     console.print("\n".join(summary.lines()), markup=False, soft_wrap=True)
     # Other volumes are another run: one that began on these could not be resumed on those.
-    fingerprint = VolumeStore.open(d.store).fingerprint()
+    fingerprint = VolumeStore.open(experiment.data.store).fingerprint()
     experiment = load_experiment(CONFIG, [f"name=demo-{fingerprint[:8]}", *overrides])
 
     heading(f"3/5  train with FSDP on {experiment.resources.workers} workers: L1, then WGAN-GP")
