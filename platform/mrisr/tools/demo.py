@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from mrisr.config import ConfigError, load_experiment
+from mrisr.config import ConfigError, Experiment, load_experiment
 
 if TYPE_CHECKING:
+    from mrisr.training.publishing import Published
     from voxelstore import VolumeStore
 
 CONFIG = Path("jobs/configs/demo.yaml")
@@ -21,7 +22,7 @@ SUBJECTS = 6
 
 
 def home_of(data: Path | None, home: Path) -> Path:
-    """Where the demo of a data folder lives, below `home`: one place per folder, whatever it is called from."""
+    """The folder below `home` for the demo of a data folder; it depends on the resolved path of `data` alone."""
     if data is None:
         return home / "icbm152"
     path = data.resolve()
@@ -29,7 +30,7 @@ def home_of(data: Path | None, home: Path) -> Path:
 
 
 def write_low_resolution(store: VolumeStore, subject: str, protocol: str, path: Path) -> None:
-    """What the protocol leaves of a subject, on the grid, in the space and in the type of its source file."""
+    """Write a subject as the protocol degrades it, on its grid, in the space and type of its source file."""
     from mrisr.degradation import PROTOCOLS, degrade
     from voxelstore import write_volume
 
@@ -41,9 +42,47 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
     """Cohort -> store -> training -> registry -> table, pictures and a super-resolved file.
 
     data: a folder of volumes, or None for a cohort derived from the ICBM152 template. home: everything the demo makes
-    goes to a folder below it, one per data folder. Running it again repeats nothing that is done; where volumes were
-    added or replaced it trains a run of its own.
+    goes to a folder below it, one per data folder. A second run repeats nothing that is done; with added or replaced
+    volumes it trains a run of its own.
     """
+    _check(data, home)
+    home = home_of(data, home)
+    os.environ["MRISR_HOME"] = str(home)
+    console = Console(highlight=False)
+    _heading(console, "1/5  data")
+    data = _volumes(data, home, console)
+
+    from mrisr import cluster
+    from mrisr.data.conversion import convert_folder
+    from mrisr.training.publishing import publish
+    from mrisr.training.run import train
+    from voxelstore import VolumeStore
+
+    experiment = load_experiment(CONFIG, overrides)
+    _heading(console, "2/5  convert to Zarr")
+    cluster.connect()
+    summary = convert_folder(data, experiment.data)
+    console.print("\n".join(summary.lines()), markup=False, soft_wrap=True)
+    # A run cannot be resumed on other volumes, so other volumes are another run.
+    fingerprint = VolumeStore.open(experiment.data.store).fingerprint()
+    experiment = load_experiment(CONFIG, [f"name=demo-{fingerprint[:8]}", *overrides])
+
+    _heading(console, f"3/5  train with FSDP on {experiment.resources.workers} workers: L1, then WGAN-GP")
+    run = train(experiment)
+
+    _heading(console, "4/5  validate on whole volumes and register")
+    published = publish(run)
+    console.print("\n".join(published.lines()), markup=False, soft_wrap=True)
+
+    _heading(console, "5/5  evaluate on the held-out test subjects")
+    _evaluate(run.experiment, published, home, console)
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print(f"\n[bold]{text}[/bold]")
+
+
+def _check(data: Path | None, home: Path) -> None:
     if not CONFIG.is_file():
         raise ConfigError(f"{CONFIG}: not found in {Path.cwd()}; run the demo from the checkout")
     if data is not None and home.resolve().is_relative_to(data.resolve()):
@@ -51,53 +90,31 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
             f"--data {data}: holds --home {home} as well, so that the demo would take its own output for volumes; give "
             "the folder that holds the volumes alone, or another --home"
         )
-    home = home_of(data, home)
-    os.environ["MRISR_HOME"] = str(home)
-    console = Console(highlight=False)
-
-    def heading(text: str) -> None:
-        console.print(f"\n[bold]{text}[/bold]")
-
-    heading("1/5  data")
-    if data is None:
-        from mrisr.tools.demo_cohort import make_cohort
-
-        data = home / "cohort"
-        with console.status("deriving a small cohort from the ICBM152 template"):
-            make_cohort(data, SUBJECTS, seed=0)
-        console.print(f"{SUBJECTS} volumes derived from one template (ICBM152, 1 mm T1) in {data}", soft_wrap=True)
-    elif not data.is_dir():
+    if data is not None and not data.is_dir():
         raise ConfigError(f"--data {data}: is not a folder; give the folder that holds your NIfTI volumes")
-    else:
-        console.print(f"the volumes of {data}", soft_wrap=True)
 
-    from mrisr import cluster
+
+def _volumes(data: Path | None, home: Path, console: Console) -> Path:
+    """The folder of the volumes, made from the template where none is given."""
+    if data is not None:
+        console.print(f"the volumes of {data}", soft_wrap=True)
+        return data
+    from mrisr.tools.demo_cohort import make_cohort
+
+    data = home / "cohort"
+    with console.status("deriving a small cohort from the ICBM152 template"):
+        make_cohort(data, SUBJECTS, seed=0)
+    console.print(f"{SUBJECTS} volumes derived from one template (ICBM152, 1 mm T1) in {data}", soft_wrap=True)
+    return data
+
+
+def _evaluate(experiment: Experiment, published: Published, home: Path, console: Console) -> None:
+    """Evaluate on the test split, then print the table, where everything is, and the next command to try."""
     from mrisr.data.checks import open_store
-    from mrisr.data.conversion import convert_folder
     from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, log_evaluation
     from mrisr.inference.model import load_model
     from mrisr.tracking.redaction import mask_secrets
-    from mrisr.training.publishing import publish
-    from mrisr.training.run import train
-    from voxelstore import VolumeStore
 
-    experiment = load_experiment(CONFIG, overrides)
-    heading("2/5  convert to Zarr")
-    cluster.connect()
-    summary = convert_folder(data, experiment.data)
-    console.print("\n".join(summary.lines()), markup=False, soft_wrap=True)
-    # Other volumes are another run: one that began on these could not be resumed on those.
-    fingerprint = VolumeStore.open(experiment.data.store).fingerprint()
-    experiment = load_experiment(CONFIG, [f"name=demo-{fingerprint[:8]}", *overrides])
-
-    heading(f"3/5  train with FSDP on {experiment.resources.workers} workers: L1, then WGAN-GP")
-    run = train(experiment)
-
-    heading("4/5  validate on whole volumes and register")
-    published = publish(run)
-    console.print("\n".join(published.lines()), markup=False, soft_wrap=True)
-
-    heading("5/5  evaluate on the held-out test subjects")
     store = open_store(experiment)
     generator = load_model(published.model_uri, published.tracking_uri).generator
     v = experiment.validation
@@ -108,21 +125,20 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
         generator,
         v.patch_size,
         v.overlap,
-        run.experiment.training.precision,
+        experiment.training.precision,
         consistency=True,
         console=console,
     )
     csv = result.write_csv(home / "evaluation" / "test.csv")
     pictures = result.write_pictures(home / "evaluation")
     log_evaluation(result, csv, published.tracking_uri, published.run_id, published.version)
-    low = home / "low_resolution.nii.gz"
-    write_low_resolution(store, result.subjects[0].subject, v.protocol, low)
+    subject, low = result.subjects[0].subject, home / "low_resolution.nii.gz"
+    write_low_resolution(store, subject, v.protocol, low)
 
     console.print()
     console.print(result.table())
     model = f"models:/{published.name}@champion" if published.promoted else published.model_uri
-    tools = Path(sys.executable).parent
-    uri = mask_secrets(published.tracking_uri)
+    tools, uri = Path(sys.executable).parent, mask_secrets(published.tracking_uri)
     command = [str(tools / "mrisr"), "superresolve", "--model", model, "--tracking-uri", uri]
     command += ["--data-consistency", v.protocol, "--overwrite", str(low), str(home / "superresolved.nii.gz")]
     for label, text in (
@@ -130,7 +146,7 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
         ("pictures", ", ".join(str(path) for path in pictures)),
         ("figures", str(csv)),
         ("curves", f"{tools / 'mlflow'} ui --backend-store-uri {uri}"),
-        ("original", store.record(result.subjects[0].subject).source),
+        ("original", store.record(subject).source),
         ("next", shlex.join(command)),
     ):
         console.print(f"{label:<9} {text}", markup=False, soft_wrap=True)
