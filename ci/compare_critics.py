@@ -34,14 +34,13 @@ def restore(start: Experiment, weights: Path | None) -> Callable[..., Any] | Non
         return None
     from safetensors.torch import load_file
 
-    from mrisr.inference.sliding_window import InferenceOptions
+    from mrisr.inference.sliding_window import InferenceOptions, superresolve_array
     from mrisr.models import MDCSRN
     from mrisr.training.build import generator_config
 
     generator = MDCSRN(**generator_config(start))
     generator.load_state_dict(load_file(weights))
-    options = InferenceOptions(precision="auto")
-    return lambda lr: options.run(generator, lr)
+    return partial(superresolve_array, generator, options=InferenceOptions(precision="auto"))
 
 
 def held_out(experiment: Experiment, weights: Path | None) -> dict[str, float]:

@@ -20,7 +20,7 @@ from mrisr.degradation import PROTOCOLS, degrade
 from mrisr.evaluation import result as names
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
 from mrisr.evaluation.result import EvaluationResult
-from mrisr.evaluation.subject import evaluate_subject, foreground_mask
+from mrisr.evaluation.subject import Evaluation, evaluate_subject, foreground_mask
 from mrisr.inference.sliding_window import InferenceOptions
 from voxelstore import VolumeStore, convert_volume
 
@@ -50,7 +50,7 @@ def store(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Volume
 
 def evaluate(store: VolumeStore, split: str, generator: nn.Module, consistency: bool = False) -> EvaluationResult:
     quiet = Console(file=io.StringIO())
-    return evaluate_on_cluster(store, split, "chen2018", generator, 24, 0.25, "fp32", consistency, quiet)
+    return evaluate_on_cluster(Evaluation(store, split, "chen2018", OPTIONS, consistency), generator, quiet)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,8 @@ def test_an_identity_is_its_input_and_does_not_beat_it(store: VolumeStore, local
 @pytest.mark.parametrize("protocol", ["chen2018", "hz2538", "report160"])
 def test_data_consistency_only_lowers_the_squared_error(store: VolumeStore, amount: float, protocol: str) -> None:
     subject = store.subjects("test")[0]
-    found = evaluate_subject(store, subject, PROTOCOLS[protocol], sharpen(amount), OPTIONS, consistency=True).scores
+    evaluation = Evaluation(store, "test", protocol, OPTIONS, consistency=True)
+    found = evaluate_subject(evaluation, subject, sharpen(amount)).scores
     model, consistent = (found[m]["whole"]["psnr"] for m in (names.MODEL, names.CONSISTENT))
     assert consistent >= model - 1e-4
     assert (names.CUBIC in found) == (protocol != "report160")
@@ -134,7 +135,9 @@ def test_pictures(result: EvaluationResult, tmp_path: Path) -> None:
 
 
 def test_a_subject_is_work_for_a_task(store: VolumeStore, result: EvaluationResult) -> None:
-    arguments = pickle.loads(pickle.dumps((store, result.subjects[0].subject, CHEN, sharpen(0.2), OPTIONS, True)))
+    arguments = pickle.loads(
+        pickle.dumps((Evaluation(store, "train", "chen2018", OPTIONS, True), result.subjects[0].subject, sharpen(0.2)))
+    )
     again = evaluate_subject(*arguments)
     copied, reference = pickle.loads(pickle.dumps(again)).scores, result.subjects[0].scores
     assert copied.keys() == reference.keys()
@@ -147,7 +150,7 @@ def test_a_subject_is_work_for_a_task(store: VolumeStore, result: EvaluationResu
 
 def test_subjects_keep_their_order_and_each_has_a_line(store: VolumeStore, local_ray: None) -> None:
     out = io.StringIO()
-    found = evaluate_on_cluster(store, "test", "hz2538", None, console=Console(file=out, width=200))
+    found = evaluate_on_cluster(Evaluation(store, "test", "hz2538"), None, Console(file=out, width=200))
     assert (found.protocol, found.split, found.fingerprint) == ("hz2538", "test", store.fingerprint("test"))
     assert found.methods == [names.INPUT, names.CUBIC]
     assert "[1/1] " + found.subjects[0].describe() in out.getvalue()
@@ -157,7 +160,7 @@ def test_what_cannot_be_evaluated_is_named(store: VolumeStore) -> None:
     with pytest.raises(ConfigError, match=r"split = 'nobody'.*test \(1\), train \(2\)"):
         evaluate(store, "nobody", nn.Identity())
     with pytest.raises(ConfigError, match=r"protocol = 'mine'.*chen2018"):
-        evaluate_on_cluster(store, "test", "mine", None)
+        Evaluation(store, "test", "mine")
 
 
 def test_real_volumes_reach_the_known_figures(real_volumes: list[Path], tmp_path: Path) -> None:
@@ -165,7 +168,7 @@ def test_real_volumes_reach_the_known_figures(real_volumes: list[Path], tmp_path
     for path in real_volumes[:1]:
         convert_volume(path, store.path, "real", 32)
         store.update_manifest({"test": 1}, seed=0)
-        found = evaluate_subject(store, "real", CHEN).scores
+        found = evaluate_subject(Evaluation(store, "test", "chen2018"), "real").scores
         # Smooth anatomy in k-space: far above what noise would give, and the spline below the exact samples.
         assert found[names.INPUT]["whole"]["psnr"] > 30
         assert found[names.INPUT]["whole"]["psnr"] >= found[names.CUBIC]["whole"]["psnr"]

@@ -13,7 +13,7 @@ from torch import nn
 
 from mrisr.degradation import Degradation
 from mrisr.inference.sliding_window import InferenceOptions
-from mrisr.inference.superresolution import superresolve_files
+from mrisr.inference.superresolution import SuperResolver, superresolve_files
 from voxelstore import VolumeError, find_volumes
 
 OPTIONS = InferenceOptions(patch_size=16, batch_size=4)
@@ -41,7 +41,7 @@ def _write(path: Path, shape: tuple[int, int, int] = (33, 41, 35), dtype: type =
 @pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32])
 def test_an_identity_gives_the_file_back(tmp_path: Path, name: str, dtype: type) -> None:
     data = _write(tmp_path / name, dtype=dtype)
-    summary = superresolve_files(tmp_path / name, tmp_path / "out", nn.Identity(), OPTIONS)
+    summary = superresolve_files(tmp_path / name, tmp_path / "out", SuperResolver(nn.Identity(), OPTIONS))
     image = nib.load(tmp_path / "out" / name)
     assert summary.written[0].target == tmp_path / "out" / name
     assert image.get_data_dtype() == dtype
@@ -51,7 +51,7 @@ def test_an_identity_gives_the_file_back(tmp_path: Path, name: str, dtype: type)
 
 def test_integers_are_clipped_to_their_range(tmp_path: Path) -> None:
     data = _write(tmp_path / "a.nii.gz", dtype=np.uint8)
-    superresolve_files(tmp_path / "a.nii.gz", tmp_path / "out.nii.gz", Affine(3.0, -0.5), OPTIONS)
+    superresolve_files(tmp_path / "a.nii.gz", tmp_path / "out.nii.gz", SuperResolver(Affine(3.0, -0.5), OPTIONS))
     found = np.asanyarray(nib.load(tmp_path / "out.nii.gz").dataobj)
     assert (found.min(), found.max()) == (0, 255)
     assert (found[data == 255] == 255).all()
@@ -60,15 +60,15 @@ def test_integers_are_clipped_to_their_range(tmp_path: Path) -> None:
 def test_nothing_is_overwritten_unless_told(tmp_path: Path) -> None:
     _write(tmp_path / "a.nii.gz")
     target = tmp_path / "out.nii.gz"
-    superresolve_files(tmp_path / "a.nii.gz", target, nn.Identity(), OPTIONS)
+    superresolve_files(tmp_path / "a.nii.gz", target, SuperResolver(nn.Identity(), OPTIONS))
     before = target.read_bytes()
     with pytest.raises(FileExistsError, match="--overwrite"):
-        superresolve_files(tmp_path / "a.nii.gz", target, Affine(0.5, 0.0), OPTIONS)
+        superresolve_files(tmp_path / "a.nii.gz", target, SuperResolver(Affine(0.5, 0.0), OPTIONS))
     assert target.read_bytes() == before
-    superresolve_files(tmp_path / "a.nii.gz", target, Affine(0.5, 0.0), OPTIONS, overwrite=True)
+    superresolve_files(tmp_path / "a.nii.gz", target, SuperResolver(Affine(0.5, 0.0), OPTIONS), overwrite=True)
     assert target.read_bytes() != before
     with pytest.raises(FileExistsError, match="the input itself"):
-        superresolve_files(tmp_path / "a.nii.gz", tmp_path, nn.Identity(), OPTIONS, overwrite=True)
+        superresolve_files(tmp_path / "a.nii.gz", tmp_path, SuperResolver(nn.Identity(), OPTIONS), overwrite=True)
 
 
 def test_a_folder_goes_on_past_a_bad_file(tmp_path: Path) -> None:
@@ -81,8 +81,7 @@ def test_a_folder_goes_on_past_a_bad_file(tmp_path: Path) -> None:
         summary = superresolve_files(
             source,
             source / "out",
-            nn.Identity(),
-            OPTIONS,
+            SuperResolver(nn.Identity(), OPTIONS),
             on_file=lambda file: said.append(file.describe()),
             overwrite=True,
         )
@@ -93,18 +92,20 @@ def test_a_folder_goes_on_past_a_bad_file(tmp_path: Path) -> None:
         assert [file.source.name for file in summary.left_out] == ["b.nii.gz"]
     assert "left out: VolumeError" in said[1]
     assert sorted(path.name for path in find_volumes(source / "out")) == ["a.nii.gz", "c.nii.gz"]
-    assert len(superresolve_files(source, source / "out", nn.Identity(), OPTIONS).left_out) == 3
+    assert len(superresolve_files(source, source / "out", SuperResolver(nn.Identity(), OPTIONS)).left_out) == 3
 
 
 def test_a_single_bad_file_raises(tmp_path: Path) -> None:
     (tmp_path / "b.nii.gz").write_bytes(b"no nifti")
     with pytest.raises(VolumeError):
-        superresolve_files(tmp_path / "b.nii.gz", tmp_path / "out.nii.gz", nn.Identity(), OPTIONS)
+        superresolve_files(tmp_path / "b.nii.gz", tmp_path / "out.nii.gz", SuperResolver(nn.Identity(), OPTIONS))
     with pytest.raises(FileNotFoundError, match="no volume found"):
-        superresolve_files(tmp_path / "absent.nii.gz", tmp_path / "out.nii.gz", nn.Identity(), OPTIONS)
+        superresolve_files(tmp_path / "absent.nii.gz", tmp_path / "out.nii.gz", SuperResolver(nn.Identity(), OPTIONS))
     _write(tmp_path / "a.nii.gz")
     with pytest.raises(ValueError, match="not finite"):
-        superresolve_files(tmp_path / "a.nii.gz", tmp_path / "out.nii.gz", Affine(float("nan"), 0.0), OPTIONS)
+        superresolve_files(
+            tmp_path / "a.nii.gz", tmp_path / "out.nii.gz", SuperResolver(Affine(float("nan"), 0.0), OPTIONS)
+        )
     assert not (tmp_path / "out.nii.gz").exists()
 
 
@@ -114,7 +115,7 @@ def test_data_consistency_keeps_the_inputs_band(tmp_path: Path) -> None:
     spectra = {}
     for name, chosen in (("plain", None), ("consistent", band)):
         summary = superresolve_files(
-            tmp_path / "a.nii.gz", tmp_path / f"{name}.nii.gz", Affine(0.5, 0.1), OPTIONS, chosen
+            tmp_path / "a.nii.gz", tmp_path / f"{name}.nii.gz", SuperResolver(Affine(0.5, 0.1), OPTIONS, chosen)
         )
         assert summary.files[0].consistency == (None if chosen is None else band.describe())
         spectra[name] = fft.fftn(nib.load(tmp_path / f"{name}.nii.gz").get_fdata())
@@ -131,7 +132,10 @@ def test_progress_names_the_file(tmp_path: Path) -> None:
     _write(tmp_path / "a.nii.gz")
     seen: list[tuple[Path, int, int]] = []
     superresolve_files(
-        tmp_path / "a.nii.gz", tmp_path / "o.nii.gz", nn.Identity(), OPTIONS, progress=lambda *a: seen.append(a)
+        tmp_path / "a.nii.gz",
+        tmp_path / "o.nii.gz",
+        SuperResolver(nn.Identity(), OPTIONS),
+        progress=lambda *a: seen.append(a),
     )
     assert seen[-1][0] == tmp_path / "a.nii.gz"
     assert seen[-1][1] == seen[-1][2]

@@ -11,11 +11,15 @@ import typer
 
 from mrisr.cli.options import ConfigOption, Overrides, TrackingOption, absolute, key_reference, output_path
 from mrisr.config.loading import ConfigError, load_experiment
+from mrisr.config.validation import protocol_named
+from mrisr.degradation import PROTOCOLS
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="3D brain-MRI super-resolution on Ray: convert -> train -> evaluate -> super-resolve.",
 )  # fmt: skip
+
+PROTOCOL_NAMES = " | ".join(PROTOCOLS)
 
 
 @app.command(epilog=key_reference())
@@ -117,7 +121,7 @@ def evaluate(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION, or a weights file")],
     store: Annotated[Path, typer.Option(help="Zarr store")],
     split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
-    protocol: Annotated[str, typer.Option(help="chen2018, hz2538 or report160")] = "chen2018",
+    protocol: Annotated[str, typer.Option(help=PROTOCOL_NAMES)] = "chen2018",
     output: Annotated[
         Path | None,
         typer.Option(help="folder of the CSV and the pictures; default: evaluation, for a job in $MRISR_HOME"),
@@ -128,10 +132,14 @@ def evaluate(
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Evaluate on whole volumes: the zero-filled input, cubic spline and the model in one table."""
+    protocol_named(protocol, "--protocol")
     from mrisr.cli.commands import run_evaluation
+    from mrisr.evaluation.subject import Evaluation
+    from voxelstore import VolumeStore
 
-    target = output_path(output, "evaluation", "--output")
-    run_evaluation(model, absolute(store, "--store"), split, protocol, target, consistency, tracking_uri)
+    folder, target = absolute(store, "--store"), output_path(output, "evaluation", "--output")
+    evaluation = Evaluation(VolumeStore.open(folder), split, protocol, consistency=consistency)
+    run_evaluation(model, tracking_uri, evaluation, target)
 
 
 @app.command()
@@ -141,16 +149,17 @@ def superresolve(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION, or a weights file")],
     data_consistency: Annotated[
         str | None,
-        typer.Option(help="put the acquired band back; the protocol that names it: chen2018, hz2538 or report160"),
+        typer.Option(help=f"put the acquired band back; the protocol that names it: {PROTOCOL_NAMES}"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace existing output")] = False,
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Super-resolve NIfTI files; the output keeps the input's affine, orientation, type and intensity range."""
+    band = None if data_consistency is None else protocol_named(data_consistency, "--data-consistency")
     from mrisr.cli.commands import run_superresolution
 
     paths = absolute(source, "SOURCE"), absolute(target, "TARGET")
-    raise typer.Exit(run_superresolution(model, *paths, data_consistency, overwrite, tracking_uri))
+    raise typer.Exit(run_superresolution(model, tracking_uri, *paths, band, overwrite))
 
 
 @app.command(epilog=key_reference())

@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from mrisr.config.fields import Positive, Section
+from mrisr.config.reference import ConfigError
 from mrisr.config.tuning import Protocol
+from mrisr.degradation import PROTOCOLS, Degradation
 
 
 class Validation(Section):
@@ -32,3 +34,10 @@ class Validation(Section):
     start_counts: bool = Field(
         True, description="whether the weights before the first step may be the best; in a search they may not"
     )
+
+
+def protocol_named(name: str, key: str = "protocol") -> Degradation:
+    """The fixed degradation of that name. Raises ConfigError that lists those that exist."""
+    if name not in PROTOCOLS:
+        raise ConfigError(f"{key} = {name!r}: unknown; use one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]

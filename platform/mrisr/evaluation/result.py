@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 INPUT, CUBIC, MODEL, CONSISTENT = "zero-filled", "cubic spline", "model", "model + data consistency"
+# A method's name in tables and CSV files, and in MLflow metrics.
+METHODS = {INPUT: "input", CUBIC: "cubic", MODEL: "model", CONSISTENT: "consistent"}
 REGIONS = ("whole", "foreground")
-# Relative: float32 blends of the very same image differ by some 1e-10 in PSNR and 1e-9 in SSIM.
+# Relative. float32 blends of one and the same image differ by 1e-10 in PSNR and 1e-9 in SSIM.
 ROUNDING = 1e-6
-_SLUGS = {INPUT: "input", CUBIC: "cubic", MODEL: "model", CONSISTENT: "consistent"}
 
 Scores = dict[str, dict[str, float]]  # region -> metric -> figure
 
 
 @dataclass(frozen=True)
 class SubjectResult:
-    """One subject: scores[method][region][metric], and the central axial slices (H, D) of all methods and
-    `high`.
+    """One subject: scores[method][region][metric], and the central axial slices (H, D) of all methods and of `high`.
 
-    seconds: all of it; model_seconds: the network's share.
+    seconds: in total; model_seconds: the network's share.
     """
 
     subject: str
@@ -44,8 +44,9 @@ class SubjectResult:
 
     def describe(self) -> str:
         """One line: subject, seconds, PSNR of the whole volume by method."""
-        psnr = ", ".join(f"{method} {score['whole']['psnr']:.2f}" for method, score in self.scores.items())
-        return f"{self.subject}: {self.seconds:.1f} s ({self.model_seconds:.1f} s network); PSNR {psnr} dB"
+        psnr = METRICS["psnr"]
+        values = ", ".join(f"{method} {psnr.text(score['whole']['psnr'])}" for method, score in self.scores.items())
+        return f"{self.subject}: {self.seconds:.1f} s ({self.model_seconds:.1f} s network); {psnr.label} {values}"
 
     def picture(self) -> Figure:
         """Low | super-resolved (the spline without a model) | high | error, with whole-volume figures."""
@@ -53,19 +54,13 @@ class SubjectResult:
 
         best = next(method for method in (MODEL, CUBIC, INPUT) if method in self.scores)
         figures = {"low": self.scores[INPUT]["whole"], "super-resolved": self.scores[best]["whole"]}
-        return validation_figure(
-            self.slices[INPUT],
-            self.slices[best],
-            self.slices["high"],
-            title=f"{self.subject} ({best})",
-            figures=figures,
-        )
+        shown = (self.slices[name] for name in (INPUT, best, "high"))
+        return validation_figure(*shown, title=f"{self.subject} ({best})", figures=figures)
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """All subjects of a split under one protocol. fingerprint: of the split's subjects, as the store gives
-    it."""
+    """All subjects of a split under one protocol. fingerprint: of the split's subjects, from the store."""
 
     protocol: str
     degradation: str
@@ -88,28 +83,23 @@ class EvaluationResult:
         return float(self.values(method, region, metric).mean())
 
     def gain(self, metric: str = "psnr", region: str = "whole", method: str = MODEL, seed: int = 0) -> Interval:
-        """Mean improvement over the zero-filled input, subject by subject, with its 95 % bootstrap interval.
-
-        Positive is better, for NRMSE too.
-        """
-        difference = self.values(method, region, metric) - self.values(INPUT, region, metric)
-        return bootstrap_interval(difference if METRICS[metric].higher_is_better else -difference, seed)
+        """Mean improvement over the zero-filled input, with its 95 % bootstrap interval; positive is better."""
+        own, zero_filled = (self.values(each, region, metric) for each in (method, INPUT))
+        return bootstrap_interval(METRICS[metric].improvement(own, zero_filled), seed)
 
     def beats_input(self, metric: str = "psnr", region: str = "whole", method: str = MODEL) -> bool:
-        """Whether the method's mean figure is better than the zero-filled input's by more than rounding makes, as in a
-        network that is still the identity: the least to ask of a model."""
+        """Whether the method's mean is better than the zero-filled input's, by more than rounding errors."""
         own, zero_filled = (self.mean(each, region, metric) for each in (method, INPUT))
         return METRICS[metric].improvement(own, zero_filled) > ROUNDING * abs(zero_filled)
 
-    def figures(self, prefix: str = "val_", method: str = MODEL, region: str = "whole") -> dict[str, float]:
-        """Mean figures of one method for tags and logs: {"val_ssim": ..., "val_psnr": ..., "val_nrmse":
-        ...}."""
-        return {f"{prefix}{metric}": self.mean(method, region, metric) for metric in METRICS}
+    def figures(self) -> dict[str, float]:
+        """The model's means over whole volumes, as a registered version's tags name them: {"val_psnr": ..., ...}."""
+        return {f"val_{metric}": self.mean(MODEL, "whole", metric) for metric in METRICS}
 
     def as_metrics(self) -> dict[str, float]:
         """Every mean, and the seconds per subject, under names such as `model/foreground/psnr`."""
         means = {
-            f"{_SLUGS[method]}/{region}/{metric}": self.mean(method, region, metric)
+            f"{METHODS[method]}/{region}/{metric}": self.mean(method, region, metric)
             for method in self.methods
             for region in REGIONS
             for metric in METRICS
@@ -117,8 +107,7 @@ class EvaluationResult:
         return means | {"seconds_per_subject": float(np.mean([subject.seconds for subject in self.subjects]))}
 
     def table(self, per_subject: bool = False) -> Table:
-        """Mean +- standard deviation over subjects, by region and method; with `per_subject` their own rows
-        as well."""
+        """Mean ± standard deviation over subjects, by region and method; with `per_subject` also their own rows."""
         from rich.table import Table
 
         table = Table(
@@ -141,12 +130,13 @@ class EvaluationResult:
         return table
 
     def _caption(self) -> str:
-        text = "normalised intensity, data range 1, SSIM window 7^3, NRMSE euclidean"
+        conventions = (f"{metric.label} {metric.convention}" for metric in METRICS.values() if metric.convention)
+        text = ", ".join(["normalised intensity", "data range 1", *conventions])
         # Identical images have an infinite PSNR, and no gain.
         if MODEL in self.methods and np.isfinite(self.values(INPUT, "whole", "psnr")).all():
-            gain = self.gain()
+            mean, low, high = (METRICS["psnr"].text(value, "+") for value in self.gain())
             verdict = "beats" if self.beats_input() else "does NOT beat"
-            text += f"; the model {verdict} its input: {gain.mean:+.2f} dB [{gain.low:+.2f}, {gain.high:+.2f}]"
+            text += f"; the model {verdict} its input: {mean} [{low}, {high}]"
         return text
 
     def rows(self) -> Iterator[dict[str, str | float]]:
@@ -165,7 +155,7 @@ class EvaluationResult:
                     }
 
     def write_csv(self, path: Path) -> Path:
-        """Write `rows`, whole or not at all."""
+        """Write `rows`; the file appears whole or not at all."""
         rows, text = list(self.rows()), io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()

@@ -1,32 +1,92 @@
-"""Every method on the same whole volumes, degraded by one fixed protocol: the work per subject.
+"""One subject of an evaluation: every method on the same whole volume, degraded by one fixed protocol.
 
-Methods: the zero-filled input, a cubic spline (where the protocol keeps a smaller grid), the model, and the
-model with data consistency. Regions: the whole volume, and the foreground (the store's coarse mask).
-Intensities are normalised by the subject's recorded map; data_range is 1.
+Methods: the zero-filled input, a cubic spline (where the protocol keeps a smaller grid), the model, and the model with
+data consistency. Regions: the whole volume, and the foreground (the store's coarse mask). Intensities are normalised by
+the subject's recorded map; data_range is 1.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
 
+from mrisr.config import Experiment
+from mrisr.config.validation import protocol_named
+from mrisr.data.checks import open_store
 from mrisr.degradation import Degradation, degrade, enforce_consistency
 from mrisr.evaluation.interpolation import cubic_spline
 from mrisr.evaluation.pictures import central_slice
-from mrisr.evaluation.result import (
-    CONSISTENT,
-    CUBIC,
-    INPUT,
-    MODEL,
-    Scores,
-    SubjectResult,
-)
-from mrisr.inference.sliding_window import InferenceOptions
+from mrisr.evaluation.result import CONSISTENT, CUBIC, INPUT, MODEL, Scores, SubjectResult
+from mrisr.inference.sliding_window import InferenceOptions, superresolve_array
 from mrisr.metrics import measure_regions
 from voxelstore import VolumeStore
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, on whom and how. Raises ConfigError for an unknown protocol.
+
+    consistency: also the model with its kept band taken from the input. gpu: a GPU per subject; None: where the cluster
+    has GPUs that torch can use.
+    """
+
+    store: VolumeStore
+    split: str
+    protocol: str
+    options: InferenceOptions = field(default_factory=lambda: InferenceOptions(precision="auto"))
+    consistency: bool = False
+    gpu: bool | None = None
+
+    def __post_init__(self) -> None:
+        protocol_named(self.protocol)
+
+    @classmethod
+    def of(cls, experiment: Experiment, split: str, consistency: bool = False) -> Evaluation:
+        """As an experiment says: its store, its validation's protocol and windows, its precision, its GPUs."""
+        v = experiment.validation
+        options = InferenceOptions(v.patch_size, v.overlap, precision=experiment.training.precision)
+        return cls(open_store(experiment), split, v.protocol, options, consistency, experiment.resources.gpus)
+
+    @property
+    def degradation(self) -> Degradation:
+        return protocol_named(self.protocol)
+
+
+def evaluate_subject(evaluation: Evaluation, subject: str, generator: nn.Module | None = None) -> SubjectResult:
+    """Degrade one subject, restore it by every method and measure. Arguments and result can be sent to a Ray task.
+
+    generator: a plain network (not sharded: ranks have different numbers of windows), or None for the input and the
+    spline only. The result holds central slices, not volumes.
+    """
+    started = time.perf_counter()
+    degradation = evaluation.degradation
+    hr = evaluation.store.read_normalised(subject)
+    regions = {"whole": None, "foreground": foreground_mask(evaluation.store, subject)}
+    lr = degrade(hr, degradation)
+    scores: dict[str, Scores] = {}
+    slices = {"high": central_slice(hr).copy()}
+
+    def add(method: str, estimate: np.ndarray) -> None:
+        scores[method] = measure_regions(hr, estimate, regions)
+        slices[method] = central_slice(estimate).copy()
+
+    # One estimate at a time is in memory.
+    add(INPUT, lr)
+    if (spline := cubic_spline(lr, degradation)) is not None:
+        add(CUBIC, spline)
+    del spline
+    model_seconds = 0.0
+    if generator is not None:
+        began = time.perf_counter()
+        estimate = superresolve_array(generator, lr, evaluation.options)
+        model_seconds = time.perf_counter() - began
+        add(MODEL, estimate)
+        if evaluation.consistency:
+            add(CONSISTENT, enforce_consistency(estimate, lr, degradation))
+    return SubjectResult(subject, scores, slices, time.perf_counter() - started, model_seconds)
 
 
 def foreground_mask(store: VolumeStore, subject: str) -> np.ndarray:
@@ -36,60 +96,3 @@ def foreground_mask(store: VolumeStore, subject: str) -> np.ndarray:
     for axis in range(3):
         mask = mask.repeat(record.mask_block, axis=axis)
     return mask[tuple(slice(0, n) for n in record.shape)]
-
-
-def _estimates(
-    lr: np.ndarray,
-    degradation: Degradation,
-    generator: nn.Module | None,
-    infer: Callable[[nn.Module], np.ndarray],
-    consistency: bool,
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Each method's volume, made when it is asked for."""
-    yield INPUT, lr
-    spline = cubic_spline(lr, degradation)
-    if spline is not None:
-        yield CUBIC, spline
-    del spline
-    if generator is not None:
-        estimate = infer(generator)
-        yield MODEL, estimate
-        if consistency:
-            yield CONSISTENT, enforce_consistency(estimate, lr, degradation)
-
-
-def evaluate_subject(
-    store: VolumeStore,
-    subject: str,
-    degradation: Degradation,
-    generator: nn.Module | None = None,
-    options: InferenceOptions | None = None,
-    consistency: bool = False,
-) -> SubjectResult:
-    """Degrade one subject, restore it by every method and measure. Arguments and result can be sent to a Ray
-    task.
-
-    generator: a plain network (not sharded: ranks have different numbers of windows), or None for the input
-    and the spline only. consistency: also the model with its kept band taken from the input.
-    The result holds central slices, not volumes.
-    """
-    started = time.perf_counter()
-    options = options or InferenceOptions()
-    hr = store.read_normalised(subject)
-    mask = foreground_mask(store, subject)
-    lr = degrade(hr, degradation)
-    model_seconds = 0.0
-
-    def infer(network: nn.Module) -> np.ndarray:
-        nonlocal model_seconds
-        began = time.perf_counter()
-        result = options.run(network, lr)
-        model_seconds = time.perf_counter() - began
-        return result
-
-    scores: dict[str, Scores] = {}
-    slices = {"high": central_slice(hr).copy()}
-    for method, estimate in _estimates(lr, degradation, generator, infer, consistency):
-        scores[method] = measure_regions(hr, estimate, {"whole": None, "foreground": mask})
-        slices[method] = central_slice(estimate).copy()
-    return SubjectResult(subject, scores, slices, time.perf_counter() - started, model_seconds)

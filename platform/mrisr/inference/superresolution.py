@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from mrisr.degradation import Degradation, enforce_consistency
-from mrisr.inference.sliding_window import InferenceOptions, Progress
+from mrisr.inference.sliding_window import InferenceOptions, Progress, superresolve_array
 from voxelstore import SourceVolume, find_volumes, intensity_map, read_volume, write_volume
 from voxelstore.volume import EXTENSIONS
+
+FileProgress = Callable[[Path, int, int], None]  # (file, windows done, windows in total)
+
+
+@dataclass(frozen=True)
+class SuperResolver:
+    """How files are super-resolved.
+
+    generator: its input is the zero-filled (or interpolated) volume on the grid of its output. band: what part of
+    k-space was acquired; if given, the output takes that band from the input (data consistency).
+    """
+
+    generator: nn.Module
+    options: InferenceOptions = field(default_factory=InferenceOptions)
+    band: Degradation | None = None
 
 
 @dataclass(frozen=True)
@@ -49,107 +64,87 @@ class Summary:
         return [file for file in self.files if file.error is not None]
 
 
-def superresolve_volume(
-    volume: SourceVolume,
-    generator: nn.Module,
-    options: InferenceOptions | None = None,
-    band: Degradation | None = None,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """Super-resolve what a file holds. Returns (D, H, W) float32, physical intensities, canonical
-    orientation.
-
-    The intensity map is the input's own (there is no high-resolution volume to take it from). band: what
-    k-space the input was acquired or truncated to; if given, the output's kept band is taken from the input
-    (data consistency).
-    Raises ValueError if the network's output is not finite.
-    """
-    physical = volume.physical()
-    scale = intensity_map(physical)
-    options = options or InferenceOptions()
-    low = scale.normalise(physical)
-    high = options.run(generator, low, progress)
-    if band is not None:
-        high = enforce_consistency(high, low, band)
-    bad = int(np.count_nonzero(~np.isfinite(high)))
-    if bad:
-        raise ValueError(f"{volume.path}: the network gave {bad} voxels that are not finite; nothing was written")
-    return scale.restore(high)
-
-
 def superresolve_files(
     source: str | Path,
     target: str | Path,
-    generator: nn.Module,
-    options: InferenceOptions | None = None,
-    band: Degradation | None = None,
+    resolver: SuperResolver,
     overwrite: bool = False,
-    progress: Callable[[Path, int, int], None] | None = None,
+    progress: FileProgress | None = None,
     on_file: Callable[[FileResult], None] | None = None,
 ) -> Summary:
     """Super-resolve one volume, or every volume below a folder, onto the same grid.
 
-    source: a .nii, .nii.gz or .mgz file, or a folder. target: for a file a file name with one of these
-    extensions, or a folder; for a folder a folder, in which the files keep their relative paths. Outputs have
-    the input's orientation, affine, header, data type and range, and appear whole or not at all.
-    generator: a network whose input is the zero-filled (or interpolated) volume on the grid of its output.
-    overwrite: replace outputs that exist; an input is never replaced. progress: (file, windows done, windows
-    in total). on_file: called after each file.
-    A bad file of a folder is reported in the summary and the others go on. For a single file, raises:
-    FileExistsError for an output that exists, VolumeError (a ValueError) for an unusable input.
-    FileNotFoundError for no volumes.
+    source: a .nii, .nii.gz or .mgz file, or a folder. target: a folder, in which files keep their relative paths; for a
+    single file also a file name. Outputs have the input's orientation, affine, header, data type and range, and appear
+    whole or not at all. overwrite: replace outputs that exist; an input is never replaced. progress:
+    called after every batch of windows; on_file: after every file.
+    A bad file of a folder is reported in the summary and the others are processed. Raises FileNotFoundError for no
+    volumes, and for a single file FileExistsError for an existing output and VolumeError (a ValueError) for an unusable
+    input.
     """
     source, target = Path(source), Path(target)
-    if source.is_dir():
-        if target.is_file() or target.name.lower().endswith(EXTENSIONS):
-            raise ValueError(f"{target}: the source {source} is a folder, so the target must be one as well")
-        # Outputs of an earlier call, if the target lies within the source, are no inputs.
-        files = [file for file in find_volumes(source) if target.resolve() not in file.resolve().parents]
-        pairs = [(file, target / file.relative_to(source)) for file in files]
-    else:
-        pairs = [(source, target if target.name.lower().endswith(EXTENSIONS) else target / source.name)]
-    if not pairs or not (source.is_dir() or source.is_file()):
-        raise FileNotFoundError(
-            f"{source}: no volume found; expected a {', '.join(EXTENSIONS)} file or a folder of them"
-        )
     results = []
-    for file, output in pairs:
+    for file, output in _files(source, target):
         started = time.perf_counter()
         error = None
         try:
-            _superresolve_file(file, output, generator, options, band, overwrite, progress)
+            _superresolve_file(file, output, resolver, overwrite, progress)
         except (ValueError, OSError, RuntimeError) as problem:
             if not source.is_dir():
                 raise
             error = f"{type(problem).__name__}: {problem}"
         seconds = time.perf_counter() - started
-        consistency = band.describe() if band is not None and error is None else None
+        consistency = resolver.band.describe() if resolver.band is not None and error is None else None
         results.append(FileResult(file, output, seconds, consistency, error))
         if on_file is not None:
             on_file(results[-1])
     return Summary(tuple(results))
 
 
+def superresolve_volume(volume: SourceVolume, resolver: SuperResolver, progress: Progress | None = None) -> np.ndarray:
+    """Super-resolve what a file holds. Returns (D, H, W) float32, physical intensities, canonical orientation.
+
+    Intensities are normalised by the input's own map, since there is no high-resolution volume to take one from.
+    Raises ValueError if the network's output is not finite.
+    """
+    physical = volume.physical()
+    scale = intensity_map(physical)
+    low = scale.normalise(physical)
+    high = superresolve_array(resolver.generator, low, resolver.options, progress)
+    if resolver.band is not None:
+        high = enforce_consistency(high, low, resolver.band)
+    bad = int(np.count_nonzero(~np.isfinite(high)))
+    if bad:
+        raise ValueError(f"{volume.path}: the network gave {bad} voxels that are not finite; nothing was written")
+    return scale.restore(high)
+
+
+def _files(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """Every input with its output."""
+    if source.is_file():
+        return [(source, target if target.name.lower().endswith(EXTENSIONS) else target / source.name)]
+    if source.is_dir() and (target.is_file() or target.name.lower().endswith(EXTENSIONS)):
+        raise ValueError(f"{target}: the source {source} is a folder, so the target must be one as well")
+    # A target inside the source may hold outputs of an earlier call.
+    found = find_volumes(source) if source.is_dir() else []
+    inputs = [file for file in found if target.resolve() not in file.resolve().parents]
+    if not inputs:
+        raise FileNotFoundError(
+            f"{source}: no volume found; expected a {', '.join(EXTENSIONS)} file or a folder of them"
+        )
+    return [(file, target / file.relative_to(source)) for file in inputs]
+
+
 def _superresolve_file(
-    source: Path,
-    target: Path,
-    generator: nn.Module,
-    options: InferenceOptions | None,
-    band: Degradation | None,
-    overwrite: bool,
-    progress: Callable[[Path, int, int], None] | None,
+    source: Path, target: Path, resolver: SuperResolver, overwrite: bool, progress: FileProgress | None
 ) -> None:
-    # Before the work, which takes minutes.
+    # These checks come before the work, which takes minutes.
     if target.resolve() == source.resolve():
         raise FileExistsError(f"{target}: this is the input itself, which is never replaced; choose another target")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target}: exists already; pass overwrite (--overwrite) to replace it")
     volume = read_volume(source)
-
-    def windows(done: int, total: int) -> None:
-        if progress is not None:
-            progress(source, done, total)
-
-    high = superresolve_volume(volume, generator, options, band, windows)
+    windows = None if progress is None else lambda done, total: progress(source, done, total)
+    high = superresolve_volume(volume, resolver, windows)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_volume(target, high, volume)

@@ -8,7 +8,7 @@ inflates SSIM and adds 6 dB to PSNR.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,9 +18,11 @@ from mrisr.metrics import nrmse, psnr, ssim
 # masks: bool (D, H, W) with at least one voxel, or None for the whole volume. What masks share is computed once.
 Figure = Callable[[np.ndarray, np.ndarray, Sequence[np.ndarray | None], float], list[float]]
 
+Value = TypeVar("Value", float, np.ndarray)
+
 
 class Metric(NamedTuple):
-    """name: in CSV columns, tags and MLflow; digits: after the point; label and unit: for people."""
+    """name: in CSV columns, tags and MLflow; digits: after the point; label, unit and convention: for people."""
 
     name: str
     function: Figure
@@ -28,14 +30,15 @@ class Metric(NamedTuple):
     higher_is_better: bool
     label: str
     unit: str = ""
+    convention: str = ""
 
     @property
     def heading(self) -> str:
         """Of a table's column: `PSNR / dB`."""
         return f"{self.label} / {self.unit}" if self.unit else self.label
 
-    def improvement(self, value: float, baseline: float) -> float:
-        """How much better `value` is than `baseline`; positive is better for every metric."""
+    def improvement(self, value: Value, baseline: Value) -> Value:
+        """How much better `value` is than `baseline` (numbers or arrays); positive is better for every metric."""
         return value - baseline if self.higher_is_better else baseline - value
 
     def text(self, value: float, sign: str = "") -> str:
@@ -46,9 +49,9 @@ class Metric(NamedTuple):
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("ssim", ssim.ssim, 4, True, "SSIM"),
+        Metric("ssim", ssim.ssim, 4, True, "SSIM", convention="window 7^3"),
         Metric("psnr", psnr.psnr, 2, True, "PSNR", "dB"),
-        Metric("nrmse", nrmse.nrmse, 4, False, "NRMSE"),
+        Metric("nrmse", nrmse.nrmse, 4, False, "NRMSE", convention="euclidean"),
     )
 }
 

@@ -110,37 +110,27 @@ def _volumes(data: Path | None, home: Path, console: Console) -> Path:
 
 def _evaluate(experiment: Experiment, published: Published, home: Path, console: Console) -> None:
     """Evaluate on the test split, then print the table, where everything is, and the next command to try."""
-    from mrisr.data.checks import open_store
     from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, log_evaluation
+    from mrisr.evaluation.subject import Evaluation
     from mrisr.inference.model import load_model
     from mrisr.tracking.redaction import mask_secrets
 
-    store = open_store(experiment)
+    evaluation = Evaluation.of(experiment, "test", consistency=True)
+    store, protocol = evaluation.store, evaluation.protocol
     generator = load_model(published.model_uri, published.tracking_uri).generator
-    v = experiment.validation
-    result = evaluate_on_cluster(
-        store,
-        "test",
-        v.protocol,
-        generator,
-        v.patch_size,
-        v.overlap,
-        experiment.training.precision,
-        consistency=True,
-        console=console,
-    )
+    result = evaluate_on_cluster(evaluation, generator, console)
     csv = result.write_csv(home / "evaluation" / "test.csv")
     pictures = result.write_pictures(home / "evaluation")
     log_evaluation(result, csv, published.tracking_uri, published.run_id, published.version)
     subject, low = result.subjects[0].subject, home / "low_resolution.nii.gz"
-    write_low_resolution(store, subject, v.protocol, low)
+    write_low_resolution(store, subject, protocol, low)
 
     console.print()
     console.print(result.table())
     model = f"models:/{published.name}@champion" if published.promoted else published.model_uri
     tools, uri = Path(sys.executable).parent, mask_secrets(published.tracking_uri)
     command = [str(tools / "mrisr"), "superresolve", "--model", model, "--tracking-uri", uri]
-    command += ["--data-consistency", v.protocol, "--overwrite", str(low), str(home / "superresolved.nii.gz")]
+    command += ["--data-consistency", protocol, "--overwrite", str(low), str(home / "superresolved.nii.gz")]
     for label, text in (
         ("model", f"{published.name} version {published.version} ({published.decision})"),
         ("pictures", ", ".join(str(path) for path in pictures)),

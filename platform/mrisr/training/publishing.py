@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from mrisr.data.checks import open_store
-from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, protocol_named
+from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
 from mrisr.evaluation.result import EvaluationResult
+from mrisr.evaluation.subject import Evaluation
 from mrisr.files import write_atomic
 from mrisr.metrics import METRICS
 from mrisr.models.weights import build_generator
@@ -51,14 +51,11 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published
     returns what the first one did.
     """
     experiment = run.experiment
-    v, name = experiment.validation, experiment.tracking.model
-    store = open_store(experiment)
+    name = experiment.tracking.model
+    evaluation = Evaluation.of(experiment, experiment.validation.split)
 
     def measure(generator: nn.Module) -> EvaluationResult:
-        return evaluate_on_cluster(
-            store, v.split, v.protocol, generator, v.patch_size, v.overlap, experiment.training.precision,
-            gpu=experiment.resources.gpus,
-        )  # fmt: skip
+        return evaluate_on_cluster(evaluation, generator)
 
     record = _record(run)
     if record.exists():
@@ -69,11 +66,7 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published
     result = measure(build_generator(config, run.state))
     _log(run, result)
     described = registry.model_tags(
-        v.protocol,
-        protocol_named(v.protocol).describe(),
-        result.fingerprint,
-        store.fingerprint(),
-        result.figures("val_"),
+        result.protocol, result.degradation, result.fingerprint, evaluation.store.fingerprint(), result.figures()
     )
     version = registry.register(
         run.state, config, run.run_id, name,
@@ -95,7 +88,7 @@ def _compete(run: TrainedRun, published: Published, measure: Callable[[nn.Module
         metric = run.experiment.validation.metric
         decision = registry.promote(
             published.name, published.version, run.tracking_uri, f"val_{metric}",
-            evaluate=lambda loaded: measure(loaded.generator).figures("val_"),
+            evaluate=lambda loaded: measure(loaded.generator).figures(),
             higher_is_better=METRICS[metric].higher_is_better,
         )  # fmt: skip
         published = published._replace(promoted=decision.promoted, decision=decision.reason)

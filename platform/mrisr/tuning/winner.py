@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from mrisr.data.checks import open_store
 from mrisr.engine.checkpoint import PROGRESS
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
+from mrisr.evaluation.subject import Evaluation
 from mrisr.models.weights import build_generator
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.redaction import mask_secrets
@@ -86,11 +86,8 @@ def _publish(found: Search, best: TrialOutcome, console: Console) -> None:
         console.print(f"evaluated on the test split before: {csv}", markup=False, soft_wrap=True)
         return
     experiment = run.experiment
-    v = experiment.validation
-    result = evaluate_on_cluster(
-        open_store(experiment), "test", v.protocol, build_generator(generator_config(experiment), run.state),
-        v.patch_size, v.overlap, experiment.training.precision, console=console, gpu=experiment.resources.gpus,
-    )  # fmt: skip
+    generator = build_generator(generator_config(experiment), run.state)
+    result = evaluate_on_cluster(Evaluation.of(experiment, "test"), generator, console)
     console.print(result.table())
     # For the search by the model's version: a later winner's figures follow, whatever its number of steps.
     own = tracking.RunLogger(found.place.uri, run.run_id)
