@@ -118,8 +118,8 @@ def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], override
     from mrisr import cluster
     from mrisr.data.conversion import convert_folder
     from mrisr.models.weights import write_weights
-    from mrisr.training.best import LAST_WEIGHTS
     from mrisr.training.build import generator_config
+    from mrisr.training.checkpoints import LAST_WEIGHTS
     from mrisr.training.run import train
 
     whole = load_experiment(CONFIG, overrides)

@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 from mrisr.cli.app import main
-from mrisr.training.saving import whole_checkpoints
+from mrisr.training.run_folder import RunFolder
 
 from .head_node import head_node, submit
 
@@ -98,8 +98,8 @@ class Bench:
 def assert_same_run(bench: Bench, reference: Bench) -> None:
     """The same weights to 1e-5, and in MLflow the same metrics at the same steps, none missing, none repeated."""
     for name in ("last.safetensors", "best.safetensors"):
-        expected = load_file(whole_checkpoints(reference.run)[-1] / name)
-        found = load_file(whole_checkpoints(bench.run)[-1] / name)
+        expected = load_file(RunFolder(reference.run).checkpoints()[-1] / name)
+        found = load_file(RunFolder(bench.run).checkpoints()[-1] / name)
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7)
     # What a later evaluation of the reference has added is not the run's.

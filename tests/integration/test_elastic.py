@@ -16,7 +16,7 @@ from threading import Thread
 import psutil
 import pytest
 
-from mrisr.training.saving import whole_checkpoints
+from mrisr.training.run_folder import RunFolder
 
 from .conftest import Bench, assert_same_run
 from .head_node import free_port
@@ -154,8 +154,8 @@ def test_a_run_shrinks_and_grows_with_its_cluster(unkilled: tuple[Bench, str], n
     bench.drain(1)
     time.sleep(2)
     held.resume()
-    run.wait_for(lambda: whole_checkpoints(bench.run))
-    noticed = [int(folder.name.removeprefix("checkpoint_")) for folder in whole_checkpoints(bench.run)]
+    run.wait_for(lambda: RunFolder(bench.run).checkpoints())
+    noticed = [int(folder.name.removeprefix("checkpoint_")) for folder in RunFolder(bench.run).checkpoints()]
     kill(bench.nodes[1])
     # The one worker is held until the other node has joined: what is left of the run takes seconds.
     run.wait_for(lambda: any("1 of 2 workers" in line for line in run.lines))

@@ -22,8 +22,7 @@ from typer.testing import CliRunner
 
 from mrisr.config import load_experiment
 from mrisr.engine.precision import chosen
-from mrisr.training.saving import whole_checkpoints
-from mrisr.training.settled import recorded_precision
+from mrisr.training.run_folder import RunFolder
 from voxelstore import VolumeStore
 from voxelstore.subject import write_array
 
@@ -59,7 +58,7 @@ def stands_still(process: psutil.Process) -> bool:
 
 
 def names(bench: Bench) -> list[str]:
-    return [folder.name for folder in whole_checkpoints(bench.run)]
+    return [folder.name for folder in RunFolder(bench.run).checkpoints()]
 
 
 def test_a_run_through_five_faults_is_the_run_without_them(
@@ -138,7 +137,7 @@ def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(
     """The run's folder is a small file system of its own, in a mount namespace that only this run sees."""
     reference, _ = unkilled
     bench = Bench(tmp_path, small_store)
-    size = sum(file.stat().st_size for file in whole_checkpoints(reference.run)[-1].iterdir())
+    size = sum(file.stat().st_size for file in RunFolder(reference.run).checkpoints()[-1].iterdir())
     runs = bench.home / "runs"
     runs.mkdir()
     shell = (
@@ -156,7 +155,7 @@ def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(
         assert word in done.stdout
     assert done.stdout.count("checkpoint_00000010 could not be written") == 1, "workers were not started again for it"
     kept = bench.home / "kept" / "tiny"
-    assert [folder.name for folder in whole_checkpoints(kept)] == ["checkpoint_00000005"]
+    assert [folder.name for folder in RunFolder(kept).checkpoints()] == ["checkpoint_00000005"]
     assert not list(kept.glob(".checkpoint_*.part"))
     assert load_file(kept / "checkpoint_00000005" / "last.safetensors")
 
@@ -187,7 +186,7 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_replayed(
         train(experiment)
     (folder,) = bench.run.glob("nonfinite_*")
     told = json.loads((folder / "progress.json").read_text())["replay"]
-    assert told["precision"] == recorded_precision(bench.run) == chosen("auto", torch.device("cpu"))
+    assert told["precision"] == RunFolder(bench.run).precision() == chosen("auto", torch.device("cpu"))
     assert len(told["batch"]) == len(told["losses"]) == 2
     bad = [place for place, losses in enumerate(told["losses"]) if not np.isfinite(float(losses["loss"]))]
     assert bad == told["ranks"] == [place for place, patch in enumerate(told["batch"]) if patch["subject"] == subject]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mrisr.config import load_experiment
 from mrisr.tracking.registry import load
-from mrisr.training.saving import whole_checkpoints
+from mrisr.training.run_folder import RunFolder
 from mrisr.tuning.winner import tune
 
 from .test_faults import wait_for, workers
@@ -47,7 +47,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def best_weights(run: Path) -> dict[str, Tensor]:
-    return load_file(whole_checkpoints(run)[-1] / "best.safetensors")
+    return load_file(RunFolder(run).checkpoints()[-1] / "best.safetensors")
 
 
 def test_a_search_whose_worker_is_killed_is_interrupted_goes_on_and_registers_what_was_scored(
@@ -91,7 +91,7 @@ def test_a_search_whose_worker_is_killed_is_interrupted_goes_on_and_registers_wh
     output = capsys.readouterr().out
     no_resources_are_held()
     assert "pretraining once" not in output
-    assert [folder.name for folder in whole_checkpoints(pretrained)] == ["checkpoint_00000008"]
+    assert [folder.name for folder in RunFolder(pretrained).checkpoints()] == ["checkpoint_00000008"]
     assert same(best_weights(pretrained), shared)
     assert bench.states() == ["COMPLETE", "COMPLETE"]
     assert bench.record(0).entries[: len(before)] == before

@@ -16,13 +16,14 @@ from mrisr.engine.checkpoint import METADATA, PROGRESS
 from mrisr.engine.precision import chosen, native_bf16
 from mrisr.inference.sliding_window import InferenceOptions, superresolve_array
 from mrisr.models import MDCSRN
-from mrisr.training import plan as planning
-from mrisr.training import settled
-from mrisr.training.best import BEST_WEIGHTS
+from mrisr.training import precision as planning
+from mrisr.training import run_folder
 from mrisr.training.build import step_config
+from mrisr.training.checkpoints import BEST_WEIGHTS
+from mrisr.training.outcome import StorageStopped
+from mrisr.training.precision import settle_precision
 from mrisr.training.run import outcome
-from mrisr.training.saving import CheckpointWriteError
-from mrisr.training.settled import PRECISION, recorded_precision, settle_precision
+from mrisr.training.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 
@@ -81,7 +82,7 @@ def test_a_run_keeps_what_it_began_with(
         bf16_processor(monkeypatch, native)
         assert settle_precision(experiment, CPU).training.precision == auto
         assert f"auto is {auto}, {told} to all workers" in capsys.readouterr().out
-        assert recorded_precision(experiment.run_folder) == auto
+        assert RunFolder.of(experiment).precision() == auto
         bf16_processor(monkeypatch, not native)
         assert settle_precision(experiment, CPU).training.precision == auto
         again = capsys.readouterr().out
@@ -102,7 +103,7 @@ def test_a_precision_that_is_given_is_taken(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize("became", ["bf16", "fp32"])
 def test_a_model_is_evaluated_in_what_its_run_became(tmp_path: Path, became: str) -> None:
     experiment = begun(tmp_path)
-    (experiment.run_folder / PRECISION).write_text(became)
+    (experiment.run_folder / "precision.txt").write_text(became)
     checkpoint = experiment.run_folder / "checkpoint_00000010"
     checkpoint.mkdir()
     (checkpoint / PROGRESS).write_text('{"step": 10, "best": {"step": 10, "figures": {"psnr": 30.0}}}')
@@ -135,11 +136,11 @@ def test_a_note_that_cannot_be_written_is_told_with_the_remedy(monkeypatch: pyte
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(settled, "write_atomic", full)
-        with pytest.raises(CheckpointWriteError, match=r"precision\.txt could not be written: rank 0: No space left"):
+        disk.setattr(run_folder, "write_atomic", full)
+        with pytest.raises(StorageStopped, match=r"experiment\.yaml could not be written: rank 0: No space left"):
             settle_precision(experiment, CPU)
     settle_precision(experiment, CPU)
-    monkeypatch.setattr(settled, "write_atomic", full)
+    monkeypatch.setattr(run_folder, "write_atomic", full)
     settle_precision(experiment, CPU)
 
 
@@ -147,11 +148,11 @@ def test_the_plan_tells_what_a_start_would_go_on_with(monkeypatch: pytest.Monkey
     """Without a checkpoint too; not what another configuration noted, which a start would discard."""
     bf16_processor(monkeypatch, native=False)
     experiment = begun(tmp_path)
-    (experiment.run_folder / PRECISION).write_text("bf16\n")
+    (experiment.run_folder / "precision.txt").write_text("bf16\n")
     assert planning.assumed_precision(experiment) == ("bf16", "as the run began")
     other = experiment.changed({"seed": 7})
     assert planning.assumed_precision(other) == ("fp32", "if the workers are like this machine")
-    (experiment.run_folder / PRECISION).write_text("float64")
+    (experiment.run_folder / "precision.txt").write_text("float64")
     with pytest.raises(ConfigError, match=r"precision\.txt: 'float64' is no precision; it must be fp32 or bf16"):
         planning.assumed_precision(experiment)
 
@@ -160,7 +161,7 @@ def test_one_worker_that_is_not_made_for_it_is_enough(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bf16_processor(monkeypatch, native=True)
-    monkeypatch.setattr(settled, "on_every_rank", lambda own, device: False)  # another rank's processor is older
+    monkeypatch.setattr(planning, "on_every_rank", lambda own, device: False)  # another rank's processor is older
     assert settle_precision(begun(tmp_path), CPU).training.precision == "fp32"
     assert "not native to all workers" in capsys.readouterr().out
 
@@ -178,3 +179,29 @@ def test_an_estimate_is_of_what_this_machine_would_compute(
         assert ("no GPU here" in planned.why) == bool(given)
     forced = load_experiment(None, ["training.precision=bf16", "resources.gpus=true"])
     assert planning.assumed_precision(forced) == ("bf16", "")
+
+
+@pytest.mark.parametrize("given", ["auto", "bf16"])
+def test_a_start_before_the_first_checkpoint_goes_on_with_what_auto_became(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str
+) -> None:
+    """It is written into the resolved configuration; a run that was given bf16 is another one than `auto`."""
+    bf16_processor(monkeypatch, native=True)
+    experiment = begun(tmp_path)
+    folder = RunFolder.of(experiment)
+    if given == "auto":
+        settle_precision(experiment, CPU)
+    else:
+        folder.settings.write_text(dump_experiment(experiment.changed({"training.precision": "bf16"})))
+    assert load_experiment(folder.settings) == experiment.changed({"training.precision": "bf16"})
+    assert folder.continues(experiment.changed({"training.precision": "bf16"}))
+    assert folder.continues(experiment) == (given == "auto")
+    assert not folder.continues(experiment.changed({"training.precision": "fp32"}))
+
+
+def test_a_run_of_an_older_version_keeps_its_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bf16_processor(monkeypatch, native=True)
+    experiment = begun(tmp_path)
+    (experiment.run_folder / "precision.txt").write_text("fp32")
+    assert settle_precision(experiment, CPU).training.precision == "fp32"
+    assert RunFolder.of(experiment).continues(experiment)

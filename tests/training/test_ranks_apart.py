@@ -16,7 +16,8 @@ from mrisr.config.validation import Validation
 from mrisr.models import MDCSRN
 from mrisr.training.best import Best
 from mrisr.engine.checkpoint import CheckpointError, load
-from mrisr.training.saving import CheckpointWriteError, checkpoint_name, write_folder
+from mrisr.training.outcome import StorageStopped
+from mrisr.training.run_folder import RunFolder
 from mrisr.engine.step import StepConfig, build_networks
 root, rank = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
@@ -24,11 +25,11 @@ dist.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank,
 networks = build_networks(MDCSRN(2, 1, 1), None, StepConfig(), torch.device("cpu"), "fsdp")
 def write(run):
     weights = {"best.safetensors": {"w": torch.zeros(4)}}
-    return write_folder(run / checkpoint_name(1), networks, {"step": 1}, weights, networks.generator.config)
+    return RunFolder(run).write_checkpoint(1, networks, {"step": 1}, weights, networks.generator.config)
 def tell(action):
     try:
         print("done", action(), flush=True)
-    except (CheckpointError, CheckpointWriteError) as error:
+    except (CheckpointError, StorageStopped) as error:
         print(repr(str(error)), flush=True)
 tell(lambda: write(root / f"host{rank}"))
 whole = write(root / "shared")

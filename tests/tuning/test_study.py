@@ -14,7 +14,6 @@ from rich.console import Console
 
 from mrisr.config import ConfigError
 from mrisr.training.best import score
-from mrisr.training.settled import PRECISION
 from mrisr.tuning.earlier import DESCRIPTION, description, learn
 from mrisr.tuning.outcome import collect
 from mrisr.tuning.plan import SearchPlan, plan_search
@@ -214,7 +213,7 @@ def test_a_search_keeps_the_precision_that_its_first_trial_began_with(tmp_path: 
         begun = trial_experiment(setting, run, values).run_folder
         begun.mkdir(parents=True)
         (begun / "experiment.yaml").write_text("training: {precision: auto}")
-        (begun / PRECISION).write_text(became)
+        (begun / "precision.txt").write_text(became)
     found = [trial_experiment(setting, f"trial-{number:04d}", values).training.precision for number in range(4)]
     assert found == ["bf16", "auto", "auto", "bf16"]
     winners = [in_begun_precision(plan, plan.base, run).training.precision for run in ("", "trial-0001", "trial-0002")]

@@ -68,7 +68,7 @@ def load(directory: str | Path, networks: Networks) -> dict[str, Any]:
                     f"{folder} is no whole checkpoint: {name} is missing; choose a folder that a run finished writing"
                 )
         try:
-            progress = json.loads((folder / PROGRESS).read_text())
+            progress = read_progress(folder)
             _compare(folder, reader.read_metadata(), entries)
         except (OSError, EOFError, json.JSONDecodeError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{folder} cannot be read: {error}; {REMEDY}") from error
@@ -81,6 +81,12 @@ def load(directory: str | Path, networks: Networks) -> dict[str, Any]:
         causes = {f"rank {number}: {type(cause).__name__} {cause}" for number, (cause, _) in error.failures.items()}
         reason = ", ".join(sorted(causes))
         raise CheckpointError(f"{folder} cannot be read: {reason}; {REMEDY}") from error
+    return progress
+
+
+def read_progress(directory: str | Path) -> dict[str, Any]:
+    """The progress that `save` wrote. Raises OSError, or ValueError for text that is not JSON."""
+    progress: dict[str, Any] = json.loads((Path(directory) / PROGRESS).read_text())
     return progress
 
 

@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mrisr.config.validation import Validation
-from mrisr.engine.checkpoint import REMEDY, CheckpointError, refused_together
+from mrisr.engine.checkpoint import refused_together
 from mrisr.metrics import METRICS
-
-BEST_WEIGHTS = "best.safetensors"
-LAST_WEIGHTS = "last.safetensors"
+from mrisr.training.checkpoints import best_weights
 
 
 def score(figures: Mapping[str, Any], metric: str, main: str, protocols: tuple[str, ...]) -> float:
@@ -62,23 +58,3 @@ class Best:
         with refused_together():
             if self.step is not None:
                 self.state = best_weights(folder)
-
-
-def best_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The best weights that a checkpoint holds, plain CPU tensors. Raises CheckpointError that names the folder."""
-    try:
-        return load_file(checkpoint / BEST_WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint} cannot be read: {BEST_WEIGHTS}: {error}; {REMEDY}") from error
-
-
-def sound_weights(checkpoint: Path) -> bool:
-    """Whether the weights files that a checkpoint has are as long as their headers say; a cut one is not."""
-    for name in (BEST_WEIGHTS, LAST_WEIGHTS):
-        if (checkpoint / name).exists():
-            try:
-                with safe_open(checkpoint / name, framework="pt"):
-                    pass
-            except (OSError, SafetensorError):
-                return False
-    return True

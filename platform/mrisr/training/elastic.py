@@ -26,7 +26,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus,
 
 from mrisr import cluster
 from mrisr.training.groups import Waiting
-from mrisr.training.saving import newest_name
+from mrisr.training.run_folder import RunFolder
 from mrisr.training.stopping import CHECKPOINT_FILE
 
 
@@ -43,7 +43,7 @@ class BatchSharingPolicy(ElasticScalingPolicy):
         self._counts, self._task_cpus, self._run_folder = tuple(counts), task_cpus, run_folder
         self._waiting = Waiting(run_folder)
         # Before a change of size: the newest checkpoint when another was asked for; () while nothing is asked.
-        self._asked_after: tuple[str | None, ...] = ()
+        self._asked_after: tuple[Path | None, ...] = ()
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         self._asked_after = ()
@@ -62,12 +62,12 @@ class BatchSharingPolicy(ElasticScalingPolicy):
             decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
             if isinstance(decision, ResizeDecision):
                 # Ray would shut the group down now; a step of patience saves what it did since its last checkpoint.
-                newest = newest_name(self._run_folder)
+                newest = RunFolder(self._run_folder).newest()
                 with suppress(OSError):  # a full disk; the group then stays as it is
                     (self._run_folder / CHECKPOINT_FILE).touch()
                     self._asked_after = (newest,)
             return NoopDecision()
-        if newest_name(self._run_folder) in self._asked_after:
+        if RunFolder(self._run_folder).newest() in self._asked_after:
             return NoopDecision()
         self._asked_after = ()
         reserved = self._get_reserved_resources()

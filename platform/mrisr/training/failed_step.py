@@ -12,7 +12,7 @@ from mrisr.data.stream import Batch, PatchMaker
 from mrisr.engine.networks import Networks, StepConfig
 from mrisr.engine.sharding import world_size
 from mrisr.engine.step import NonFiniteError
-from mrisr.training.saving import write_folder
+from mrisr.training.run_folder import RunFolder
 
 
 def record(
@@ -42,7 +42,7 @@ def record(
         "losses": [{name: _text(value) for name, value in terms.items()} for terms in error.terms],
     }  # fmt: skip
     progress = {"step": error.step, "replay": told}
-    return write_folder(run_folder / f"nonfinite_{error.step:08d}", networks, progress, {}, {})
+    return RunFolder(run_folder).write_failed_step(error.step, networks, progress)
 
 
 def _text(value: float) -> float | str:

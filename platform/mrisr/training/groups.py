@@ -27,7 +27,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 
 from mrisr import cluster
 from mrisr.training.outcome import TrainingStopped
-from mrisr.training.saving import newest_name
+from mrisr.training.run_folder import RunFolder
 from mrisr.training.stopping import STOP_FILE
 
 LOOK_EVERY_S = 0.5
@@ -53,8 +53,8 @@ class Waiting:
     def look(self) -> None:
         """Raises StopRequested if the driver has received SIGTERM."""
         if self.asked_to_stop():
-            newest = newest_name(self._run_folder)
-            kept = f"{newest} is the last checkpoint" if newest else "there is no checkpoint yet"
+            newest = RunFolder(self._run_folder).newest()
+            kept = f"{newest.name} is the last checkpoint" if newest else "there is no checkpoint yet"
             raise StopRequested(f"stopped by SIGTERM while no worker ran; {kept}")
 
     def go_on(self, what: str) -> None:
@@ -109,7 +109,8 @@ class ProgressPolicy(DefaultFailurePolicy):
         error = training_failed_error
         if isinstance(error, StopRequested) or stopped_by(error):
             return FailureDecision.RAISE
-        newest = newest_name(self._run_folder)
+        found = RunFolder(self._run_folder).newest()
+        newest = None if found is None else found.name
         if newest != self._newest:
             self._newest, self._pause = newest, 1.0
             super().__init__(self.failure_config)  # counts from zero

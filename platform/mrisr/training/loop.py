@@ -25,10 +25,10 @@ from mrisr.metrics import METRICS
 from mrisr.models import MDCSRN
 from mrisr.tracking.outbox import Outbox
 from mrisr.training import failed_step
-from mrisr.training.best import BEST_WEIGHTS, LAST_WEIGHTS
 from mrisr.training.build import generator_config
-from mrisr.training.outcome import FiguresNotFinite, SubjectAtFault
-from mrisr.training.saving import CheckpointWriteError, checkpoint_name, write_folder
+from mrisr.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS
+from mrisr.training.outcome import FiguresNotFinite, StorageStopped, SubjectAtFault
+from mrisr.training.run_folder import RunFolder
 from mrisr.training.state import RunState
 from mrisr.training.stopping import Request, Requests
 from mrisr.training.validation import Validator, describe
@@ -70,7 +70,7 @@ class Loop:
             while self.state.step < self.schedule.total_steps:
                 if (stopped := self._next()) is not None:
                     return stopped
-        except CheckpointWriteError as error:
+        except StorageStopped as error:
             return ["storage", str(error)]
         except FiguresNotFinite as error:
             return ["non-finite", str(error)]
@@ -118,7 +118,7 @@ class Loop:
         folder = self.experiment.run_folder
         try:
             recorded = failed_step.record(folder, self.networks, self.config, self.maker, batch, error)
-        except CheckpointWriteError as full:
+        except StorageStopped as full:
             return ["non-finite", f"{error}. It is not recorded for replay: {full}"]
         return ["non-finite", f"{error}. To see it again: mrisr replay {recorded}"]
 
@@ -179,9 +179,10 @@ class Loop:
         average_statistics(self.networks)
         state, best = self.state, self.state.best
         weights = {LAST_WEIGHTS: evaluated_state(self.networks)} | ({BEST_WEIGHTS: best.state} if best.state else {})
-        folder = self.experiment.run_folder / checkpoint_name(state.step)
         progress = state.progress(self.networks, self.config.precision)
-        write_folder(folder, self.networks, progress, weights, generator_config(self.experiment))
+        folder = RunFolder.of(self.experiment).write_checkpoint(
+            state.step, self.networks, progress, weights, generator_config(self.experiment)
+        )
         report(folder, state)
 
 

@@ -9,7 +9,8 @@ class TrainingStopped(RuntimeError):
 
 
 class StorageStopped(TrainingStopped):
-    """A run whose checkpoint could not be written. It goes on from the one before, and says nothing of its settings."""
+    """A run that could not write to its folder; raised on every rank. What was there before is untouched, and the next
+    start continues from it."""
 
 
 class TrackingUnreachable(TrainingStopped):

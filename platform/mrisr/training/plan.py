@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 
@@ -14,12 +13,10 @@ from mrisr.data.checks import open_store
 from mrisr.data.splits import settle_splits
 from mrisr.data.stream import AHEAD, group_bytes, object_store_bytes
 from mrisr.engine.memory import peak_bytes
-from mrisr.engine.precision import Computed, chosen
 from mrisr.engine.schedule import updates_before
 from mrisr.models import MDCSRN, build_critic
 from mrisr.training.build import generator_config, patch_maker, schedule_of, step_config
-from mrisr.training.claim import goes_on
-from mrisr.training.settled import recorded_precision
+from mrisr.training.precision import assumed_precision
 
 # What libraries say who raise a plain RuntimeError: torch's CPU allocator and its asynchronous CUDA errors, cuBLAS and
 # cuDNN, which allocate their workspace themselves, and NCCL, which buffers outside of torch's allocator.
@@ -88,37 +85,6 @@ def largest_batch(peak: Callable[[int], int], budget: int) -> int:
 
 
 FEW = 4
-
-
-class Assumed(NamedTuple):
-    """In which precision a run is planned, and if that is not what its configuration says, why."""
-
-    precision: Computed
-    why: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.precision}{self.why and ', '}{self.why}"
-
-
-def assumed_precision(experiment: Experiment) -> Assumed:
-    """What training.precision is: as it is given, as in the run that a start would go on with, or `precision_here`."""
-    if experiment.training.precision == "auto" and goes_on(experiment):
-        known = recorded_precision(experiment.run_folder)
-        if known is not None:
-            return Assumed(known, "as the run began")
-    return precision_here(experiment)
-
-
-def precision_here(experiment: Experiment) -> Assumed:
-    """What training.precision is as it is given, or will be if the workers are like this machine."""
-    precision, gpus = experiment.training.precision, experiment.resources.gpus
-    if precision != "auto":
-        return Assumed(precision)
-    has_gpu = torch.cuda.is_available()
-    if gpus and not has_gpu:
-        return Assumed("fp32", "which needs more than bf16, since there is no GPU here to ask")
-    device = torch.device("cuda" if has_gpu and gpus is not False else "cpu")
-    return Assumed(chosen("auto", device), "if the workers are like this machine")
 
 
 def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
@@ -20,6 +19,7 @@ from mrisr.tracking import runs as tracking
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.training.build import generator_config
 from mrisr.training.run import TrainedRun
+from mrisr.training.run_folder import RunFolder
 
 NOT_COMPARED = "not compared yet"
 
@@ -57,7 +57,7 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published
     def measure(generator: nn.Module) -> EvaluationResult:
         return evaluate_on_cluster(evaluation, generator)
 
-    record = _record(run)
+    record = RunFolder.of(experiment).published
     if record.exists():
         done = Published(**json.loads(record.read_text()))
         if done.best_step == run.best_step:
@@ -92,13 +92,9 @@ def _compete(run: TrainedRun, published: Published, measure: Callable[[nn.Module
             higher_is_better=METRICS[metric].higher_is_better,
         )  # fmt: skip
         published = published._replace(promoted=decision.promoted, decision=decision.reason)
-        write_atomic(_record(run), json.dumps(published._asdict(), indent=1))
+        write_atomic(RunFolder.of(run.experiment).published, json.dumps(published._asdict(), indent=1))
     tracking.finish(run.tracking_uri, run.run_id)
     return published
-
-
-def _record(run: TrainedRun) -> Path:
-    return run.experiment.run_folder / "published.json"
 
 
 def _log(run: TrainedRun, result: EvaluationResult) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from mrisr.engine import checkpoint
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import device_for_worker
 from mrisr.engine.step import NonFiniteError, on_ranks, train_step
-from mrisr.training.settled import SETTINGS
+from mrisr.training.run_folder import RunFolder
 
 
 class Replayed(NamedTuple):
@@ -37,9 +36,9 @@ def replay(folder: Path) -> Replayed:
     from mrisr.training.build import initial_networks, patch_maker, step_config
 
     folder = _record_in(folder)
-    told = json.loads((folder / checkpoint.PROGRESS).read_text())["replay"]
+    told = checkpoint.read_progress(folder)["replay"]
     # What was normalised together, by several ranks where BatchNorm was synchronised, is one micro-batch here.
-    whole = load_experiment(folder.parent / SETTINGS)
+    whole = load_experiment(RunFolder(folder.parent).settings)
     precision = told.get("precision", whole.training.precision)
     experiment = alone(whole, told["batchnorm_over"], precision)
     losses = regrouped(told["losses"], told["batchnorm_over"] // told["micro_batch"])
@@ -72,7 +71,7 @@ def replay(folder: Path) -> Replayed:
 
 
 def _record_in(folder: Path) -> Path:
-    records = [folder] if folder.name.startswith("nonfinite_") else sorted(folder.glob("nonfinite_[0-9]*"))
+    records = [folder] if folder.name.startswith("nonfinite_") else RunFolder(folder).failed_steps()
     if not records or not (records[-1] / checkpoint.PROGRESS).is_file():
         raise ConfigError(f"{folder}: holds no nonfinite_<step> folder; give a run's folder in which a step went wrong")
     return records[-1]

@@ -13,25 +13,15 @@ from mrisr.config import Experiment
 from mrisr.config.paths import home
 from mrisr.data.checks import open_store
 from mrisr.data.splits import settle_splits
-from mrisr.engine.checkpoint import PROGRESS
+from mrisr.engine.checkpoint import read_progress
 from mrisr.files import write_atomic
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.availability import first_line
 from mrisr.tracking.outbox import Outbox
 from mrisr.tracking.redaction import mask_secrets
-from mrisr.training.best import best_weights
-from mrisr.training.claim import (
-    OUTBOX,
-    RUN_ID,
-    alone,
-    claim,
-    mend_ray_snapshot,
-    refuse_another,
-    refuse_other_batchnorm,
-)
+from mrisr.training.checkpoints import best_weights
 from mrisr.training.outcome import StorageStopped, Terminated, TrackingUnreachable, TrainingStopped
-from mrisr.training.saving import whole_checkpoints
-from mrisr.training.settled import as_recorded
+from mrisr.training.run_folder import RunFolder
 from mrisr.training.stopping import stop_on_sigterm
 from mrisr.training.warm_start import prepare_initial_weights
 from mrisr.training.worker import LAST_DELIVERY_S, train_worker
@@ -73,12 +63,13 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
     """
     store = open_store(experiment)
     experiment = settle_splits(experiment, store)
-    refuse_another(experiment, store)
+    folder = RunFolder.of(experiment)
+    folder.refuse_other(experiment, store)
     if (finished := _finished(experiment)) is not None:
         return finished
     cluster.connect()
-    experiment.run_folder.mkdir(parents=True, exist_ok=True)
-    with alone(experiment):
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.locked():
         return _train(experiment, store, host)
 
 
@@ -93,9 +84,10 @@ def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun
     cpus = total_cpus / host.runs - host.driver_cpus
     # Several runs at a time: the search has seen to it that they fit onto the machines together.
     share = cluster.divide(experiment, cpus, gpus // host.runs, nodes if host.runs == 1 else ())
-    refuse_other_batchnorm(experiment, share.gpu)
-    claim(experiment, store)
-    mend_ray_snapshot(experiment.run_folder)
+    run_folder = RunFolder.of(experiment)
+    run_folder.refuse_other_batchnorm(experiment, share.gpu)
+    run_folder.begin(experiment, store)
+    mend_ray_snapshot(run_folder)
     uri = tracking.resolve_uri(experiment.tracking.uri, home())
     initial = prepare_initial_weights(experiment, uri)
     run_id = _tracked_run(experiment, store, uri, host.parent_run_id)
@@ -163,16 +155,17 @@ def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun
         tracking.finish_if_reachable(uri, run_id, "KILLED" if kind == "terminated" else "FAILED")
         raise {"terminated": Terminated, "storage": StorageStopped}.get(kind, TrainingStopped)(message)
     _deliver_rest(experiment, uri, run_id)
-    return outcome(experiment, run_id, uri, whole_checkpoints(folder)[-1])
+    return outcome(experiment, run_id, uri, run_folder.checkpoints()[-1])
 
 
 def _finished(experiment: Experiment) -> TrainedRun | None:
     """The run, if an earlier start has come to the schedule's end; what MLflow has missed of it is delivered now."""
-    checkpoints = whole_checkpoints(experiment.run_folder)
+    folder = RunFolder.of(experiment)
+    checkpoints = folder.checkpoints()
     # One before the first validation that counts has no best weights to look for.
-    if not checkpoints or _step(checkpoints[-1]) < experiment.schedule.total_steps:
+    if not checkpoints or read_progress(checkpoints[-1])["step"] < experiment.schedule.total_steps:
         return None
-    uri, run_id = tracking.resolve_uri(experiment.tracking.uri, home()), (experiment.run_folder / RUN_ID).read_text()
+    uri, run_id = tracking.resolve_uri(experiment.tracking.uri, home()), folder.mlflow_run.read_text()
     run = outcome(experiment, run_id, uri, checkpoints[-1])
     _deliver_rest(experiment, uri, run_id)
     return run
@@ -180,26 +173,22 @@ def _finished(experiment: Experiment) -> TrainedRun | None:
 
 def _deliver_rest(experiment: Experiment, uri: str, run_id: str) -> None:
     """Before the run is published, and MLflow shows it as finished: what the workers could not deliver."""
-    folder = experiment.run_folder / OUTBOX
+    folder = RunFolder.of(experiment).outbox
     if any(folder.glob("[0-9]*.json")):
         Outbox(uri, run_id, folder).close(LAST_DELIVERY_S)
 
 
-def _step(checkpoint: Path) -> int:
-    return int(json.loads((checkpoint / PROGRESS).read_text())["step"])
-
-
 def outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> TrainedRun:
     """What a run has come to at a checkpoint of it; experiment.training.precision is what it was computed in."""
-    progress = json.loads((checkpoint / PROGRESS).read_text())
-    experiment, best = as_recorded(experiment), progress["best"]
+    progress = read_progress(checkpoint)
+    experiment, best = RunFolder.of(experiment).as_recorded(experiment), progress["best"]
     state = best_weights(checkpoint)
     return TrainedRun(experiment, run_id, uri, progress["step"], best["step"], best["figures"], state, checkpoint)
 
 
 def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str, parent: str | None) -> str:
     """The MLflow run's id: the one of an earlier start if there is one, so that its curves go on."""
-    file = experiment.run_folder / RUN_ID
+    file = RunFolder.of(experiment).mlflow_run
     if file.exists():
         run_id = file.read_text()
         tracking.resume_if_reachable(uri, run_id, file)
@@ -219,3 +208,17 @@ def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str, parent: s
         ) from error
     write_atomic(file, run_id)
     return run_id
+
+
+def mend_ray_snapshot(folder: RunFolder) -> None:
+    """Put Ray's own list of checkpoints aside if it is cut short or names one that is not whole."""
+    snapshot = folder.path / "checkpoint_manager_snapshot.json"
+    try:
+        listed = [entry["checkpoint_dir_name"] for entry in json.loads(snapshot.read_text())["checkpoint_results"]]
+        sound = {*listed} <= {found.name for found in folder.checkpoints()} and len({*listed}) == len(listed)
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        snapshot.replace(snapshot.with_suffix(".torn"))

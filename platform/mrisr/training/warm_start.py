@@ -12,9 +12,9 @@ from mrisr.config.paths import home
 from mrisr.files import write_atomic
 from mrisr.models import MDCSRN
 from mrisr.tracking.registry import load_generator_weights
-from mrisr.training.best import BEST_WEIGHTS
 from mrisr.training.build import generator_config
-from mrisr.training.claim import INITIAL
+from mrisr.training.checkpoints import BEST_WEIGHTS
+from mrisr.training.run_folder import RunFolder
 
 
 def prepare_initial_weights(experiment: Experiment, uri: str) -> Path | None:
@@ -26,7 +26,7 @@ def prepare_initial_weights(experiment: Experiment, uri: str) -> Path | None:
     source = experiment.generator.init_from
     if source is None:
         return None
-    file = experiment.run_folder / INITIAL
+    file = RunFolder.of(experiment).initial_weights
     if not file.exists():
         state = read_initial_weights(experiment, source, uri)
         write_atomic(file, save({key: value.contiguous() for key, value in state.items()}))
@@ -58,8 +58,8 @@ def _file(source: str) -> str:
     path = Path(source.replace("$MRISR_HOME", str(home()))).expanduser()
     if not path.is_dir():
         return str(path)
-    # A run's folder holds checkpoints, whose names sort by step; a checkpoint holds the best weights up to then.
-    for folder in [path, *sorted(path.glob("checkpoint_[0-9]*"), reverse=True)]:
+    # A run's folder holds checkpoints; each holds the best weights up to its step.
+    for folder in [path, *reversed(RunFolder(path).checkpoints())]:
         if (folder / BEST_WEIGHTS).is_file():
             return str(folder / BEST_WEIGHTS)
     raise FileNotFoundError(f"{path}: holds no checkpoint with {BEST_WEIGHTS}")

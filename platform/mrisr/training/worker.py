@@ -24,12 +24,11 @@ from mrisr.training.build import (
     schedule_of,
     step_config,
 )
-from mrisr.training.claim import OUTBOX
 from mrisr.training.loop import Loop, Stopped, report
-from mrisr.training.outcome import TrainingStopped
+from mrisr.training.outcome import StorageStopped, TrainingStopped
 from mrisr.training.plan import memory_advice, out_of_memory
-from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint
-from mrisr.training.settled import as_recorded, settle_precision
+from mrisr.training.precision import settle_precision
+from mrisr.training.run_folder import RunFolder
 from mrisr.training.state import RunState
 from mrisr.training.stopping import Requests
 from mrisr.training.validation import Validator
@@ -47,7 +46,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         if not out_of_memory(error):
             raise
-        advice = memory_advice(as_recorded(Experiment.model_validate(settings["experiment"])), error)
+        experiment = Experiment.model_validate(settings["experiment"])
+        advice = memory_advice(RunFolder.of(experiment).as_recorded(experiment), error)
     raise TrainingStopped(advice)
 
 
@@ -68,16 +68,16 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
         threads = experiment.resources.threads_per_worker
         torch.set_num_threads(threads or max(1, settings["node_cpus"] // context.get_local_world_size()))
 
-    store, run_folder = VolumeStore.open(experiment.data.store), experiment.run_folder
+    store, folder = VolumeStore.open(experiment.data.store), RunFolder.of(experiment)
     state = RunState(Best(experiment.validation))
-    found, known = agreed_checkpoint(run_folder), ray.train.get_checkpoint()
+    found, known = folder.agreed_checkpoint(), ray.train.get_checkpoint()
     if known is not None and (found is None or found.name < Path(known.path).name):
         # Saved again, it would be twice in Ray's list, and its folder deleted with the older of the two entries.
         told = f"{known.path} is gone or damaged since it was written; the same command goes on from the one before it"
         return _ended(state, ["checkpoint", told])
     try:
         experiment = settle_precision(experiment, device)
-    except CheckpointWriteError as error:
+    except StorageStopped as error:
         return _ended(state, ["storage", str(error)])
     schedule, config = schedule_of(experiment), step_config(experiment, device)
     initial = Path(settings["initial"]) if settings["initial"] else None
@@ -105,8 +105,8 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
         protocol: Validator(store, subjects, protocol, v.patch_size, v.patches_per_subject, rank, world)
         for protocol in dict.fromkeys((v.protocol, *v.further_protocols, *v.mean_over))
     }
-    outbox = Outbox(settings["tracking_uri"], settings["mlflow_run_id"], run_folder / OUTBOX) if rank == 0 else None
-    requests = Requests(run_folder, device)
+    outbox = Outbox(settings["tracking_uri"], settings["mlflow_run_id"], folder.outbox) if rank == 0 else None
+    requests = Requests(folder.path, device)
     maker = patch_maker(experiment, store.subjects("train"))
     # Of the cluster as it is now: a group that comes after a lost node has fewer workers and fewer CPUs beside them.
     task, each = experiment.stream.cpus_per_task, settings["cpus_per_worker"]

@@ -16,8 +16,8 @@ from mrisr.tracking.availability import first_line, refused, within
 from mrisr.tracking.outbox import Outbox
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.tracking.runs import Status
-from mrisr.training.claim import OUTBOX
 from mrisr.training.outcome import Terminated
+from mrisr.training.run_folder import RunFolder
 from mrisr.training.stopping import keeping_ctrl_c
 from mrisr.tuning.outcome import Outcome, TrialOutcome
 
@@ -114,7 +114,7 @@ def end_trials(uri: str, outcome: Outcome, parent: str, seconds: float) -> None:
 
 
 def _end_trial(uri: str, trial: TrialOutcome, run_id: str, parent: str, seconds: float) -> None:
-    outbox = trial.folder / OUTBOX
+    outbox = RunFolder(trial.folder).outbox
     if any(outbox.glob("[0-9]*.json")):
         Outbox(uri, run_id, outbox).close(seconds)
 

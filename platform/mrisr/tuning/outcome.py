@@ -9,6 +9,7 @@ import optuna
 from optuna.trial import TrialState
 
 from mrisr.metrics import METRICS
+from mrisr.training.run_folder import RunFolder
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.record import Record
 from mrisr.tuning.study import RUN, begun, open_storage, open_study
@@ -68,13 +69,12 @@ def collect(plan: SearchPlan, study: optuna.Study | None = None) -> Outcome:
             state = "stopped early"  # A search for two figures has no pruned trials in Optuna.
         # A trial that was killed while it was drawn has some of its parameters only.
         values = {} if state == "running" else plan.draw(optuna.trial.FixedTrial(frozen.params))
-        mlflow_file = folder / "mlflow_run_id.txt"
         trials.append(
             TrialOutcome(
                 frozen.number, run, state, values, results,
                 {metric: results[-1][metric] for metric in t.metrics} if results else {}, record.step,
                 (record.failure or "its process ended") if state == "failed" else None,
-                mlflow_file.read_text() if mlflow_file.exists() else None, folder, frozen,
+                RunFolder(folder).mlflow_run_id, folder, frozen,
             )
         )  # fmt: skip
     ended = [trial for trial in trials if trial.state != "running"]

@@ -24,8 +24,8 @@ from mrisr.data.splits import settle_splits
 from mrisr.files import write_atomic
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.runs import Tracking
-from mrisr.training.claim import RUN_ID as PARENT
 from mrisr.training.run import Host, train
+from mrisr.training.run_folder import RunFolder
 from mrisr.training.worker import LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S
 from mrisr.tuning.concurrency import trials_at_once
 from mrisr.tuning.earlier import DESCRIPTION, description, learn
@@ -210,11 +210,11 @@ def _forget(plan: SearchPlan) -> None:
     may have known points of other spaces in its queue, goes, and its MLflow run stays as it ended."""
     if stored_study(plan) is not None:
         optuna.delete_study(study_name=plan.folder.name, storage=open_storage(plan))
-    (plan.folder / PARENT).unlink(missing_ok=True)
+    RunFolder(plan.folder).mlflow_run.unlink(missing_ok=True)
 
 
 def _parent_run(plan: SearchPlan, place: Tracking, store: VolumeStore) -> str:
-    file: Path = plan.folder / PARENT
+    file: Path = RunFolder(plan.folder).mlflow_run
     if file.exists():
         run_id = file.read_text()
         tracking.resume_if_reachable(place.uri, run_id, file)

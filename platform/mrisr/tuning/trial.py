@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from contextlib import suppress
@@ -14,13 +13,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from mrisr import cluster
 from mrisr.config import Experiment, load_experiment
-from mrisr.engine.checkpoint import PROGRESS
+from mrisr.engine.checkpoint import read_progress
 from mrisr.metrics import METRICS
 from mrisr.training.best import score
 from mrisr.training.outcome import SURROUNDINGS, TrainingStopped
 from mrisr.training.run import Host, train
-from mrisr.training.saving import whole_checkpoints
-from mrisr.training.settled import SETTINGS, recorded_precision
+from mrisr.training.run_folder import RunFolder
 from mrisr.tuning.groups import GroupRecord
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.record import Record
@@ -63,7 +61,7 @@ def in_begun_precision(plan: SearchPlan, experiment: Experiment, run: str = "") 
         return experiment
     trials = trials_folder(plan)
     folders = [*([trials / run] if run else []), plan.folder / PRETRAINED, *sorted(trials.glob("*"))]
-    known = next((known for folder in folders if (known := recorded_precision(folder)) is not None), "auto")
+    known = next((known for folder in folders if (known := RunFolder(folder).precision()) is not None), "auto")
     return experiment.changed({"training.precision": known})
 
 
@@ -89,7 +87,7 @@ def configured(setting: TrialSetting, values: dict[str, Any]) -> Experiment:
 def trial_experiment(setting: TrialSetting, run: str, values: dict[str, Any]) -> Experiment:
     """The experiment of a trial: as configured, with a checkpoint at every validation, in a folder of its own."""
     experiment, output = configured(setting, values), trials_folder(setting.plan)
-    begun = output / run / SETTINGS
+    begun = RunFolder(output / run).settings
     if begun.exists() and experiment.training.precision == "auto":
         # It goes on as it was written down: another text would be another run until there is a checkpoint.
         experiment = experiment.changed({"training.precision": load_experiment(begun).training.precision})
@@ -136,9 +134,9 @@ def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
     experiment = trial_experiment(setting, config[RUN], config["values"])
     record = Record(experiment.run_folder)
     report = ReportToTune(experiment.run_folder, t.metrics, experiment.validation.protocol, t.protocols)
-    for folder in whole_checkpoints(experiment.run_folder):
+    for folder in RunFolder.of(experiment).checkpoints():
         # A killed run may have written checkpoints whose validations nobody heard of.
-        latest = json.loads((folder / PROGRESS).read_text())["latest"]
+        latest = read_progress(folder)["latest"]
         if "validated" in latest:
             record.add(int(latest["validated"]), report.figures(latest))
     for told in record.results(t.metrics):

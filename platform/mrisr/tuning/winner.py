@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from mrisr.engine.checkpoint import PROGRESS
+from mrisr.engine.checkpoint import read_progress
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
 from mrisr.evaluation.subject import Evaluation
 from mrisr.models.weights import build_generator
@@ -17,7 +16,7 @@ from mrisr.tracking.redaction import mask_secrets
 from mrisr.training.build import generator_config
 from mrisr.training.publishing import publish
 from mrisr.training.run import Host, TrainedRun, outcome, train
-from mrisr.training.saving import whole_checkpoints
+from mrisr.training.run_folder import RunFolder
 from mrisr.tuning.outcome import TrialOutcome
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.report import cost_lines, figures, trials_table, winner_yaml, write_csv
@@ -117,10 +116,10 @@ def _scored_checkpoint(best: TrialOutcome) -> Path:
 
     A trial that was stopped may have written one more before it died, with weights that nobody has scored.
     """
-    folders = whole_checkpoints(best.folder)
+    folders = RunFolder(best.folder).checkpoints()
     scored = best.results[-1]["best_step"]
     for folder in reversed(folders):
-        if json.loads((folder / PROGRESS).read_text())["best"]["step"] == scored:
+        if read_progress(folder)["best"]["step"] == scored:
             return folder
     return folders[-1]
 

@@ -19,14 +19,9 @@ from mrisr.engine.checkpoint import CheckpointError
 from mrisr.engine.step import StepConfig, build_networks
 from mrisr.models import MDCSRN
 from mrisr.training.best import Best
-from mrisr.training.claim import mend_ray_snapshot
-from mrisr.training.saving import (
-    CheckpointWriteError,
-    agreed_checkpoint,
-    checkpoint_name,
-    whole_checkpoints,
-    write_folder,
-)
+from mrisr.training.outcome import StorageStopped
+from mrisr.training.run import mend_ray_snapshot
+from mrisr.training.run_folder import RunFolder
 
 # python -c WRITER FOLDER RANK WORLD COUNT: writes COUNT checkpoints, says what became of each.
 WRITER = """
@@ -35,7 +30,8 @@ import torch.distributed as dist
 from pathlib import Path
 from mrisr.models import MDCSRN, build_critic
 from mrisr.engine.checkpoint import load
-from mrisr.training.saving import CheckpointWriteError, agreed_checkpoint, checkpoint_name, write_folder
+from mrisr.training.outcome import StorageStopped
+from mrisr.training.run_folder import RunFolder
 from mrisr.engine.sharding import full_state
 from mrisr.engine.step import StepConfig, build_networks
 folder, rank, world, count = Path(sys.argv[1]), *map(int, sys.argv[2:5])
@@ -45,12 +41,12 @@ networks = build_networks(MDCSRN(2, 1, 1), build_critic("pointwise", 16), StepCo
 for step in range(count):
     try:
         weights = {"last.safetensors": full_state(networks.generator)}
-        write_folder(folder / checkpoint_name(step), networks, {"step": step}, weights, networks.generator.config)
+        RunFolder(folder).write_checkpoint(step, networks, {"step": step}, weights, networks.generator.config)
         print("written", step, flush=True)
-    except CheckpointWriteError as error:
+    except StorageStopped as error:
         print(error, flush=True)
         break
-print("found", load(agreed_checkpoint(folder), networks)["step"], flush=True)
+print("found", load(RunFolder(folder).agreed_checkpoint(), networks)["step"], flush=True)
 os._exit(0)  # no teardown, for the reason in parity_worker.py
 """
 
@@ -91,7 +87,7 @@ def stop_in_mid_write(process: subprocess.Popen[bytes], folder: Path) -> Path:
     while True:
         assert process.poll() is None
         assert time.monotonic() < deadline
-        if whole_checkpoints(folder) and list(folder.glob(".checkpoint_*.part/*.distcp")):
+        if RunFolder(folder).checkpoints() and list(folder.glob(".checkpoint_*.part/*.distcp")):
             # It may get its name before the signal arrives, so that it is looked for again once the process stands.
             process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
@@ -114,7 +110,7 @@ def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert list(folder.glob(".checkpoint_*.part")) == [torn]
-    newest = whole_checkpoints(folder)[-1]
+    newest = RunFolder(folder).checkpoints()[-1]
     assert newest.name < torn.name[1:]
     again = [*command[:-2], "0", str(tmp_path / "second-meeting")]
     done = subprocess.run(again, env=environment, text=True, capture_output=True, check=True, timeout=100)
@@ -130,7 +126,7 @@ def test_a_folder_without_its_metadata_or_progress_is_no_checkpoint(tmp_path: Pa
         (folder / ".metadata").write_bytes(b"x")
         (folder / "progress.json").write_text('{"step": 1}')
     (tmp_path / "checkpoint_00000002" / missing).unlink()
-    assert [folder.name for folder in whole_checkpoints(tmp_path)] == ["checkpoint_00000001"]
+    assert [folder.name for folder in RunFolder(tmp_path).checkpoints()] == ["checkpoint_00000001"]
 
 
 def make_checkpoint(run: Path, step: int, weights: bytes) -> Path:
@@ -149,9 +145,9 @@ def test_weights_that_are_cut_short_make_no_whole_checkpoint(
     """A power loss can leave a file with its name and a part of its content."""
     weights = safetensors.torch.save({"w": torch.zeros(64)})
     before, damaged = (make_checkpoint(tmp_path, step, weights) for step in (1, 2))
-    assert agreed_checkpoint(tmp_path) == damaged
+    assert RunFolder(tmp_path).agreed_checkpoint() == damaged
     (damaged / "best.safetensors").write_bytes(weights[:left])
-    assert agreed_checkpoint(tmp_path) == before
+    assert RunFolder(tmp_path).agreed_checkpoint() == before
     assert f"{damaged.name} in {tmp_path} is damaged" in capsys.readouterr().out
     best = Best(Validation())
     with pytest.raises(CheckpointError, match=f"{damaged} cannot be read: best.safetensors.*delete this folder"):
@@ -162,20 +158,20 @@ def test_rays_list_is_put_aside_unless_all_of_it_is_whole(tmp_path: Path) -> Non
     weights = safetensors.torch.save({"w": torch.zeros(4)})
     folders = [make_checkpoint(tmp_path, step, weights) for step in (1, 2)]
     snapshot, torn = (tmp_path / f"checkpoint_manager_snapshot.{end}" for end in ("json", "torn"))
-    mend_ray_snapshot(tmp_path)
+    mend_ray_snapshot(RunFolder(tmp_path))
     listed = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": folder.name} for folder in folders]})
     snapshot.write_text(listed)
-    mend_ray_snapshot(tmp_path)
+    mend_ray_snapshot(RunFolder(tmp_path))
     assert snapshot.exists()
     (folders[1] / "progress.json").write_text("")
-    mend_ray_snapshot(tmp_path)
+    mend_ray_snapshot(RunFolder(tmp_path))
     assert torn.read_text() == listed
     assert not snapshot.exists()
     for broken in (listed[:-5], "[]", '{"checkpoint_results": [1]}', json.dumps(
         {"checkpoint_results": [{"checkpoint_dir_name": folders[0].name}] * 2}
     )):  # fmt: skip
         snapshot.write_text(broken)
-        mend_ray_snapshot(tmp_path)
+        mend_ray_snapshot(RunFolder(tmp_path))
         assert not snapshot.exists(), broken
 
 
@@ -197,15 +193,13 @@ def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(
     monkeypatch.setattr(Path, "rename", named)
     networks = build_networks(MDCSRN(2, 1, 1), None, StepConfig(), torch.device("cpu"), "single")
     weights = {"best.safetensors": {"w": torch.zeros(4)}}
-    final = write_folder(tmp_path / checkpoint_name(1), networks, {"step": 1}, weights, networks.generator.config)
-    assert whole_checkpoints(tmp_path) == [final]
+    final = RunFolder(tmp_path).write_checkpoint(1, networks, {"step": 1}, weights, networks.generator.config)
+    assert RunFolder(tmp_path).checkpoints() == [final]
     before, after = events[: events.index(f"rename {final.name}")], events[events.index(f"rename {final.name}") + 1 :]
     assert {"best.safetensors", "progress.json", f".{final.name}.part"} <= set(before)
     assert any(name.endswith(".distcp") for name in before)
     assert after == [tmp_path.name]
     # A folder that is gone is told as that, not as an error of the telling.
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointWriteError, match=r"could not be written: rank 0: Not a directory .*Not a directory"):
-        write_folder(
-            tmp_path / "file" / "run" / checkpoint_name(2), networks, {"step": 2}, {}, networks.generator.config
-        )
+    with pytest.raises(StorageStopped, match=r"could not be written: rank 0: Not a directory .*Not a directory"):
+        RunFolder(tmp_path / "file" / "run").write_checkpoint(2, networks, {"step": 2}, {}, networks.generator.config)

@@ -11,8 +11,7 @@ import pytest
 
 from mrisr.config import ConfigError, Experiment, load_experiment
 from mrisr.engine.checkpoint import METADATA, PROGRESS
-from mrisr.training.claim import alone, claim, refuse_another, refuse_other_batchnorm
-from mrisr.training.settled import PRECISION
+from mrisr.training.run_folder import RunFolder
 from voxelstore import VolumeStore
 
 
@@ -21,7 +20,7 @@ def experiment(folder: Path, *overrides: str) -> Experiment:
 
 
 def leave_checkpoint(run_folder: Path, batchnorm_over: int = 2) -> None:
-    """What `whole_checkpoints` takes for one."""
+    """What `RunFolder.checkpoints` takes for one."""
     checkpoint = run_folder / "checkpoint_00000010"
     checkpoint.mkdir()
     (checkpoint / METADATA).write_bytes(b"x")
@@ -32,18 +31,18 @@ def test_a_start_without_a_checkpoint_gives_the_name_back(small_store: Path, tmp
     store = VolumeStore.open(small_store)
     wrong, right = experiment(tmp_path, "generator.init_from=nowhere.pt"), experiment(tmp_path)
     wrong.run_folder.mkdir()
-    claim(wrong, store)
-    for name in ("initial.safetensors", "mlflow_run_id.txt", PRECISION):
+    RunFolder.of(wrong).begin(wrong, store)
+    for name in ("initial.safetensors", "mlflow_run_id.txt", "precision.txt"):
         (wrong.run_folder / name).write_text("of the wrong one")
-    refuse_another(right, store)
-    claim(right, store)
+    RunFolder.of(right).refuse_other(right, store)
+    RunFolder.of(right).begin(right, store)
     assert load_experiment(right.run_folder / "experiment.yaml") == right
     assert not (right.run_folder / "initial.safetensors").exists()
     assert not (right.run_folder / "mlflow_run_id.txt").exists()
-    assert not (right.run_folder / PRECISION).exists()
+    assert not (right.run_folder / "precision.txt").exists()
     # The same one again leaves everything.
     (right.run_folder / "mlflow_run_id.txt").write_text("of the right one")
-    claim(right, store)
+    RunFolder.of(right).begin(right, store)
     assert (right.run_folder / "mlflow_run_id.txt").exists()
 
 
@@ -60,13 +59,15 @@ def test_checkpoints_of_another_configuration_are_refused(
 ) -> None:
     store, first = VolumeStore.open(small_store), experiment(tmp_path)
     first.run_folder.mkdir()
-    claim(first, store)
+    RunFolder.of(first).begin(first, store)
     leave_checkpoint(first.run_folder)
-    refuse_another(first, store)
-    refuse_another(experiment(tmp_path, "schedule.total_steps=800000", "training.keep_checkpoints=5"), store)
-    refuse_another(experiment(tmp_path, "stream.cpus_per_task=0.5", "stream.rounds=3"), store)
+    RunFolder.of(first).refuse_other(first, store)
+    RunFolder(tmp_path / "r").refuse_other(
+        experiment(tmp_path, "schedule.total_steps=800000", "training.keep_checkpoints=5"), store
+    )
+    RunFolder(tmp_path / "r").refuse_other(experiment(tmp_path, "stream.cpus_per_task=0.5", "stream.rounds=3"), store)
     with pytest.raises(ConfigError, match=words):
-        refuse_another(experiment(tmp_path, change), store)
+        RunFolder(tmp_path / "r").refuse_other(experiment(tmp_path, change), store)
 
 
 @pytest.mark.parametrize(
@@ -82,15 +83,15 @@ def test_what_auto_has_become_stays(
 ) -> None:
     store, first = VolumeStore.open(small_store), experiment(tmp_path, f"training.precision={began}")
     first.run_folder.mkdir()
-    claim(first, store)
+    RunFolder.of(first).begin(first, store)
     if became is not None:
-        (first.run_folder / PRECISION).write_text(became)
+        (first.run_folder / "precision.txt").write_text(became)
     leave_checkpoint(first.run_folder)
     for precision in goes_on:
-        refuse_another(experiment(tmp_path, f"training.precision={precision}"), store)
+        RunFolder(tmp_path / "r").refuse_other(experiment(tmp_path, f"training.precision={precision}"), store)
     (other,) = {"fp32", "bf16"} - {*goes_on}
     with pytest.raises(ConfigError, match=rf"training\.precision: was '{goes_on[1]}', now '{other}'"):
-        refuse_another(experiment(tmp_path, f"training.precision={other}"), store)
+        RunFolder(tmp_path / "r").refuse_other(experiment(tmp_path, f"training.precision={other}"), store)
 
 
 BATCH = "training.batch_size=4"
@@ -118,10 +119,10 @@ def test_other_workers_go_on_where_batchnorm_spans_as_many_patches(
         experiment(tmp_path, BATCH, *now),
     )
     first.run_folder.mkdir()
-    claim(first, store)
+    RunFolder.of(first).begin(first, store)
     leave_checkpoint(first.run_folder, over)
-    refuse_another(resumed, store)
-    refuse_other_batchnorm(resumed, gpu)
+    RunFolder.of(resumed).refuse_other(resumed, store)
+    RunFolder.of(resumed).refuse_other_batchnorm(resumed, gpu)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +140,12 @@ def test_batchnorm_over_other_patches_is_refused_and_the_remedy_works(
 ) -> None:
     resumed = experiment(tmp_path, BATCH, *now)
     resumed.run_folder.mkdir()
-    refuse_other_batchnorm(resumed, gpu)  # nothing to resume
+    RunFolder.of(resumed).refuse_other_batchnorm(resumed, gpu)  # nothing to resume
     leave_checkpoint(resumed.run_folder, over)
     words = rf"normalised over {over} patches in this run.* set {' '.join(remedy)} or"
     with pytest.raises(ConfigError, match=words):
-        refuse_other_batchnorm(resumed, gpu)
-    refuse_other_batchnorm(experiment(tmp_path, BATCH, *now, *remedy), gpu)
+        RunFolder.of(resumed).refuse_other_batchnorm(resumed, gpu)
+    RunFolder(tmp_path / "r").refuse_other_batchnorm(experiment(tmp_path, BATCH, *now, *remedy), gpu)
 
 
 def test_a_checkpoint_that_does_not_say_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_a_checkpoint_that_does_not_say_is_refused_with_the_remedy(tmp_path: Pat
     leave_checkpoint(run.run_folder)
     (run.run_folder / "checkpoint_00000010" / PROGRESS).write_text(json.dumps({"step": 10}))
     with pytest.raises(ConfigError, match=rf"checkpoint_00000010.*older version.*init_from={run.run_folder}"):
-        refuse_other_batchnorm(run, gpu=False)
+        RunFolder.of(run).refuse_other_batchnorm(run, gpu=False)
 
 
 def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
@@ -169,9 +170,9 @@ input()
     process = subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(ConfigError, match="another process is training this run"), alone(run):
+    with pytest.raises(ConfigError, match="another process is training this run"), RunFolder.of(run).locked():
         pass
     process.kill()
     process.wait()
-    with alone(run):
+    with RunFolder.of(run).locked():
         pass

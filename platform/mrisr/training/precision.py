@@ -1,0 +1,72 @@
+"""The precision of a run where training.precision is `auto`: chosen by its first workers, then kept for its life."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from mrisr.config import Experiment
+from mrisr.engine.precision import Computed, chosen, native_bf16
+from mrisr.engine.sharding import gather_texts, on_every_rank, rank
+from mrisr.training.run_folder import RunFolder
+
+
+def settle_precision(experiment: Experiment, device: torch.device) -> Experiment:
+    """The experiment with bf16 or fp32, the same on every rank; every rank must call it.
+
+    `auto` becomes bf16 if that is native to the devices of all ranks of the run's first group. Rank 0 says so and
+    records it in the run's folder for all later groups. A rank whose CPU has no native bfloat16 warns.
+    Raises StorageStopped on every rank if it cannot be recorded.
+    """
+    folder, native = RunFolder.of(experiment), native_bf16(device)
+    everywhere = on_every_rank(native, device)
+    recorded = gather_texts((rank() == 0 and folder.precision()) or "")[0]
+    precision = experiment.training.precision
+    if precision == "auto":
+        became: Computed = "bf16" if (recorded == "bf16" if recorded else everywhere) else "fp32"
+        why = "as the run began" if recorded else f"bfloat16 is {'' if everywhere else 'not '}native to all workers"
+        if rank() == 0:
+            print(f"training.precision: auto is {became}, {why}", flush=True)
+        if not recorded:
+            folder.record_precision(became)
+        precision = became
+    if precision == "bf16" and device.type == "cpu" and not native:
+        print(
+            f"training.precision: bf16, for which the CPU of rank {rank()} is not made (no AVX512-BF16): a step may "
+            "take tens of times as long as in fp32, which a new run has with training.precision=auto",
+            flush=True,
+        )
+    return experiment.changed({"training.precision": precision})
+
+
+class Assumed(NamedTuple):
+    """The precision that a plan assumes, and why if the configuration does not say it."""
+
+    precision: Computed
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.precision}{self.why and ', '}{self.why}"
+
+
+def assumed_precision(experiment: Experiment) -> Assumed:
+    """The precision of a start: as given, as in the run that it would continue, or `precision_here`."""
+    folder = RunFolder.of(experiment)
+    if experiment.training.precision == "auto" and folder.continues(experiment):
+        known = folder.precision()
+        if known is not None:
+            return Assumed(known, "as the run began")
+    return precision_here(experiment)
+
+
+def precision_here(experiment: Experiment) -> Assumed:
+    """The precision as given, or what `auto` becomes if the workers are like this machine."""
+    precision, gpus = experiment.training.precision, experiment.resources.gpus
+    if precision != "auto":
+        return Assumed(precision)
+    has_gpu = torch.cuda.is_available()
+    if gpus and not has_gpu:
+        return Assumed("fp32", "which needs more than bf16, since there is no GPU here to ask")
+    device = torch.device("cuda" if has_gpu and gpus is not False else "cpu")
+    return Assumed(chosen("auto", device), "if the workers are like this machine")

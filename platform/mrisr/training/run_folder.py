@@ -1,0 +1,287 @@
+"""The folder of a run: its file names, lock, resolved configuration and checkpoints, known here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from mrisr.config import ConfigError, Experiment
+from mrisr.config.loading import dump_experiment, load_experiment
+from mrisr.config.spaces import flat
+from mrisr.engine.checkpoint import PROGRESS, read_progress
+from mrisr.engine.networks import Networks
+from mrisr.engine.precision import Computed
+from mrisr.engine.sharding import rank, world_size
+from mrisr.files import write_atomic
+from mrisr.training.build import schedule_of, step_config
+from mrisr.training.checkpoints import is_whole, on_every_rank_or_none, remove, write_folder
+from mrisr.training.outcome import StorageStopped
+from voxelstore import VolumeStore
+
+# Keys that may differ between a run and its resumption: they change how and how far, not what is computed so far.
+_MAY_CHANGE = (
+    "resources", "schedule.total_steps", "training.max_failures", "training.keep_checkpoints", "tracking",
+    "tuning", "generator.recompute", "critic.samples_at_once", "training.compile", "stream.cpus_per_task",
+    "stream.rounds",
+    # What counts is the number of patches that BatchNorm spans, which also depends on the hardware: see
+    # refuse_other_batchnorm.
+    "training.micro_batch",
+)  # fmt: skip
+_AUTO = "  precision: auto\n"
+_WAS_AUTO = "  # auto became this on the first workers of this run"
+
+
+class RunFolder:
+    """One run. It belongs to one configuration and one data set from its first checkpoint on, and to one driver at a
+    time.
+
+    A checkpoint is a folder whose progress.json, written last, can be read. Their names sort by step.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = path / "experiment.yaml"  # the resolved configuration, with what `auto` became
+        self.mlflow_run = path / "mlflow_run_id.txt"
+        self.outbox = path / "outbox"  # records that MLflow has not taken yet
+        self.initial_weights = path / "initial.safetensors"
+        self.published = path / "published.json"
+        self.stop_request = path / "stop-requested"
+        self.checkpoint_request = path / "checkpoint-requested"
+        self._dataset = path / "dataset.txt"
+        self._precision = path / "precision.txt"  # only read: older versions kept there what `auto` became
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> RunFolder:
+        return cls(experiment.run_folder)
+
+    @property
+    def mlflow_run_id(self) -> str | None:
+        return self.mlflow_run.read_text() if self.mlflow_run.exists() else None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run's lock. Two drivers would delete each other's files. The lock ends with its process.
+
+        Raises ConfigError if another process holds it.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"name = {self.path.name!r}: another process is training this run in {self.path}; wait for it, stop "
+                "it, or use another name=..."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # Configuration
+
+    def begin(self, experiment: Experiment, store: VolumeStore) -> None:
+        """Write the resolved configuration before the first step.
+
+        If an earlier start of another configuration left no checkpoint, its files are deleted and the folder is reused;
+        its MLflow run stays as it ended.
+        """
+        if self.continues(experiment):
+            return
+        for file in (self.initial_weights, self.mlflow_run, self._precision):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.outbox, ignore_errors=True)
+        write_atomic(self._dataset, store.fingerprint())
+        write_atomic(self.settings, dump_experiment(experiment))
+
+    def continues(self, experiment: Experiment) -> bool:
+        """Whether a start of this experiment goes on with what is here: a checkpoint, or the same configuration."""
+        if not self.settings.exists():
+            return False
+        text = self.settings.read_text()
+        as_given = re.sub(rf"  precision: \w+{_WAS_AUTO}\n", _AUTO, text)
+        same = dump_experiment(experiment) in {as_given, text.replace(_WAS_AUTO, "")}
+        return same or self.newest() is not None
+
+    def refuse_other(self, experiment: Experiment, store: VolumeStore) -> None:
+        """Raise ConfigError if there are checkpoints of another configuration or of other data."""
+        if not self.settings.exists() or self.newest() is None:
+            return
+        earlier = load_experiment(self.settings)
+        before, now = (flat(one.model_dump(mode="json")) for one in (earlier, experiment))
+        # What `auto` became stays, even if this machine would choose something else.
+        key = "training.precision"
+        before[key] = self.precision() or before[key]
+        if now[key] == "auto":
+            now[key] = before[key]
+        changed = sorted(
+            key for key in before.keys() | now.keys()
+            if before.get(key) != now.get(key) and not key.startswith(_MAY_CHANGE)
+        )  # fmt: skip
+        name = self.path.name
+        if changed:
+            lines = [f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
+            raise ConfigError(
+                f"name = {name!r}: {self.path} holds a run of another configuration:\n"
+                + "\n".join(lines)
+                + "\nUse the same values to resume it, or another name=... to start a new run"
+            )
+        had_critic = schedule_of(earlier).needs_critic
+        if had_critic != schedule_of(experiment).needs_critic:
+            raise ConfigError(
+                f"schedule.total_steps = {experiment.schedule.total_steps}: run {name!r} "
+                f"{'has' if had_critic else 'was started without'} an adversarial stage, and its checkpoints "
+                f"{'hold' if had_critic else 'lack'} the critic; start a new run from its weights: "
+                f"name=... generator.init_from={self.path}"
+            )
+        if self._dataset.exists() and self._dataset.read_text() != store.fingerprint():
+            raise ConfigError(
+                f"data.store = {store.path}: its subjects or splits have changed since run {name!r} began, so that it "
+                "cannot be resumed exactly; use another name=... to start a new run"
+            )
+
+    def refuse_other_batchnorm(self, experiment: Experiment, gpu: bool) -> None:
+        """Raise ConfigError if BatchNorm would normalise over another number of patches than in the checkpoints.
+
+        gpu: whether the workers have GPUs, on which BatchNorm may be synchronised; see StepConfig.batchnorm_over.
+        """
+        newest = self.newest()
+        if newest is None:
+            return
+        name, workers, batch = self.path.name, experiment.resources.workers, experiment.training.batch_size
+        now = step_config(experiment).batchnorm_over(workers, gpu)
+        before = read_progress(newest).get("batchnorm_over")
+        if before is None:
+            raise ConfigError(
+                f"name = {name!r}: {newest} is of an older version, which did not record what BatchNorm normalised "
+                f"over; start a new run from its weights: name=... generator.init_from={self.path}"
+            )
+        if before != now:
+            most = max(n for n in range(1, workers + 1) if batch % (n * before) == 0)
+            raise ConfigError(
+                f"name = {name!r}: BatchNorm normalised over {before} patches in this run, and would over {now} with "
+                f"{workers} workers on {'GPUs' if gpu else 'CPUs'}, which gives other numbers; to resume it set "
+                f"training.micro_batch={before}{f' resources.workers={most}' if most != workers else ''} or use the "
+                "hardware that it began on; to start a new run use another name=..."
+            )
+
+    # Precision
+
+    def precision(self) -> Computed | None:
+        """What the run is computed in: as configured, or what `auto` became; None while neither is known."""
+        if not self.settings.exists():
+            return None
+        given = load_experiment(self.settings).training.precision
+        if given != "auto":
+            return given
+        if self._precision.exists():
+            return _computed(self._precision, self._precision.read_text().strip())
+        newest = self.newest()
+        told = None if newest is None else read_progress(newest).get("precision")
+        return None if newest is None or told is None else _computed(newest / PROGRESS, told)
+
+    def record_precision(self, precision: Computed) -> None:
+        """Write what `auto` became into the resolved configuration; every rank must call it.
+
+        Raises StorageStopped on every rank if rank 0 cannot write.
+        """
+
+        became = f"  precision: {precision}{_WAS_AUTO}\n"
+
+        def write() -> None:
+            write_atomic(self.settings, self.settings.read_text().replace(_AUTO, became, 1))
+
+        try:
+            on_every_rank_or_none(lambda: write() if rank() == 0 else None)
+        except StorageStopped as error:
+            raise StorageStopped(
+                f"{self.settings} could not be written: {error}; free space, or give an output that all workers share, "
+                "and run the same command"
+            ) from None
+
+    def as_recorded(self, experiment: Experiment) -> Experiment:
+        """The experiment with the run's precision; unchanged if the run has none yet."""
+        return experiment.changed({"training.precision": self.precision() or experiment.training.precision})
+
+    # Checkpoints
+
+    def checkpoints(self) -> list[Path]:
+        """The whole checkpoints, oldest first."""
+        return [folder for folder in self._folders() if is_whole(folder)]
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint."""
+        return next((folder for folder in reversed(self._folders()) if is_whole(folder)), None)
+
+    def agreed_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint as rank 0 finds it; every rank must call it, when a group of workers starts.
+
+        Rank 0 also deletes what an earlier group left half-written, and names damaged checkpoints.
+        """
+        box: list[Path | None] = [None]
+        if rank() == 0:
+            for torn in self.path.glob(".*.part"):
+                shutil.rmtree(torn, ignore_errors=True)
+            box = [newest := self.newest()]
+            damaged = [folder.name for folder in self._folders() if newest is None or folder > newest]
+            if damaged:
+                print(
+                    f"{', '.join(damaged)} in {self.path} is damaged (a file is missing or cut short); going on from "
+                    f"{newest.name if newest else 'the beginning'}",
+                    flush=True,
+                )
+        if world_size() > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def write_checkpoint(
+        self,
+        step: int,
+        networks: Networks,
+        progress: dict[str, Any],
+        weights: Mapping[str, Mapping[str, Tensor]],
+        generator_config: dict[str, Any],
+    ) -> Path:
+        """Write the checkpoint of a step; every rank must call it. See `write_folder`, which it calls."""
+        return self._write(f"checkpoint_{step:08d}", networks, progress, weights, generator_config)
+
+    def write_failed_step(self, step: int, networks: Networks, progress: dict[str, Any]) -> Path:
+        """Write a step that was not finite, for `mrisr replay`; every rank must call it."""
+        return self._write(f"nonfinite_{step:08d}", networks, progress, {}, {})
+
+    def failed_steps(self) -> list[Path]:
+        """The recorded steps that were not finite, oldest first."""
+        return sorted(self.path.glob("nonfinite_[0-9]*"))
+
+    def remove_old_checkpoints(self, keep: int) -> None:
+        """Delete all checkpoints but the newest `keep` whole ones; rank 0 calls it after a new one is whole."""
+        kept = self.checkpoints()[-keep:]
+        for folder in self._folders():
+            if kept and folder < kept[0]:
+                remove(folder)
+
+    def _write(self, name: str, *content: Any) -> Path:
+        try:
+            return write_folder(self.path / name, *content)
+        except StorageStopped as error:
+            newest = self.newest()
+            raise StorageStopped(
+                f"{error}. The last whole checkpoint is {newest.name if newest else 'none'}; free space, or mend what "
+                "is named, and run the same command"
+            ) from None
+
+    def _folders(self) -> list[Path]:
+        return sorted(self.path.glob("checkpoint_[0-9]*"))
+
+
+def _computed(file: Path, told: str) -> Computed:
+    if told not in ("bf16", "fp32"):
+        raise ConfigError(f"{file}: {told!r} is no precision; it must be fp32 or bf16, as the run's first output said")
+    return "bf16" if told == "bf16" else "fp32"
