@@ -1,4 +1,7 @@
-"""Brain volumes in a Zarr v3 store: NIfTI and MGH in, lossless inside, the source's own space out."""
+"""Brain volumes in a Zarr v3 store: NIfTI and MGH in, lossless inside, written back in the source's own space.
+
+It may import numpy, scipy, nibabel and zarr; nothing of mrisr, Ray or torch.
+"""
 
 from voxelstore.convert import convert_volume, find_volumes, person_of, subject_id
 from voxelstore.errors import StoreError, VolumeError

@@ -1,4 +1,4 @@
-"""From a folder of volume files to subjects of a store; what one task does, free of any scheduler."""
+"""From a folder of volume files to subjects of a store, one file at a time, without a scheduler."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _LABEL = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 
 
 def find_volumes(folder: str | Path, pattern: str = "*") -> list[Path]:
-    """Every .nii, .nii.gz and .mgz file below `folder` that `pattern` fits, sorted; links to folders are followed.
+    """Every .nii, .nii.gz and .mgz file below `folder` that matches `pattern`, sorted; links to folders are followed.
 
-    pattern: a glob on the file's name (`*T1w*`), or, where it holds a slash, on its path below `folder`, of which a
-    star takes any part (`*/ses-1/*_T1w.nii.gz`). Hidden files and folders are passed over. Raises NotADirectoryError.
+    pattern: a glob on the file's name (`*T1w*`). With a slash it is a glob on the path below `folder`, and a star also
+    matches slashes (`*/ses-1/*_T1w.nii.gz`). Hidden files and folders are skipped. Raises NotADirectoryError.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -37,7 +37,7 @@ def find_volumes(folder: str | Path, pattern: str = "*") -> list[Path]:
 
 
 def _leads_on(folder: Path, root: Path, followed: set[Path]) -> bool:
-    """Whether to enter a folder: a link only once, and not if it leads to where the search is or comes by anyway."""
+    """Whether to enter a folder: not a link to a folder that the search visits already, and each link's target once."""
     if not folder.is_symlink():
         return True
     target = folder.resolve()
@@ -48,9 +48,9 @@ def _leads_on(folder: Path, root: Path, followed: set[Path]) -> bool:
 
 
 def person_of(path: str | Path, root: str | Path) -> str:
-    """Who is on the volume: what all files of one person have in common, so that they share a split.
+    """The person on the volume; all files of one person share a split.
 
-    `sub-LABEL` if it stands anywhere in the path below `root` (BIDS), else the first folder below `root`
+    `sub-LABEL` from anywhere in the path below `root` (BIDS), else the first folder below `root`
     (100307/T1w/T1w.nii.gz in HCP), else the file's own `subject_id`.
     """
     relative = Path(path).relative_to(root)
@@ -60,11 +60,10 @@ def person_of(path: str | Path, root: str | Path) -> str:
 
 
 def subject_id(path: str | Path, root: str | Path | None = None) -> str:
-    """A name for the subject in `path`, safe as a folder's: letters, digits, '.', '_', '-'.
+    """A name for the subject in `path` that can be a folder's: letters, digits, '.', '_', '-'.
 
-    'sub-01_T1w.nii.gz' -> 'sub-01_T1w'. Folders below `root` are part of it, 'site1/sub-01.nii' ->
-    'site1__sub-01', so that equal names in two folders are two subjects. Where a character had to be
-    replaced, eight digits of the SHA-256 of the relative path keep the name unique.
+    'sub-01_T1w.nii.gz' -> 'sub-01_T1w'. Folders below `root` are part of the name: 'site1/sub-01.nii' ->
+    'site1__sub-01'. If a character is replaced, eight digits of the relative path's SHA-256 keep the name unique.
     """
     path = Path(path)
     parts = list(path.relative_to(root).parts) if root is not None else [path.name]
@@ -79,18 +78,14 @@ def subject_id(path: str | Path, root: str | Path | None = None) -> str:
 def convert_volume(
     path: str | Path, store_path: str | Path, subject: str, min_size: int = 32, group: str | None = None
 ) -> SubjectRecord:
-    """Read, check and store one file; the store must exist. group: the person on it, see `person_of`.
-
-    Raises VolumeError, StoreError, OSError.
-    """
+    """Read, check and store one file; the store must exist. group: see `person_of`. Raises VolumeError, StoreError."""
     volume = read_volume(path)
     if min(volume.voxels.shape) < min_size:
-        raise VolumeError(
-            path,
-            "too-small",
+        text = (
             f"shape {volume.voxels.shape} has an edge below {min_size} voxels; "
-            "lower data.min_size, and stream.patch_size and validation.patch_size with it, or leave it out",
+            "lower data.min_size, and stream.patch_size and validation.patch_size with it, or leave it out"
         )
+        raise VolumeError(path, "too-small", text)
     return VolumeStore.open(store_path).write_subject(subject, volume, group=group)
 
 
@@ -103,9 +98,8 @@ def file_hash(path: str | Path) -> str:
 def drop_duplicates(store: VolumeStore) -> dict[str, tuple[SubjectRecord, str]]:
     """Remove stored subjects whose voxels equal another's: subject -> (its record, the subject that stays).
 
-    Of equals the one that has a split stays (it may have been trained on), else one that the manifest lists,
-    else the first by name. One person in two splits would leak, whatever container or header the second file
-    has.
+    Of equal subjects, one with a split stays (it may have been trained on), else one that the manifest lists, else the
+    first by name. A copy in another split would leak.
     """
     listed = set(store.subjects())
     records = store.stored_records().values()

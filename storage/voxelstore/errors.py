@@ -6,25 +6,12 @@ from pathlib import Path
 
 
 class VolumeError(ValueError):
-    """A source file that cannot be used.
-
-    `str(error)` names the file, the value found and the remedy; `reason` is a short slug, one of `REASONS`.
-    """
+    """A source file that cannot be used: file, value found and remedy. `reason` is one of `REASONS`."""
 
     REASONS = (
-        "unreadable",
-        "truncated",
-        "unsupported",
-        "not-3d",
-        "constant",
-        "not-finite",
-        "too-small",
-        "duplicate",
-        "name-clash",
-        "worker-died",
-        "too-large",
-        "unusable",
-    )
+        "unreadable", "truncated", "unsupported", "not-3d", "constant", "not-finite", "too-small", "duplicate",
+        "name-clash", "worker-died", "too-large", "unusable",
+    )  # fmt: skip
 
     def __init__(self, path: str | Path, reason: str, message: str) -> None:
         if reason not in self.REASONS:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, locks, temporary folders."""
+"""Atomic writes of files and folders, and locks between processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPLACED = ".replaced-"
 
 def atomic_write(path: Path, content: bytes) -> None:
     """Write `content` to a hidden sibling, flush it to the disk, and rename it to `path`."""
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+    temporary = _sibling(path, TEMPORARY)
     try:
         with temporary.open("xb") as file:
             file.write(content)
@@ -38,9 +38,9 @@ def atomic_write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Hold an advisory lock on the file `path`; yields False when `wait` is off and another process holds it.
+    """Hold an advisory lock on the file `path`; yields False without `wait` where another process holds it.
 
-    The kernel releases it when its process dies, however it dies: no lock is ever stale.
+    The kernel releases the lock of a process that dies, so no lock is ever stale.
     """
     with path.open("a+b") as file:
         try:
@@ -53,8 +53,8 @@ def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[bool
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A hidden sibling of `path` to write into; it becomes `path` at the end, and vanishes on an error."""
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+    """A hidden sibling of `path` to write into. It replaces `path` at the end and is deleted on an error."""
+    temporary = _sibling(path, TEMPORARY)
     temporary.mkdir()
     try:
         yield temporary
@@ -70,16 +70,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Make a folder vanish in one step, then delete what it held."""
-    doomed = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+    """Hide a folder in one step, then delete it."""
+    doomed = _sibling(path, TEMPORARY)
     os.rename(path, doomed)
     shutil.rmtree(doomed)
 
 
 def clean(folder: Path) -> list[str]:
-    """Remove what killed writers left in `folder`, and bring back a folder whose replacement never came.
+    """Remove what killed writers left in `folder`, and bring back folders that were moved aside but not replaced.
 
-    Only to be called while no writer is at work. Returns the names removed.
+    Call it only while no writer runs. Returns the names removed.
     """
     removed = []
     for entry in sorted(folder.iterdir()):
@@ -97,7 +97,7 @@ def clean(folder: Path) -> list[str]:
 
 def _rename_over(temporary: Path, path: Path) -> None:
     while True:
-        replaced = path.with_name(f"{REPLACED}{uuid.uuid4().hex[:12]}-{path.name}")
+        replaced = _sibling(path, REPLACED)
         with suppress(FileNotFoundError):
             os.rename(path, replaced)
         try:
@@ -110,7 +110,11 @@ def _rename_over(temporary: Path, path: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
         if not temporary.exists():
             return
-        # Another writer of the same folder came in between; what it wrote is replaced in the next round.
+        # Another writer of the same folder was faster; the next round replaces its folder.
+
+
+def _sibling(path: Path, prefix: str) -> Path:
+    return path.with_name(f"{prefix}{uuid.uuid4().hex[:12]}-{path.name}")
 
 
 def _sync(path: Path) -> None:

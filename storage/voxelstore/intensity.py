@@ -16,28 +16,25 @@ BLOCK_SHARE = 0.1  # a block is foreground when this share of its voxels is
 
 @dataclass(frozen=True)
 class IntensityMap:
-    """The affine map between physical intensities and normalised ones: `low` becomes 0, `high` becomes 1.
-
-    Nothing is clipped, so that `restore(normalise(x))` gives x back to rounding.
-    """
+    """The affine map from physical to normalised intensities: `low` becomes 0, `high` becomes 1; nothing is clipped."""
 
     low: float
     high: float
 
     def __post_init__(self) -> None:
         if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
-            raise ValueError(f"intensity map low={self.low}, high={self.high}: both finite, low below high, please")
+            raise ValueError(f"intensity map low={self.low}, high={self.high}: must be finite, low below high")
 
     @property
     def no_signal(self) -> float:
-        """Where physical intensity 0 lies among the normalised ones: 0 only where the background is 0."""
+        """The normalised value of physical intensity 0."""
         return -self.low / (self.high - self.low)
 
     def normalise(self, physical: np.ndarray) -> np.ndarray:
         """Physical intensities, any shape, to float32 in about [0, 1]."""
         out = np.empty(physical.shape, np.float32)
         low, scale = np.float32(self.low), np.float32(1.0 / (self.high - self.low))
-        # Slab by slab, so that the second operation finds the first one's result in the cache.
+        # Slab by slab: the second operation finds the result of the first one in the cache.
         step = max(1, len(out) * SLAB_VOXELS // max(1, out.size))
         for start in range(0, len(out), step):
             part = out[start : start + step]
@@ -53,30 +50,28 @@ class IntensityMap:
 
 
 def intensity_map(physical: np.ndarray) -> IntensityMap:
-    """The robust intensity map of a volume.
+    """The robust intensity map of a volume. physical: (D, H, W) real, finite, not constant. Raises ValueError.
 
-    physical: (D, H, W) real, finite, not constant. low is the 0.1st percentile of the volume: the level of
-    the background, where there is one. high is the 99.9th percentile of the voxels above Otsu's threshold, so
-    that the share of background, which differs between skull-stripped, cropped and full-head volumes, does
-    not move it, nor do a few bright vessels. Volumes of more than 4 million voxels are sampled at every
-    second voxel along each axis. Raises ValueError.
+    low is the 0.1st percentile of the volume: the background's level, if there is a background. high is the 99.9th
+    percentile of the voxels above Otsu's threshold: neither the share of background, which differs between
+    skull-stripped, cropped and full-head volumes, nor a few bright vessels move it. Volumes of more than 4 million
+    voxels are sampled at every second voxel along each axis.
     """
     sample = physical[::2, ::2, ::2] if physical.size > 4_000_000 else physical
     lowest, highest = float(physical.min()), float(physical.max())
     if not (np.isfinite([lowest, highest]).all() and lowest < highest):
-        raise ValueError(f"intensities from {lowest} to {highest}: a finite volume that is not constant, please")
+        raise ValueError(f"intensities from {lowest} to {highest}: must be finite and not constant")
     low = float(np.percentile(sample, LOW_PERCENTILE))
     foreground = sample[sample > otsu_threshold(sample)]
     high = float(np.percentile(foreground, HIGH_PERCENTILE)) if foreground.size else highest
-    # A volume that is all but constant has no robust range; its full one is all there is.
+    # An almost constant volume has no robust range; use its full range.
     return IntensityMap(low, high) if low < high else IntensityMap(lowest, highest)
 
 
 def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
     """The threshold that best separates `values` (any shape, real) into two classes (Otsu 1979).
 
-    The histogram ends at the 99.9th percentile: a single hot voxel would otherwise leave every other one in
-    the first bin.
+    The histogram ends at the 99.9th percentile: otherwise one hot voxel would put all others into the first bin.
     """
     low, high = float(values.min()), float(np.percentile(values, HIGH_PERCENTILE))
     if not low < high:
@@ -92,13 +87,12 @@ def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
 
 
 def foreground(physical: np.ndarray) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
-    """Where the head (or the brain of a skull-stripped volume) lies.
+    """Where the head (or the brain of a skull-stripped volume) lies. physical: (D, H, W) real.
 
-    physical: (D, H, W) real. Returns the coarse mask, bool, ceil(shape / MASK_BLOCK), one value per block of
-    8^3 voxels, and the box ((d0, d1), (h0, h1), (w0, w1)), half-open, in voxels, that just holds the mask's
-    voxels. The voxels above half of Otsu's threshold, counted from the background's level, are gathered per
-    block; the largest connected part stays, and its holes (ventricles, sinuses) are filled. Half: bright fat
-    draws the threshold above grey matter in full-head volumes.
+    Returns the coarse mask, bool, ceil(shape / MASK_BLOCK), one value per block of 8^3 voxels, and the bounding box of
+    the mask, ((d0, d1), (h0, h1), (w0, w1)), half-open, in voxels. A block counts by its share of voxels above half of
+    Otsu's threshold, measured from the background's level: in full-head volumes, bright fat puts the threshold itself
+    above grey matter. The largest connected part stays, and its holes (ventricles, sinuses) are filled.
     """
     sample = physical[::2, ::2, ::2] if physical.size > 4_000_000 else physical
     background = float(np.percentile(sample, LOW_PERCENTILE))
@@ -109,16 +103,13 @@ def foreground(physical: np.ndarray) -> tuple[np.ndarray, tuple[tuple[int, int],
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
         blocks = np.flatnonzero(mask.any(axis=others))
-        start, stop = (
-            int(blocks[0]) * MASK_BLOCK,
-            min((int(blocks[-1]) + 1) * MASK_BLOCK, physical.shape[axis]),
-        )
-        box.append((start, stop))
+        stop = min((int(blocks[-1]) + 1) * MASK_BLOCK, physical.shape[axis])
+        box.append((int(blocks[0]) * MASK_BLOCK, stop))
     return mask, tuple(box)
 
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest 6-connected part of a bool mask with its holes filled; everything, if the mask is empty."""
+    """The largest 6-connected part of a bool mask with its holes filled; all True for an empty mask."""
     labels, count = ndimage.label(mask)
     if count == 0:
         return np.ones_like(mask)
@@ -128,7 +119,7 @@ def largest_part(mask: np.ndarray) -> np.ndarray:
 
 
 def _block_mean(mask: np.ndarray, block: int) -> np.ndarray:
-    """Share of True per block; blocks at the far edges are averaged over the voxels that they have."""
+    """Share of True per block; a block that the far edge cuts is averaged over the voxels inside."""
     sums = mask.astype(np.float32)
     for axis in range(3):
         starts = np.arange(0, mask.shape[axis], block)

@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 def new_manifest(
     records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any], rule: SplitRule | None
 ) -> dict[str, Any]:
-    """What the file says of these subjects, of how they were split, and of the source files that were left out."""
+    """The content of the file: subjects, the rule that split them, and the source files that were left out."""
     subjects = {subject: record.to_json() for subject, record in records.items()}
     splits = None if rule is None else rule.to_json()
     return {"schema": SCHEMA, "splits": splits, "subjects": subjects, "left_out": dict(left_out)}

@@ -1,4 +1,4 @@
-"""What the store knows of one subject."""
+"""What the store records about one subject."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 class SubjectRecord:
     """One subject of a store; arrays are in canonical orientation (RAS+).
 
-    group: who is on it, a person; volumes of one group share a split. shape: (D, H, W).
-    spacing: mm per voxel. dtype: of the stored voxels, such as "int16". Physical intensity
-    = voxel * slope + intercept. affine: 4 rows of 4, canonical indices to mm. foreground_box: half-open, in
-    voxels. mask_block: edge of a block of the coarse foreground mask, in voxels. source, size, mtime_ns,
-    sha256: the file it came from. content: SHA-256 of the voxels themselves, which tells the same image in
-    another container.
+    group: the person; volumes of one group share a split. shape: (D, H, W). spacing: mm per voxel. dtype: of the stored
+    voxels, such as "int16". Physical intensity = voxel * slope + intercept. affine: 4 rows of 4, canonical indices to
+    mm. foreground_box: half-open, in voxels. mask_block: edge of a block of the coarse foreground mask, in voxels.
+    source, size, mtime_ns, sha256: the file that was converted. content: SHA-256 of the voxels, the same for one image
+    in two containers.
     """
 
     subject: str
@@ -56,22 +55,14 @@ class SubjectRecord:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> SubjectRecord:
-        """The inverse of `to_json`; raises StoreError that names `where` if it is damaged."""
+        """The inverse of `to_json`. Raises StoreError that names `where` for a damaged record."""
         try:
-            return cls(
-                **{
-                    **value,
-                    "shape": _tuples(value["shape"]),
-                    "spacing": _tuples(value["spacing"]),
-                    "affine": _tuples(value["affine"]),
-                    "foreground_box": _tuples(value["foreground_box"]),
-                    "intensity": IntensityMap(**value["intensity"]),
-                }
-            )
+            lists = {key: _tuples(value[key]) for key in ("shape", "spacing", "affine", "foreground_box")}
+            return cls(**{**value, **lists, "intensity": IntensityMap(**value["intensity"])})
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(
-                f"{where}: damaged record ({type(error).__name__}: {error}); "
-                "delete that subject's folder and convert again"
+                f"{where}: damaged record ({type(error).__name__}: {error}); delete that subject's folder and convert "
+                "again"
             ) from error
 
 

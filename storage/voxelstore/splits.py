@@ -1,4 +1,4 @@
-"""Which subject belongs to which split: by person, seeded, and for good."""
+"""Which subject belongs to which split: by person, seeded, and never changed later."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class SplitRule(NamedTuple):
-    """What a store was split by. splits: name -> fraction or count, in order (it decides ties); seed: of the draw."""
+    """What a store was split by. splits: name -> fraction or count; their order decides ties. seed: of the draw."""
 
     splits: dict[str, float]
     seed: int
@@ -19,7 +19,7 @@ class SplitRule(NamedTuple):
         return f"data.splits='{{{shares}}}' data.split_seed={self.seed}"
 
     def to_json(self) -> dict[str, Any]:
-        """Pairs, since JSON's objects are sorted on writing."""
+        """Splits as pairs: the keys of JSON objects are sorted on writing."""
         return {"shares": [[name, share] for name, share in self.splits.items()], "seed": self.seed}
 
     @classmethod
@@ -41,7 +41,7 @@ def check_splits(splits: Mapping[str, float | int]) -> None:
         for name, share in splits.items():
             if share != int(share):
                 raise ValueError(
-                    f"splits.{name}: {share!r} is no whole count, and as fractions {dict(splits)} sum to "
+                    f"splits.{name}: {share!r} is not a whole count, and as fractions {dict(splits)} sum to "
                     f"{total:g}; let fractions sum to 1 at most, or give whole counts"
                 )
 
@@ -53,16 +53,15 @@ def assign_splits(
     seed: int,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, str | None]:
-    """The split of every subject; None for those that no split takes.
+    """The split of every subject; None for those without a split. Raises ValueError.
 
-    assigned: what is already so, and stays. groups: subject -> the person on it, by default the subject itself; all
-    of a person's volumes go where the first of them went, and what is counted here is people. splits: fractions of
-    all people, or counts where they sum to more than 1 (so `{train: 1}` is everyone). The others are taken in the
-    order of SHA-256(seed, a person's first subject by name) and go, one by one, where the deficit (the split's quota
-    minus what it holds) is greatest; the earlier-named split wins a tie. Once there are as many people as splits
-    with a quota, the empty ones come first, so that a small cohort has something in each. People beyond the sum of
-    the counts, or the share that fractions below 1 leave over, get None: silently growing a split would change the
-    experiment that was asked for. Raises ValueError.
+    assigned: the splits that subjects have; they stay. groups: subject -> person, by default the subject itself. All
+    volumes of a person go to one split, and what is counted is people. splits: fractions of all people, or counts if
+    they sum to more than 1 (so `{train: 1}` is everyone). New people are taken in the order of SHA-256(seed, the
+    person's first subject by name). Each goes to the split with the greatest deficit (its quota minus its people); the
+    earlier-named split wins a tie. If there are at least as many people as splits with a quota, empty splits come
+    first. People beyond the sum of the counts, or of fractions below 1, get None: growing a split silently would change
+    the experiment.
     """
     check_splits(splits)
     people: dict[str, list[str]] = {}
@@ -79,7 +78,7 @@ def assign_splits(
 
 
 def _place(waiting: list[str], taken: list[str], splits: Mapping[str, float | int]) -> dict[str, str | None]:
-    """Where each of `waiting` goes, in that order. taken: the splits of those that have one."""
+    """The split of each person in `waiting`, in that order. taken: the splits of the people that have one."""
     result: dict[str, str | None] = {}
     total = len(waiting) + len(taken)
     scale = 1 if _are_counts(splits) else total
@@ -91,7 +90,7 @@ def _place(waiting: list[str], taken: list[str], splits: Mapping[str, float | in
         candidates = [name for name in wanted if held[name] == 0] if total >= len(wanted) else []
         if not candidates and _are_counts(splits):
             candidates = [name for name in wanted if held[name] < quota[name]] or [None]
-        # 1e-9: a remainder of rounding does not count as a share that was left over.
+        # 1e-9: a rounding error of the quotas must not count as a share without a split.
         chosen = max(candidates or quota, key=lambda name: quota[name] - held[name] - 1e-9 * (name is None))
         result[person] = chosen
         held[chosen] += 1

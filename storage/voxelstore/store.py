@@ -17,7 +17,6 @@ from voxelstore.errors import StoreError
 from voxelstore.files import atomic_write_json, clean, locked, remove_folder
 from voxelstore.manifest import MANIFEST, new_manifest, read_manifest
 from voxelstore.record import SubjectRecord
-from voxelstore.region import Region, along
 from voxelstore.splits import SplitRule, assign_splits
 from voxelstore.subject import (
     VOXELS,
@@ -32,16 +31,17 @@ from voxelstore.subject import (
 )
 from voxelstore.volume import SourceVolume, to_physical
 
+Region = tuple[slice, slice, slice]  # a part of a volume: one slice along each axis
 SUBJECTS = "subjects"
 WRITERS_LOCK = ".writers.lock"
 MANIFEST_LOCK = ".manifest.lock"
 
 
 class VolumeStore:
-    """A folder of brain volumes; readers see the subjects that the manifest listed when it was opened.
+    """A folder of brain volumes, (D, H, W) in canonical orientation (RAS+).
 
-    Cheap to pickle (its path and manifest); opened arrays are kept per process. Volumes are (D, H, W),
-    canonical orientation (RAS+).
+    It shows the subjects that the manifest listed when the store was opened. Pickling it costs its path and manifest;
+    opened arrays are kept per process.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ class VolumeStore:
         return [s for s, record in self._records.items() if split is None or record.split == split]
 
     def splits(self) -> dict[str, list[str]]:
-        """Subjects by split, sorted; those without a split are in none."""
+        """Subjects by split, sorted; subjects without a split are not listed."""
         names = sorted({record.split for record in self._records.values() if record.split is not None})
         return {name: self.subjects(name) for name in names}
 
@@ -109,20 +109,20 @@ class VolumeStore:
     def normalised_parts(
         self, subject: str, region: Region, axis: int, voxels: int | None
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """`read_normalised` of a region, part by part along `axis`: pairs of a part's first index there and the part.
+        """`read_normalised` of a region, part by part along `axis`: (the part's first index along it, the part).
 
-        voxels: of one part, or of one slice where that is larger; None: all in one. No block of the store is decoded
-        twice, and one layer of them is in memory at a time; a small part is still in a core's cache when it is used.
+        voxels: the size of a part, at least one slice; None: one part. Every block of the store is decoded once, and
+        one layer of blocks is in memory at a time. A small part is still in a core's cache when it is used.
         """
         record = self.record(subject)
         first, last, _ = region[axis].indices(record.shape[axis])
         block = last if voxels is None else self._array(subject).chunks[axis]
         while first < last:
             end = min(last, (first // block + 1) * block)
-            layer = self._voxels(subject, along(axis, slice(first, end), region))
+            layer = self._voxels(subject, _along(axis, slice(first, end), region))
             step = end - first if voxels is None else max(1, voxels * (end - first) // max(1, layer.size))
             for start in range(0, end - first, step):
-                yield first + start, record.normalised(layer[along(axis, slice(start, start + step))])
+                yield first + start, record.normalised(layer[_along(axis, slice(start, start + step))])
             first = end
 
     def sizes(self, subject: str) -> tuple[int, int]:
@@ -136,7 +136,7 @@ class VolumeStore:
         return read_foreground(self._folder(subject), self.record(subject))
 
     def source(self, subject: str) -> SourceVolume:
-        """The subject as `read_volume` gave it: what `write_volume` needs to go back to its own space."""
+        """The subject as `read_volume` gave it; `write_volume` needs it to write into the subject's own space."""
         return read_source(self._folder(subject), self._voxels(subject, None))
 
     def fingerprint(self, split: str | None = None) -> str:
@@ -146,7 +146,7 @@ class VolumeStore:
 
     @property
     def rule(self) -> SplitRule | None:
-        """What the subjects were split by; None before the first `update_manifest`, and if a manifest was lost."""
+        """What the subjects were split by; None before the first `update_manifest` and after a lost manifest."""
         return self._rule
 
     @property
@@ -157,17 +157,16 @@ class VolumeStore:
     def write_subject(
         self, subject: str, volume: SourceVolume, sha256: str | None = None, group: str | None = None
     ) -> SubjectRecord:
-        """Store a volume under `subject`, atomically; one that is there is replaced and keeps its split.
+        """Store a volume under `subject`, atomically. A stored one is replaced and keeps its split.
 
-        sha256: of the source file, where it is another than the one read. group: the person, where several
-        volumes may be of one; by default the subject itself. The manifest lists it from `update_manifest` on.
-        Raises StoreError for a name that cannot be a folder's.
+        sha256: of the source file, by default `volume.sha256`. group: the person, by default the subject itself. The
+        manifest lists the subject after `update_manifest`. Raises StoreError for a name that cannot be a folder's.
         """
         with locked(self.path / WRITERS_LOCK, shared=True):
             return write_subject(self._folder(subject), volume, sha256 or volume.sha256, group or subject)
 
     def remove_subject(self, subject: str) -> None:
-        """Delete a subject's folder; the manifest forgets it from `update_manifest` on."""
+        """Delete a subject's folder; the manifest lists it until `update_manifest`."""
         with locked(self.path / WRITERS_LOCK, shared=True):
             remove_folder(self._folder(subject))
 
@@ -177,14 +176,14 @@ class VolumeStore:
             write_stat(self._folder(subject), source, size, mtime_ns)
 
     def stored_records(self) -> dict[str, SubjectRecord]:
-        """The records in the subjects' own folders, listed in the manifest or not, sorted by name."""
+        """The records in the subjects' own folders, sorted by name, whether or not the manifest lists them."""
         folders = sorted(p for p in (self.path / SUBJECTS).iterdir() if p.is_dir() and p.name[0] != ".")
         return {folder.name: read_record(folder) for folder in folders}
 
     def clean(self) -> list[str]:
-        """Remove what killed writers left behind, unless a writer is at work. Returns the names removed."""
-        with locked(self.path / WRITERS_LOCK, wait=False) as alone:
-            return clean(self.path / SUBJECTS) + clean(self.path) if alone else []
+        """Remove what killed writers left behind, unless a writer is running. Returns the names removed."""
+        with locked(self.path / WRITERS_LOCK, wait=False) as no_writer:
+            return clean(self.path / SUBJECTS) + clean(self.path) if no_writer else []
 
     def update_manifest(
         self,
@@ -192,10 +191,10 @@ class VolumeStore:
         seed: int,
         left_out: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """List every stored subject, and give a split to those that have none (`assign_splits` says how).
+        """List every stored subject, give a split to those without one (`assign_splits`), and record the rule.
 
-        The manifest records that rule. The split goes into the subject's own record first and into the manifest
-        last, so that the manifest can always be rebuilt. Raises ValueError for splits that do not add up.
+        A split is written into the subject's own record first and into the manifest last, so that the manifest can
+        always be rebuilt. Raises ValueError for splits that do not add up.
         """
         with self._changing_manifest():
             records = self.stored_records()
@@ -208,7 +207,7 @@ class VolumeStore:
             self._write_manifest(records, self._left_out if left_out is None else left_out, rule)
 
     def rebuild_manifest(self) -> None:
-        """Write the manifest anew from the subjects' own records, their splits included."""
+        """Write the manifest from the subjects' own records, splits included."""
         with self._changing_manifest():
             self._write_manifest(self.stored_records(), self._left_out, self._rule)
 
@@ -251,3 +250,9 @@ class VolumeStore:
             raise StoreError(
                 f"{self._folder(subject)}: damaged data ({error}); delete the folder and convert again"
             ) from error
+
+
+def _along(axis: int, chosen: slice, region: Region = (slice(None), slice(None), slice(None))) -> Region:
+    """`region` with another slice along one axis."""
+    d, h, w = (chosen if a == axis else part for a, part in enumerate(region))
+    return d, h, w

@@ -24,11 +24,11 @@ from voxelstore.volume import SourceVolume
 
 VOXELS = "voxels"
 FOREGROUND = "foreground"
-CHUNK = 64  # docs/storage.md has the measurement
+CHUNK = 64  # measured: docs/measurements/storage.md
 
 
 def write_subject(folder: Path, volume: SourceVolume, sha256: str, group: str) -> SubjectRecord:
-    """Write the Zarr group `folder`, atomically; the split of one that it replaces is kept."""
+    """Write the Zarr group `folder`, atomically; a subject that it replaces keeps its split."""
     physical = volume.physical()
     mask, box = foreground(physical)
     shape = volume.voxels.shape
@@ -76,7 +76,7 @@ def write_array(folder: Path, data: np.ndarray, chunk: int = CHUNK) -> None:
         chunks=chunks,
         shards=tuple(math.ceil(n / c) * c for n, c in zip(data.shape, chunks, strict=True)),
         compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec()],
-        # A chunk that is left out reads as zeros: then a lost one would, too.
+        # Without this, empty chunks are not written, and a lost chunk would look like an empty one.
         config={"write_empty_chunks": True},
         dimension_names=("left-right", "posterior-anterior", "inferior-superior"),
     )
@@ -100,20 +100,12 @@ def read_record(folder: Path) -> SubjectRecord:
 
 
 def read_source(folder: Path, voxels: np.ndarray) -> SourceVolume:
-    """The volume as it was read from its source file; its path need not exist any more."""
+    """The volume as it was read from its source file, which need not exist any more."""
     attributes = _attributes(folder)
     record = SubjectRecord.from_json(attributes.get("record"), str(folder))
-    return SourceVolume(
-        voxels,
-        record.slope,
-        record.intercept,
-        np.array(record.affine),
-        Path(record.source),
-        _layout_from_json(attributes["layout"]),
-        record.sha256,
-        record.size,
-        record.mtime_ns,
-    )
+    layout, path, affine = _layout_from_json(attributes["layout"]), Path(record.source), np.array(record.affine)
+    file = record.sha256, record.size, record.mtime_ns
+    return SourceVolume(voxels, record.slope, record.intercept, affine, path, layout, *file)
 
 
 def write_split(folder: Path, split: str | None) -> SubjectRecord:
@@ -122,7 +114,7 @@ def write_split(folder: Path, split: str | None) -> SubjectRecord:
 
 
 def write_stat(folder: Path, source: Path, size: int, mtime_ns: int) -> SubjectRecord:
-    """Note where an unchanged source lies now, so that the next run need not hash it."""
+    """Record path, size and time of an unchanged source, so that the next conversion need not hash it."""
     changed = replace(read_record(folder), source=str(source.resolve()), size=size, mtime_ns=mtime_ns)
     return _update_record(folder, changed)
 
@@ -142,9 +134,8 @@ def _attributes(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / "zarr.json").read_bytes())["attributes"])
     except (FileNotFoundError, KeyError, ValueError) as error:
-        raise StoreError(
-            f"{folder}: no subject's group, or a damaged one ({error}); delete the folder and convert again"
-        ) from error
+        text = f"{folder}: no subject's group, or a damaged one ({error}); delete the folder and convert again"
+        raise StoreError(text) from error
 
 
 def _open_array(folder: Path, shape: tuple[int, int, int]) -> zarr.Array[Any]:
@@ -152,7 +143,7 @@ def _open_array(folder: Path, shape: tuple[int, int, int]) -> zarr.Array[Any]:
         array = zarr.open_array(folder, mode="r", zarr_format=3)
     except (FileNotFoundError, ValueError) as error:
         raise StoreError(f"{folder}: {error}; delete the subject's folder and convert again") from error
-    # Zarr reads a missing file as zeros, without a word.
+    # Zarr reads a missing file as zeros without an error.
     if array.shape != shape or not (folder / "c" / "0" / "0" / "0").exists():
         raise StoreError(
             f"{folder}: shape {array.shape}, the record says {shape}, or its data file is missing; "

@@ -25,9 +25,9 @@ MGH_TYPES = ("u1", "i2", "i4", "f4")
 class SourceVolume:
     """What a source file holds, turned to canonical orientation (RAS+, axis 0 = left to right).
 
-    voxels: (D, H, W), the type of the file (native byte order). Physical intensity = voxels * slope +
-    intercept. affine: (4, 4), canonical voxel indices to mm. sha256, size, mtime_ns: of the file as read.
-    layout: the original header, orientation and affine, from which `write_volume` goes back.
+    voxels: (D, H, W), the type of the file (native byte order). Physical intensity = voxels * slope + intercept.
+    affine: (4, 4), canonical voxel indices to mm. sha256, size, mtime_ns: of the file as read. layout: the original
+    header, orientation and affine, which `write_volume` needs.
     """
 
     voxels: np.ndarray
@@ -52,10 +52,9 @@ class SourceVolume:
 
 
 def read_volume(path: str | Path) -> SourceVolume:
-    """Read a .nii, .nii.gz or .mgz file (NIfTI-1, NIfTI-2, MGH), gzipped or not.
+    """Read a .nii, .nii.gz or .mgz file (NIfTI-1, NIfTI-2, MGH), gzipped or not; (D, H, W, 1) counts as 3-D.
 
-    Trailing singleton dimensions are dropped: (D, H, W, 1) is 3-D. Raises VolumeError: unreadable, truncated,
-    unsupported, not-3d, constant, not-finite.
+    Raises VolumeError: unreadable, truncated, unsupported, not-3d, constant, not-finite.
     """
     path = Path(path)
     try:
@@ -63,38 +62,27 @@ def read_volume(path: str | Path) -> SourceVolume:
             status = os.fstat(file.fileno())
             content = file.read()
     except OSError as error:
-        raise VolumeError(
-            path, "unreadable", f"cannot be read ({error.strerror}); check path and permissions"
-        ) from error
+        text = f"cannot be read ({error.strerror}); check path and permissions"
+        raise VolumeError(path, "unreadable", text) from error
     parsed = parse(path, decompressed(path, content))
     orientation = nib.io_orientation(parsed.layout.affine)
     turned = nib.apply_orientation(parsed.raw, orientation)
     voxels = np.ascontiguousarray(turned, dtype=turned.dtype.newbyteorder("="))
     _check_intensities(path, voxels, parsed.slope, parsed.intercept)
     affine = parsed.layout.affine @ nib.orientations.inv_ornt_aff(orientation, parsed.raw.shape)
-    return SourceVolume(
-        voxels,
-        parsed.slope,
-        parsed.intercept,
-        affine,
-        path,
-        parsed.layout,
-        hashlib.sha256(content).hexdigest(),
-        status.st_size,
-        status.st_mtime_ns,
-    )
+    identity = hashlib.sha256(content).hexdigest(), status.st_size, status.st_mtime_ns
+    return SourceVolume(voxels, parsed.slope, parsed.intercept, affine, path, parsed.layout, *identity)
 
 
 def write_volume(path: str | Path, data: np.ndarray, like: SourceVolume) -> None:
     """Write physical intensities into the space of `like`, atomically.
 
-    data: (D, H, W) real, canonical orientation, the shape of `like`. The file has the orientation, affine,
-    header, type, slope and intercept of `like`; for integer types the values are rounded to the nearest step
-    and clipped to what the type holds. Unmodified integer voxels come back identical as long as |voxel +
-    intercept / slope| < 2^23, float32's own limit (data may be float64 beyond it). The extension chooses the
-    format; a NIfTI source written to .mgz, or the reverse, keeps affine and type where the other format has
-    them (MGH knows neither slopes nor unsigned and 64-bit types: float32 then). Raises ValueError for another
-    shape, another extension or values that are not finite.
+    data: (D, H, W) real, canonical orientation, the shape of `like`. The file has the orientation, affine, header,
+    type, slope and intercept of `like`. For integer types the values are rounded to the nearest step and clipped to the
+    type's range. Unmodified integer voxels come back identical while |voxel + intercept / slope| < 2^23, the limit of
+    float32; data may be float64 beyond it. The extension chooses the format. NIfTI written to .mgz, or the reverse,
+    keeps affine and type if the format can: MGH has no slopes and no unsigned or 64-bit types, which become float32.
+    Raises ValueError for another shape, another extension or values that are not finite.
     """
     path = Path(path)
     if data.shape != like.voxels.shape:
@@ -132,17 +120,14 @@ def to_physical(voxels: np.ndarray, slope: float, intercept: float) -> np.ndarra
 
 
 def to_stored(physical: np.ndarray, dtype: np.dtype, slope: float, intercept: float) -> np.ndarray:
-    """The inverse of `to_physical`: values of `dtype`, for integer types rounded and clipped to its range."""
+    """The inverse of `to_physical`: values of `dtype`, rounded and clipped for integer types."""
     if dtype.kind == "f":
         return _by_slabs(physical, dtype, lambda slab: (slab - intercept) / slope)
     limits = np.iinfo(dtype)
-    # The largest 64-bit integer is no float64; the next float64 below it is.
+    # The largest 64-bit integers have no exact float64; take the next float64 below.
     top = float(limits.max) if dtype.itemsize < 8 else float(np.nextafter(float(limits.max), 0.0))
-    return _by_slabs(
-        physical,
-        dtype,
-        lambda slab: np.clip(np.rint((slab - intercept) / slope), float(limits.min), top),
-    )
+    bottom = float(limits.min)
+    return _by_slabs(physical, dtype, lambda slab: np.clip(np.rint((slab - intercept) / slope), bottom, top))
 
 
 def _by_slabs(values: np.ndarray, dtype: np.dtype, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -170,13 +155,9 @@ def _check_intensities(path: Path, voxels: np.ndarray, slope: float, intercept: 
     lowest, highest = voxels.min(), voxels.max()
     ends = np.array([lowest, highest], dtype=np.float64) * slope + intercept
     if not (np.abs(ends) <= np.finfo(np.float32).max).all():  # NaN fails the comparison
-        raise VolumeError(
-            path,
-            "not-finite",
-            f"intensities from {lowest} to {highest}; replace NaN and infinity, by 0 outside the head",
-        )
-    # As everything computes with them: 2^30 and 2^30 + 1 are the same float32.
+        text = f"intensities from {lowest} to {highest}; replace NaN and infinity, by 0 outside the head"
+        raise VolumeError(path, "not-finite", text)
+    # In float32, which is what everything computes with: 2^30 and 2^30 + 1 are the same.
     if np.float32(ends[0]) == np.float32(ends[1]):
-        raise VolumeError(
-            path, "constant", f"voxels from {lowest} to {highest} are all {ends[0]:g} in float32; is it the right file?"
-        )
+        text = f"voxels from {lowest} to {highest} are all {ends[0]:g} in float32; is it the right file?"
+        raise VolumeError(path, "constant", text)
