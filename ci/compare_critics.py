@@ -18,7 +18,6 @@ from typing import Any
 
 from mrisr.config import Experiment, load_experiment
 from mrisr.engine.schedule import updates_before
-from mrisr.training.build import schedule_of
 
 CONFIG = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "critics.yaml"
 KINDS = ("none", "full", "pointwise", "separable")
@@ -105,7 +104,7 @@ def second_stage(experiment: Experiment, kind: str) -> list[str]:
     if kind != "none":
         length = s.total_steps - s.pretrain_steps
         return [f"critic.kind={kind}", "schedule.pretrain_steps=0", f"schedule.total_steps={length}"]
-    updates = updates_before(schedule_of(experiment), s.total_steps).generator
+    updates = updates_before(experiment.schedule, s.total_steps).generator
     rate = experiment.training.generator_lr
     steps = [f"schedule.total_steps={updates}", f"schedule.pretrain_steps={updates}"]
     return [*steps, "schedule.critic_warmup_steps=0", f"training.pretrain_lr={rate}"]

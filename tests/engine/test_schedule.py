@@ -29,7 +29,7 @@ def test_a_step_outside_is_an_error(step: int) -> None:
 
 
 def test_without_boosts_the_cycle_runs_on() -> None:
-    schedule = Schedule(0, 0, 7, boost_every=500, boost_steps=0, total_steps=2_000)
+    schedule = Schedule(2_000, 0, 0, 7, boost_every=500, boost_steps=0)
     assert [s for s in range(2_000) if phase(schedule, s) is Phase.GENERATOR] == list(range(7, 2_000, 8))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import pytest
 import torch
@@ -108,7 +106,7 @@ def test_bf16_stays_near_fp32(channels_last: bool) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_training_validates_as_whole_volumes_are_evaluated(precision: Literal["fp32", "bf16"]) -> None:
+def test_training_validates_as_whole_volumes_are_evaluated(precision: str) -> None:
     """One cube in one piece is one window: a run's curve and its evaluation are figures of the same network."""
     network, cube = _network().eval(), _volume((12, 12, 12))
     network.channels_last = True

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -40,24 +41,32 @@ def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
     node[leaf] = value
 
 
-def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default as YAML, meaning) of every key, in file order."""
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+def fields_of(model: Any, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """(dotted key, type, default as YAML, meaning) of every key of a model or settings dataclass, in file order."""
+    for name, kind, default, meaning in _declared(model):
+        if isinstance(kind, type) and (issubclass(kind, BaseModel) or is_dataclass(kind)):
             yield from fields_of(kind, f"{prefix}{name}.")
         else:
-            names = next((one for one in field.metadata if isinstance(one, OneOf)), None)
-            text = type_text(kind) if names is None else names.choices
-            yield f"{prefix}{name}", text, _as_yaml(field.default), field.description or ""
+            yield f"{prefix}{name}", type_text(kind), _as_yaml(default), meaning
+
+
+def _declared(model: Any) -> Iterator[tuple[str, Any, Any, str]]:
+    """(name, annotation, default, meaning) of the fields."""
+    if issubclass(model, BaseModel):
+        for name, field in model.model_fields.items():
+            kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+            yield name, kind, field.default, field.description or ""
+    else:
+        annotations = get_type_hints(model, include_extras=True)
+        for one in fields(model):
+            yield one.name, annotations[one.name], one.default, one.metadata.get("description", "")
 
 
 def type_text(kind: Any) -> str:
     """A type as people read it: `int | null`, `list of psnr | ssim`."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        names = next((one for one in arguments if isinstance(one, OneOf)), None)
-        return type_text(arguments[0]) if names is None else names.choices
+        return next((one.choices for one in arguments if isinstance(one, OneOf)), type_text(arguments[0]))
     if origin in (Union, UnionType):
         return " | ".join(map(type_text, arguments))
     if origin is Literal:
@@ -79,10 +88,12 @@ def _explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
     reference = {key: f"{meaning} (default {default})" for key, _, default, meaning in fields_of(model)}
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("tuple[", "function-")))
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             close = difflib.get_close_matches(key, [*reference, *model.model_fields], n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else "`mrisr train --help` lists every key"
             yield f"{key} = {problem['input']!r}: unknown key; {hint}"
+        elif problem["type"] in ("dataclass_type", "model_type"):
+            yield f"{key} = {problem['input']!r}: is a section, not a key; write {key}.KEY=VALUE"
         elif problem["type"] == "value_error":
             message = problem["msg"].removeprefix("Value error, ")
             simple = problem["input"] is None or isinstance(problem["input"], str | int | float | list | tuple | Path)

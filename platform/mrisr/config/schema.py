@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from mrisr.config.degradation import DegradationSection
-from mrisr.config.fields import AbsolutePath, NonNegative, Positive, Rate, Section
+from mrisr.config.fields import AbsolutePath, NonNegative, Positive, Section
 from mrisr.config.networks import Critic, Generator
 from mrisr.config.reference import checked, set_key
 from mrisr.config.tuning import Tuning
 from mrisr.config.validation import Validation
-from mrisr.engine.precision import Precision
 from mrisr.engine.schedule import Schedule
+from mrisr.engine.step_settings import STRATEGIES, StepSettings
+from mrisr.settings import one_of, setting
 
 
 class Data(Section):
@@ -43,41 +45,18 @@ class Stream(Section):
     rounds: Positive = Field(1, description="groups of interleaved volumes per lane that are computed ahead at a time")
 
 
-class ScheduleSection(Section):
-    total_steps: Positive = Field(750_000, description="length of the run; a step is one update of one network")
-    pretrain_steps: NonNegative = Field(250_000, description="L1 steps of the generator before the adversarial stage")
-    critic_warmup_steps: NonNegative = Field(10_000, description="critic steps before the generator moves again")
-    critic_per_generator: Positive = Field(7, description="critic steps for each adversarial generator step")
-    boost_every: Positive = Field(500, description="after this many alternating steps ...")
-    boost_steps: NonNegative = Field(200, description="... come this many steps of the critic alone")
+@dataclass(frozen=True)
+class Training(StepSettings):
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
-
-class Training(Section):
-    batch_size: Positive = Field(2, description="patches per step over all workers")
-    micro_batch: Positive | None = Field(
-        None, description="patches per forward pass and BatchNorm; null: a worker's, BatchNorm on GPUs over the batch"
+    compile: bool = setting(
+        False, "torch.compile the generator's units, if that gives eager's gradients; never the critic"
     )
-    pretrain_lr: Rate = Field(1e-4, description="Adam learning rate of the L1 stage")
-    generator_lr: Rate = Field(5e-6, description="Adam learning rate of the generator in the adversarial stage")
-    critic_lr: Rate = Field(5e-6, description="Adam learning rate of the critic")
-    adversarial_weight: float = Field(1e-3, ge=0, description="weight of the adversarial term beside L1")
-    gp_weight: float = Field(10.0, ge=0, description="gradient-penalty weight")
-    precision: Precision = Field(
-        "auto",
-        description="autocast of the generator; auto: bf16 where every worker's device is made for it",
-    )
-    tf32: bool = Field(False, description="GPU: float32 convolutions (all of the critic's) in TF32: faster, 10 bits")
-    channels_last: bool = Field(True, description="channels_last_3d memory format")
-    compile: bool = Field(
-        False, description="torch.compile the generator's units, if that gives eager's gradients; never the critic"
-    )
-    strategy: Literal["fsdp", "ddp", "single"] = Field("fsdp", description="how parameters are sharded")
-    log_every: Positive = Field(50, description="steps between metric records")
-    checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
-    keep_checkpoints: Positive = Field(2, description="newest checkpoints that are kept")
-    max_failures: int = Field(
-        3, ge=-1, description="restarts after lost workers with no newer checkpoint between; -1: no limit"
-    )
+    strategy: Annotated[str, one_of(STRATEGIES, "strategy")] = setting("fsdp", "how parameters are sharded")
+    log_every: int = setting(50, "steps between metric records", gt=0)
+    checkpoint_every: int = setting(1000, "steps between checkpoints", gt=0)
+    keep_checkpoints: int = setting(2, "newest checkpoints that are kept", gt=0)
+    max_failures: int = setting(3, "restarts after lost workers with no newer checkpoint between; -1: no limit", ge=-1)
 
 
 class Resources(Section):
@@ -112,7 +91,7 @@ class Experiment(Section):
     stream: Stream = Field(default_factory=Stream)
     generator: Generator = Field(default_factory=Generator)
     critic: Critic = Field(default_factory=Critic)
-    schedule: ScheduleSection = Field(default_factory=ScheduleSection)
+    schedule: Schedule = Field(default_factory=Schedule)
     training: Training = Field(default_factory=Training)
     validation: Validation = Field(default_factory=Validation)
     resources: Resources = Field(default_factory=Resources)
@@ -171,9 +150,8 @@ class Experiment(Section):
                 f"schedule.pretrain_steps = {self.schedule.pretrain_steps} is more than "
                 f"schedule.total_steps = {self.schedule.total_steps}; raise total_steps"
             )
-        schedule = Schedule(**self.schedule.model_dump())
         patch, kind = self.stream.patch_size, self.critic.kind
-        if schedule.needs_critic and (patch < 16 or (kind != "separable" and patch % 16)):
+        if self.schedule.needs_critic and (patch < 16 or (kind != "separable" and patch % 16)):
             raise ValueError(
                 f"stream.patch_size = {patch} does not suit critic.kind = {kind!r}, which halves patches 4 times: use "
                 f"{'16 or more' if kind == 'separable' else 'a multiple of 16, or the separable critic'}"

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from mrisr.config.fields import Positive, Section, one_of
 from mrisr.degradation import PROTOCOLS
+from mrisr.metrics import METRICS
 
-Metric = Literal["psnr", "ssim", "nrmse"]
+Metric = Annotated[str, one_of(METRICS, "metric")]
 Protocol = Annotated[str, one_of(PROTOCOLS, "protocol")]
 
 

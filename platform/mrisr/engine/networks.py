@@ -1,4 +1,4 @@
-"""The networks of a run with their optimizers, spread over the ranks, and the settings that steps share."""
+"""The networks of a run with their optimizers, spread over the ranks."""
 
 from __future__ import annotations
 
@@ -11,74 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from mrisr.engine.objectives import CriticObjective
 from mrisr.engine.sharding import average_batchnorm, averaged_tensors, full_state, plain, shard, world_size
+from mrisr.engine.step_settings import StepConfig
 from mrisr.models.mdcsrn import MDCSRN
-
-PRECISIONS = ("fp32", "bf16")
-
-
-@dataclass(frozen=True)
-class StepConfig:
-    """How a step is computed; all but seed, batch_size and the rates and weights leave its numbers alone up
-    to rounding.
-
-    batch_size: patches per step over all ranks. micro_batch: patches per forward on a rank. sync_batchnorm: on CUDA,
-    where torch can, BatchNorm normalises over the forwards of all ranks together; see batchnorm_over, which is part of
-    the numbers. precision: of the generator; critic and penalty are always float32.
-    critic_samples: patches that the critic scores at a time, None for all. weight_clip: the critic's weights are cut
-    to [-c, c] after each of its steps, as in the first Wasserstein GAN (arXiv 1701.07875). ema_decay: of a moving
-    average of the generator's weights, None for none.
-    Raises ValueError, naming the key.
-    """
-
-    seed: int = 0
-    batch_size: int = 2
-    micro_batch: int = 1
-    pretrain_lr: float = 1e-4
-    generator_lr: float = 5e-6
-    critic_lr: float = 5e-6
-    adversarial_weight: float = 1e-3
-    gp_weight: float = 10.0
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    adam_eps: float = 1e-8
-    precision: str = "fp32"
-    channels_last: bool = True
-    recompute: bool = False
-    sync_batchnorm: bool = False
-    critic_samples: int | None = 1
-    weight_clip: float | None = None
-    ema_decay: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
-        for name in ("batch_size", "micro_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; it must be 1 or more")
-
-    def local_batch(self, workers: int) -> int:
-        """Patches per rank. Raises ValueError when batch_size is not a multiple of workers * micro_batch."""
-        if self.batch_size % (workers * self.micro_batch):
-            raise ValueError(
-                f"training.batch_size is {self.batch_size}; with {workers} workers and micro_batch "
-                f"{self.micro_batch} it must be a multiple of {workers * self.micro_batch}"
-            )
-        return self.batch_size // workers
-
-    def batchnorm_over(self, workers: int, cuda: bool) -> int:
-        """Patches that BatchNorm normalises over: the whole batch where it is synchronised, else micro_batch.
-
-        It is synchronised with sync_batchnorm on CUDA (cuda) over several workers. Raises ValueError for accumulation
-        then: a normalisation would span a micro-batch of every rank, patches that lie apart in the batch.
-        """
-        if not (self.sync_batchnorm and cuda and workers > 1):
-            return self.micro_batch
-        if self.batch_size != workers * self.micro_batch:
-            raise ValueError(
-                f"training.micro_batch is {self.micro_batch}: BatchNorm synchronised over {workers} workers needs all "
-                f"{self.batch_size} patches of a step in one forward pass each; use {self.batch_size // workers}, or "
-                "sync_batchnorm=False"
-            )
-        return self.batch_size
 
 
 @dataclass

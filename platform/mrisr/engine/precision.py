@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["auto", "fp32", "bf16"]
-Computed = Literal["fp32", "bf16"]
+
+COMPUTED = ("fp32", "bf16")
+# What training.precision may be; `chosen` makes one of COMPUTED of it.
+PRECISIONS = ("auto", *COMPUTED)
 
 
 def native_bf16(device: torch.device) -> bool:
@@ -26,8 +28,6 @@ def native_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16", False))
 
 
-def chosen(precision: Precision, device: torch.device) -> Computed:
+def chosen(precision: str, device: torch.device) -> str:
     """What a precision means on a device: `auto` is bf16 where that is native, fp32 elsewhere; others are as given."""
-    if precision != "auto":
-        return precision
-    return "bf16" if native_bf16(device) else "fp32"
+    return "bf16" if precision == "bf16" or (precision == "auto" and native_bf16(device)) else "fp32"

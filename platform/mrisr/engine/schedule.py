@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mrisr.settings import check_bounds, setting
+
 
 class Phase(StrEnum):
     """What a step updates: the generator on L1 alone, the critic, or the generator on L1 and scores."""
@@ -24,20 +26,17 @@ class Schedule:
     that make no schedule.
     """
 
-    pretrain_steps: int = 250_000
-    critic_warmup_steps: int = 10_000
-    critic_per_generator: int = 7
-    boost_every: int = 500
-    boost_steps: int = 200
-    total_steps: int = 500_000
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    total_steps: int = setting(750_000, "length of the run; a step is one update of one network", gt=0)
+    pretrain_steps: int = setting(250_000, "L1 steps of the generator before the adversarial stage", ge=0)
+    critic_warmup_steps: int = setting(10_000, "critic steps before the generator moves again", ge=0)
+    critic_per_generator: int = setting(7, "critic steps for each adversarial generator step", ge=0)
+    boost_every: int = setting(500, "after this many alternating steps ...", gt=0)
+    boost_steps: int = setting(200, "... come this many steps of the critic alone", ge=0)
 
     def __post_init__(self) -> None:
-        for name in ("pretrain_steps", "critic_warmup_steps", "critic_per_generator", "boost_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"schedule.{name} is {getattr(self, name)}; it must be 0 or more")
-        for name in ("boost_every", "total_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"schedule.{name} is {getattr(self, name)}; it must be 1 or more")
+        check_bounds(self, "schedule")
         if self.boost_steps and self.boost_every <= self.critic_per_generator:
             raise ValueError(
                 f"schedule.boost_every is {self.boost_every}, too short for a single generator step after "

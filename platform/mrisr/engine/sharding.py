@@ -16,9 +16,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mrisr.engine.step_settings import STRATEGIES
 from mrisr.models.batchnorm import batchnorms
-
-STRATEGIES = ("fsdp", "ddp", "single")
 
 
 def world_size() -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mrisr.engine.precision import Precision, chosen
+from mrisr.engine.precision import chosen
 
 Progress = Callable[[int, int], None]  # (windows done, windows in total)
 
@@ -31,7 +31,7 @@ class InferenceOptions:
     overlap: float = 0.25
     batch_size: int = 1
     device: str | None = None
-    precision: Precision = "fp32"
+    precision: str = "fp32"
     channels_last: bool = True
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from safetensors.torch import load_file
 from mrisr.config import Experiment
 from mrisr.data.stream import PatchMaker, RowPlan
 from mrisr.engine.compiling import compile_generator, why_eager
-from mrisr.engine.networks import Networks, StepConfig, build_networks
+from mrisr.engine.networks import Networks, build_networks
 from mrisr.engine.precision import chosen
-from mrisr.engine.schedule import Schedule
 from mrisr.engine.sharding import rank, world_size
+from mrisr.engine.step_settings import StepConfig, StepSettings
 from mrisr.models import MDCSRN, build_critic
 
 
@@ -23,32 +24,22 @@ def generator_config(experiment: Experiment) -> dict[str, Any]:
     return experiment.generator.model_dump(include={"growth_rate", "blocks", "units", "residual"})
 
 
-def schedule_of(experiment: Experiment) -> Schedule:
-    return Schedule(**experiment.schedule.model_dump())
-
-
 def step_config(experiment: Experiment, device: torch.device = torch.device("cpu")) -> StepConfig:
     """How the experiment's steps are computed. device: where training.precision is auto, the one that decides."""
     t = experiment.training
-    return StepConfig(
-        seed=experiment.seed,
-        batch_size=t.batch_size,
-        micro_batch=experiment.micro_batch,
-        pretrain_lr=t.pretrain_lr,
-        generator_lr=t.generator_lr,
-        critic_lr=t.critic_lr,
-        adversarial_weight=t.adversarial_weight,
-        gp_weight=t.gp_weight,
-        precision=chosen(t.precision, device),
-        channels_last=t.channels_last,
-        recompute=experiment.generator.recompute,
-        critic_samples=experiment.critic.samples_at_once,
-        weight_clip=experiment.critic.weight_clip,
-        ema_decay=experiment.generator.ema_decay,
-        # One rule: a given micro_batch is what BatchNorm normalises over; without one it is the whole batch where torch
+    shared = {one.name: getattr(t, one.name) for one in fields(StepSettings)}
+    return StepConfig(**shared | {
+        "micro_batch": experiment.micro_batch,
+        "precision": chosen(t.precision, device),
+        "seed": experiment.seed,
+        "recompute": experiment.generator.recompute,
+        "critic_samples": experiment.critic.samples_at_once,
+        "weight_clip": experiment.critic.weight_clip,
+        "ema_decay": experiment.generator.ema_decay,
+        # One rule: a given micro_batch is what BatchNorm normalises over. Without one it is the whole batch where torch
         # can synchronise (CUDA), unless the group may change its size, which would change the numbers.
-        sync_batchnorm=t.micro_batch is None and experiment.resources.min_workers is None,
-    )
+        "sync_batchnorm": t.micro_batch is None and experiment.resources.min_workers is None,
+    })  # fmt: skip
 
 
 def patch_maker(experiment: Experiment, subjects: list[str]) -> PatchMaker:
@@ -64,7 +55,7 @@ def initial_networks(experiment: Experiment, initial: Path | None, device: torch
     """Networks with the experiment's seeded initial weights, or a file's for the generator; sharded."""
     generator = MDCSRN(**generator_config(experiment), seed=experiment.seed)
     critic = None
-    if schedule_of(experiment).needs_critic:
+    if experiment.schedule.needs_critic:
         critic = build_critic(experiment.critic.kind, experiment.stream.patch_size, seed=experiment.seed)
     if initial is not None:
         generator.load_state_dict(load_file(initial))

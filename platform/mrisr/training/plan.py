@@ -15,7 +15,7 @@ from mrisr.data.stream import AHEAD, group_bytes, object_store_bytes
 from mrisr.engine.memory import peak_bytes
 from mrisr.engine.schedule import updates_before
 from mrisr.models import MDCSRN, build_critic
-from mrisr.training.build import generator_config, patch_maker, schedule_of, step_config
+from mrisr.training.build import generator_config, patch_maker, step_config
 from mrisr.training.precision import assumed_precision
 
 # What libraries say who raise a plain RuntimeError: torch's CPU allocator and its asynchronous CUDA errors, cuBLAS and
@@ -98,7 +98,7 @@ def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
     def peaks(patches: int) -> dict[str, int]:
         return peak_bytes(
             generator_config(experiment),
-            experiment.critic.kind if schedule_of(experiment).needs_critic else None,
+            experiment.critic.kind if experiment.schedule.needs_critic else None,
             experiment.stream.patch_size,
             patches,
             assumed_precision(experiment).precision,
@@ -139,7 +139,7 @@ def describe_plan(experiment: Experiment) -> str:
     """The resolved configuration and the plan; needs the store, starts nothing. Raises ConfigError like `train`."""
     store = open_store(experiment)
     experiment = settle_splits(experiment, store)
-    schedule, steps = schedule_of(experiment), step_config(experiment)
+    schedule, steps = experiment.schedule, step_config(experiment)
     stream, workers = experiment.stream, experiment.resources.workers
     splits = store.splits()
     subjects = len(splits["train"])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from mrisr.config import Experiment
-from mrisr.engine.precision import Computed, chosen, native_bf16
+from mrisr.engine.precision import chosen, native_bf16
 from mrisr.engine.sharding import gather_texts, on_every_rank, rank
 from mrisr.training.run_folder import RunFolder
 
@@ -24,7 +24,7 @@ def settle_precision(experiment: Experiment, device: torch.device) -> Experiment
     recorded = gather_texts((rank() == 0 and folder.precision()) or "")[0]
     precision = experiment.training.precision
     if precision == "auto":
-        became: Computed = "bf16" if (recorded == "bf16" if recorded else everywhere) else "fp32"
+        became: str = "bf16" if (recorded == "bf16" if recorded else everywhere) else "fp32"
         why = "as the run began" if recorded else f"bfloat16 is {'' if everywhere else 'not '}native to all workers"
         if rank() == 0:
             print(f"training.precision: auto is {became}, {why}", flush=True)
@@ -43,7 +43,7 @@ def settle_precision(experiment: Experiment, device: torch.device) -> Experiment
 class Assumed(NamedTuple):
     """The precision that a plan assumes, and why if the configuration does not say it."""
 
-    precision: Computed
+    precision: str
     why: str = ""
 
     def __str__(self) -> str:

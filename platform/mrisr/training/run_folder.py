@@ -18,10 +18,9 @@ from mrisr.config.loading import dump_experiment, load_experiment
 from mrisr.config.spaces import flat
 from mrisr.engine.checkpoint import PROGRESS, read_progress
 from mrisr.engine.networks import Networks
-from mrisr.engine.precision import Computed
 from mrisr.engine.sharding import rank, world_size
 from mrisr.files import write_atomic
-from mrisr.training.build import schedule_of, step_config
+from mrisr.training.build import step_config
 from mrisr.training.checkpoints import is_whole, on_every_rank_or_none, remove, write_folder
 from mrisr.training.outcome import StorageStopped
 from voxelstore import VolumeStore
@@ -133,8 +132,8 @@ class RunFolder:
                 + "\n".join(lines)
                 + "\nUse the same values to resume it, or another name=... to start a new run"
             )
-        had_critic = schedule_of(earlier).needs_critic
-        if had_critic != schedule_of(experiment).needs_critic:
+        had_critic = earlier.schedule.needs_critic
+        if had_critic != experiment.schedule.needs_critic:
             raise ConfigError(
                 f"schedule.total_steps = {experiment.schedule.total_steps}: run {name!r} "
                 f"{'has' if had_critic else 'was started without'} an adversarial stage, and its checkpoints "
@@ -174,7 +173,7 @@ class RunFolder:
 
     # Precision
 
-    def precision(self) -> Computed | None:
+    def precision(self) -> str | None:
         """What the run is computed in: as configured, or what `auto` became; None while neither is known."""
         if not self.settings.exists():
             return None
@@ -187,7 +186,7 @@ class RunFolder:
         told = None if newest is None else read_progress(newest).get("precision")
         return None if newest is None or told is None else _computed(newest / PROGRESS, told)
 
-    def record_precision(self, precision: Computed) -> None:
+    def record_precision(self, precision: str) -> None:
         """Write what `auto` became into the resolved configuration; every rank must call it.
 
         Raises StorageStopped on every rank if rank 0 cannot write.
@@ -281,7 +280,7 @@ class RunFolder:
         return sorted(self.path.glob("checkpoint_[0-9]*"))
 
 
-def _computed(file: Path, told: str) -> Computed:
+def _computed(file: Path, told: str) -> str:
     if told not in ("bf16", "fp32"):
         raise ConfigError(f"{file}: {told!r} is no precision; it must be fp32 or bf16, as the run's first output said")
-    return "bf16" if told == "bf16" else "fp32"
+    return told

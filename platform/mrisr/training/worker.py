@@ -21,7 +21,6 @@ from mrisr.training.build import (
     generator_config,
     initial_networks,
     patch_maker,
-    schedule_of,
     step_config,
 )
 from mrisr.training.loop import Loop, Stopped, report
@@ -79,7 +78,7 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
         experiment = settle_precision(experiment, device)
     except StorageStopped as error:
         return _ended(state, ["storage", str(error)])
-    schedule, config = schedule_of(experiment), step_config(experiment, device)
+    schedule, config = experiment.schedule, step_config(experiment, device)
     initial = Path(settings["initial"]) if settings["initial"] else None
     networks = initial_networks(experiment, initial, device)
     evaluated = MDCSRN(**generator_config(experiment), channels_last=config.channels_last).to(device).eval()

@@ -1,0 +1,87 @@
+"""How a step is computed: the settings that a user has, and what they are once everything is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from mrisr.engine.precision import COMPUTED, PRECISIONS
+from mrisr.settings import check_bounds, one_of, setting
+
+# How parameters are spread over the ranks; see sharding.shard.
+STRATEGIES = ("fsdp", "ddp", "single")
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """The keys of the `training` section that the computation of a step depends on."""
+
+    batch_size: int = setting(2, "patches per step over all workers", gt=0)
+    micro_batch: int | None = setting(
+        None, "patches per forward pass and BatchNorm; null: a worker's, BatchNorm on GPUs over the batch", gt=0
+    )
+    pretrain_lr: float = setting(1e-4, "Adam learning rate of the L1 stage", gt=0, le=1)
+    generator_lr: float = setting(5e-6, "Adam learning rate of the generator in the adversarial stage", gt=0, le=1)
+    critic_lr: float = setting(5e-6, "Adam learning rate of the critic", gt=0, le=1)
+    adversarial_weight: float = setting(1e-3, "weight of the adversarial term beside L1", ge=0)
+    gp_weight: float = setting(10.0, "gradient-penalty weight", ge=0)
+    precision: Annotated[str, one_of(PRECISIONS, "precision")] = setting(
+        "auto", "autocast of the generator; auto: bf16 where every worker's device is made for it"
+    )
+    tf32: bool = setting(False, "GPU: float32 convolutions (all of the critic's) in TF32: faster, 10 bits")
+    channels_last: bool = setting(True, "channels_last_3d memory format")
+
+
+@dataclass(frozen=True)
+class StepConfig(StepSettings):
+    """The same with nothing left open, and with what other sections add: all that the engine needs for a step.
+
+    Only seed, batch_size, the rates and the weights change the numbers by more than rounding. micro_batch: on a rank.
+    precision: of the generator; critic and penalty are always float32. sync_batchnorm: on CUDA, where torch can,
+    BatchNorm normalises over the forwards of all ranks together; see batchnorm_over, which is part of the numbers.
+    critic_samples: patches that the critic scores at a time, None for all. weight_clip: the critic's weights are cut
+    to [-c, c] after each of its steps, as in the first Wasserstein GAN (arXiv 1701.07875). ema_decay: of a moving
+    average of the generator's weights, None for none.
+    Raises ValueError, naming the key.
+    """
+
+    micro_batch: int = setting(1, "patches per forward pass on a rank", gt=0)
+    precision: str = "fp32"
+    seed: int = 0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
+    recompute: bool = False
+    sync_batchnorm: bool = False
+    critic_samples: int | None = 1
+    weight_clip: float | None = None
+    ema_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in COMPUTED:
+            raise ValueError(f"training.precision is {self.precision!r}; choose one of {', '.join(COMPUTED)}")
+        check_bounds(self, "training")
+
+    def local_batch(self, workers: int) -> int:
+        """Patches per rank. Raises ValueError when batch_size is not a multiple of workers * micro_batch."""
+        if self.batch_size % (workers * self.micro_batch):
+            raise ValueError(
+                f"training.batch_size is {self.batch_size}; with {workers} workers and micro_batch "
+                f"{self.micro_batch} it must be a multiple of {workers * self.micro_batch}"
+            )
+        return self.batch_size // workers
+
+    def batchnorm_over(self, workers: int, cuda: bool) -> int:
+        """Patches that BatchNorm normalises over: the whole batch where it is synchronised, else micro_batch.
+
+        It is synchronised with sync_batchnorm on CUDA (cuda) over several workers. Raises ValueError for accumulation
+        then: a normalisation would span a micro-batch of every rank, patches that lie apart in the batch.
+        """
+        if not (self.sync_batchnorm and cuda and workers > 1):
+            return self.micro_batch
+        if self.batch_size != workers * self.micro_batch:
+            raise ValueError(
+                f"training.micro_batch is {self.micro_batch}: BatchNorm synchronised over {workers} workers needs all "
+                f"{self.batch_size} patches of a step in one forward pass each; use {self.batch_size // workers}, or "
+                "sync_batchnorm=False"
+            )
+        return self.batch_size

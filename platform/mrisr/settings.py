@@ -1,0 +1,80 @@
+"""Building blocks of settings: frozen dataclasses whose fields carry their meaning and bounds.
+
+The science declares its settings with these, and the configuration embeds the dataclasses as they are: pydantic reads
+the same metadata and annotations. Nothing here imports pydantic.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+_BOUNDS = {
+    "gt": (operator.gt, "greater than"),
+    "ge": (operator.ge, "greater than or equal to"),
+    "lt": (operator.lt, "less than"),
+    "le": (operator.le, "less than or equal to"),
+}
+
+
+def setting(default: Any, meaning: str, **bounds: float) -> Any:
+    """A dataclass field with its default, its meaning and its bounds: gt, ge, lt, le."""
+    return field(default=default, metadata={"description": meaning, **bounds})
+
+
+def check_bounds(settings: Any, section: str) -> None:
+    """Raise ValueError, naming `section.field` and its value, for a field of a dataclass outside of its bounds."""
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        for bound, (holds, words) in _BOUNDS.items():
+            limit = one.metadata.get(bound)
+            if limit is not None and value is not None and not holds(value, limit):
+                raise ValueError(f"{section}.{one.name} is {value}; it must be {words} {limit}")
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """Annotation of a field that takes a name from a table.
+
+    The table is read at every validation, so that code elsewhere may add an entry.
+    """
+
+    table: Collection[str]
+    what: str
+
+    @property
+    def choices(self) -> str:
+        return " | ".join(self.table)
+
+    def check(self, value: Any) -> str:
+        if isinstance(value, str) and value in self.table:
+            return value
+        raise ValueError(f"unknown {self.what}; use one of {', '.join(self.table)}")
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
+        return {"type": "function-plain", "function": {"type": "no-info", "function": self.check}}
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.table)}
+
+
+def one_of(table: Collection[str], what: str) -> OneOf:
+    """`Annotated[str, one_of(PROTOCOLS, "protocol")]`: a field that takes a name from a dict or tuple."""
+    return OneOf(table, what)
+
+
+class AsPair:
+    """Annotation of a pair for which a single number may stand: 0.5 is [0.5, 0.5]."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
+        return {
+            "type": "function-before",
+            "function": {"type": "no-info", "function": as_pair},
+            "schema": handler(source),
+        }
+
+
+def as_pair(value: Any) -> Any:
+    return (value, value) if isinstance(value, int | float) and not isinstance(value, bool) else value
