@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,7 +31,7 @@ def convert(
 ) -> None:
     """Convert a folder of NIfTI volumes to the Zarr store. A second run converts only what is new.
 
-    Exit code 3 says that some files were left out; the rest is in the store.
+    Exit code 3: some files were left out; the rest is in the store.
     """
     extra = [] if store is None else [f"data.store={absolute(store, '--store')}"]
     source = absolute(source, "SOURCE")
@@ -53,10 +53,11 @@ def train(
     config: ConfigOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print configuration and plan, start nothing")] = False,
     fit_memory: Annotated[
-        str | None, typer.Option(help="8GiB, say: use the largest training.batch_size whose estimate fits each worker")
+        str | None,
+        typer.Option(help="8GiB: use the largest training.batch_size whose estimate fits each worker"),
     ] = None,
 ) -> None:
-    """Train an experiment, or go on with it; then register the best weights in MLflow.
+    """Train an experiment, then register its best weights in MLflow.
 
     The same command after Ctrl-C, a crash or a reboot resumes at the last checkpoint.
     """
@@ -86,9 +87,9 @@ def tune(
     trials: Annotated[int | None, typer.Option(min=1, help="the same as tuning.trials=...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print space and plan, start nothing")] = False,
 ) -> None:
-    """Search the keys whose value in the file is a space; then register the winner and print it as a configuration.
+    """Search the keys whose value in the file is a space, then register the winner and print it as a configuration.
 
-    The same command after Ctrl-C, a crash or a reboot goes on; with more trials, a finished search is extended.
+    The same command after Ctrl-C, a crash or a reboot continues; more trials extend a finished search.
     """
     changes = [*(overrides or []), *([] if trials is None else [f"tuning.trials={trials}"])]
     if dry_run:
@@ -105,9 +106,9 @@ def tune(
 def replay(
     folder: Annotated[Path, typer.Argument(help="nonfinite_<step> folder, or the run's folder that holds it")],
 ) -> None:
-    """Compute a step again whose loss or gradient was not finite: same weights, same rows, same seeds.
+    """Repeat a step whose loss or gradient was not finite: same weights, same rows, same seeds.
 
-    Exit code 0 says that it is reproduced, 1 that it is not.
+    Exit code 0: the losses are reproduced; 1: they are not.
     """
     from mrisr.training.replay import replay as again
 
@@ -171,9 +172,7 @@ def preview(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="the picture; default: preview.png")] = None,
     samples: Annotated[int, typer.Option(min=0, help="seeded draws between the ends of the ranges")] = 3,
-    gallery: Annotated[
-        bool, typer.Option("--gallery", help="every kind there is, instead of the configured one")
-    ] = False,
+    gallery: Annotated[bool, typer.Option("--gallery", help="all kinds instead of the configured one")] = False,
 ) -> None:
     """Draw what a configuration trains on: one row per degradation, LR, difference and log-spectrum."""
     experiment = load_experiment(config, overrides or [])
@@ -193,7 +192,7 @@ def bench(
     config: ConfigOption = None,
     rows: Annotated[int, typer.Option(min=1, help="volumes to stream, at least; rounded up to whole groups")] = 32,
 ) -> None:
-    """Measure this machine on a configuration's own store: patches per second, and where the time goes."""
+    """Measure this machine on a configuration's store: patches per second, and where the time goes."""
     assert what == "stream"
     experiment = load_experiment(config, overrides or [])
     from mrisr.tools.bench_stream import measure_stream
@@ -207,14 +206,14 @@ def demo(
     home: Annotated[Path | None, typer.Option(help="everything the demo makes; default: demo")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """The whole way in minutes, without a GPU: convert, train (L1, then WGAN-GP), register, evaluate."""
+    """The whole pipeline in minutes, without a GPU: convert, train (L1, then WGAN-GP), register, evaluate."""
     from mrisr.tools.demo import run_demo
 
     run_demo(None if data is None else absolute(data, "--data"), output_path(home, "demo", "--home"), overrides or [])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command. What the user can mend is told in a line and exit code 2, without a traceback."""
+    """Run the command. An error of the user is a line and exit code 2, without a traceback."""
     from mrisr.cluster import ResourceError, prepare_environment
     from mrisr.training.outcome import Terminated, TrainingStopped
 
@@ -222,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(arguments, standalone_mode=False)
         if code == 130:
-            raise KeyboardInterrupt  # which typer takes for itself, and says nothing
+            raise KeyboardInterrupt  # typer catches it without a message
         sys.exit(code if isinstance(code, int) else 0)
     except Terminated as error:
         _fail(f"{error}; the same command goes on there", 143)
@@ -235,14 +234,10 @@ def main(arguments: list[str] | None = None) -> None:
     except typer.Abort:
         sys.exit(1)
     except Exception as error:
-        if hasattr(error, "show"):  # click's own usage errors know how to present themselves
-            _show_usage(error)
-        raise
-
-
-def _show_usage(error: Any) -> None:
-    error.show()
-    sys.exit(error.exit_code)
+        if not hasattr(error, "show"):
+            raise
+        error.show()  # a usage error of click
+        sys.exit(getattr(error, "exit_code", 2))
 
 
 def _fail(message: str, code: int) -> None:

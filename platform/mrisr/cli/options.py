@@ -1,4 +1,4 @@
-"""What the verbs of the `mrisr` command share: their options, their paths, and the reference of all keys."""
+"""What the verbs of the `mrisr` command share: options, paths, and the reference of all keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def key_reference() -> str:
 
 
 def absolute(path: Path, option: str) -> Path:
-    """Every path of the command line passes here: in a Ray job a relative one would lead into a throw-away copy."""
+    """The absolute path. Raises ConfigError for a relative one in a Ray job, whose folder is a throw-away copy."""
     try:
         return absolute_path(path)
     except ValueError as error:
@@ -26,7 +26,7 @@ def absolute(path: Path, option: str) -> Path:
 
 
 def output_path(path: Path | None, name: str, option: str) -> Path:
-    """Where results go: as asked, else `name` in the working directory, of a Ray job in $MRISR_HOME."""
+    """Where results go: `path`, else `name` in the working directory, or in $MRISR_HOME for a Ray job."""
     if path is None:
         return (home() if in_ray_job() else Path.cwd()) / name
     return absolute(path, option)

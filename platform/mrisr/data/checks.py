@@ -1,4 +1,4 @@
-"""Whether a volume store has what an experiment needs, before anything is started."""
+"""Check that a volume store has what an experiment needs, before anything is started."""
 
 from __future__ import annotations
 

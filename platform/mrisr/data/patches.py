@@ -8,14 +8,14 @@ import numpy as np
 
 Corner = tuple[int, int, int]
 
-# Moved patches that hold too little foreground are drawn anew so often; what is left then stays on the grid.
+# Draws of a moved patch with too little foreground; after these it stays on the grid.
 REDRAWS = 16
 
 
 def overlaps(offsets: np.ndarray, patch: int, block: int, blocks: int) -> np.ndarray:
     """Share of a patch that each block covers along one axis: (len(offsets), blocks) float64, rows sum to 1.
 
-    [4], patch 8, block 8: half of the patch lies in block 0, half in block 1.
+    Example: [4], patch 8, block 8: half of the patch lies in block 0, half in block 1.
     """
     start = np.arange(blocks) * block
     offsets = offsets[:, None]
@@ -26,9 +26,9 @@ def overlaps(offsets: np.ndarray, patch: int, block: int, blocks: int) -> np.nda
 def foreground_share(mask: np.ndarray, block: int, shape: tuple[int, ...], patch: int) -> np.ndarray:
     """Share of foreground in the patch at each candidate corner, a multiple of `block` or the last that fits.
 
-    mask: (ceil(D/block), ...) bool, True where the block holds foreground; shape: (D, H, W) in voxels.
-    Returns float64 in [0, 1], one value per candidate corner (see `candidate_offsets` per axis): the share of the
-    patch's voxels that lie in foreground blocks, exact also where the patch ends within a block.
+    mask: (ceil(D/block), ...) bool, True where the block holds foreground; shape: (D, H, W) in voxels. Returns float64
+    in [0, 1] per candidate corner (`candidate_offsets` along each axis): the exact share of the patch's voxels that lie
+    in foreground blocks.
     """
     share = mask.astype(np.float64)
     for axis, n in enumerate(shape):
@@ -38,7 +38,7 @@ def foreground_share(mask: np.ndarray, block: int, shape: tuple[int, ...], patch
 
 
 def shares_at(mask: np.ndarray, block: int, corners: np.ndarray, patch: int) -> np.ndarray:
-    """The same share at any corners: corners (n, 3) voxels; returns (n,) float64."""
+    """`foreground_share` at any corners, (n, 3) voxels; returns (n,) float64."""
     d, h, w = (overlaps(corners[:, axis], patch, block, mask.shape[axis]) for axis in range(3))
     return np.einsum("nd,nh,nw,dhw->n", d, h, w, mask.astype(np.float64), optimize=True)
 
@@ -64,16 +64,16 @@ def sample_corners(
     min_foreground: float,
     rng: np.random.Generator,
 ) -> list[Corner]:
-    """Draw `count` corners of (patch, patch, patch) cubes, every one inside the volume.
+    """Draw `count` corners of (patch, patch, patch) cubes inside the volume.
 
-    A candidate on the coarse grid is drawn uniformly among those whose foreground share is at least `min_foreground`,
-    then moved by less than one block in every direction, so that patches do not sit on a lattice. What was moved too
-    far into the air is drawn again: every cube holds at least `min_foreground`, measured by the mask's blocks. If no
-    candidate reaches that (a volume with little foreground), the best tenth of the candidates that touch foreground at
-    all is used, and the bound is the least share among these; if none touches any, they are all alike.
+    A candidate on the coarse grid is drawn uniformly among those with a foreground share of at least `min_foreground`,
+    then moved by less than one block in every direction, so that patches do not sit on a lattice. A moved cube with too
+    little foreground is drawn again: every cube holds at least `min_foreground`, measured by the mask's blocks. If no
+    candidate reaches that, the best tenth of the candidates that touch foreground is used, and the bound is the least
+    share among these. If none touches foreground, all are used.
     """
     share = foreground_share(mask, block, shape, patch)
-    # The slack for rounding is relative, so that a bound above 0 stays above 0: air has a share of exactly 0.
+    # The slack for rounding is relative: a bound above 0 must stay above the share of air, which is exactly 0.
     slack = 1.0 - 1e-9
     bound = min_foreground * slack
     if share.max() < bound:
@@ -86,7 +86,7 @@ def sample_corners(
         chosen = np.unravel_index(rng.choice(good, size=n), share.shape)
         on_grid = np.stack([candidate_offsets(m, patch, block)[i] for m, i in zip(shape, chosen, strict=True)])
         moved = on_grid + rng.integers(-(block // 2), block - block // 2, size=(3, n))
-        # What leaves the volume is mirrored at its face: clipped, it would all lie on the face itself.
+        # Mirror at the faces what leaves the volume: clipping would pile patches up on the faces.
         moved = np.where(moved < 0, -1 - moved, moved)
         moved = np.where(moved > last, 2 * last + 1 - moved, moved)
         return on_grid.T, np.clip(moved, 0, last).T
@@ -106,7 +106,7 @@ def sample_corners(
 def spanned(
     corners: list[Corner], patch: int, shape: tuple[int, ...], axes: tuple[int, ...]
 ) -> tuple[tuple[slice, slice, slice], list[Corner]]:
-    """The part of the volume that holds all cubes, cropped along `axes` only, and the corners within that part."""
+    """The part of the volume that holds all cubes, cropped along `axes` only, and the corners inside that part."""
     first, last = np.zeros(3, int), np.array(shape)
     for axis in axes:
         first[axis] = min(corner[axis] for corner in corners)
@@ -123,17 +123,15 @@ def cut(volume: np.ndarray, corner: Corner, patch: int) -> np.ndarray:
 def copy_overlaps(
     cubes: np.ndarray | Sequence[np.ndarray], corners: list[Corner], part: np.ndarray, axis: int, first: int
 ) -> None:
-    """Fill what a part of a volume has of the cubes at `corners`.
+    """Copy a part of a volume into the cubes at `corners` that overlap it.
 
-    cubes: n of (patch, patch, patch), written; part: whole but along `axis`, where its first slice is number `first`.
+    cubes: n of (patch, patch, patch), written. part: slices number `first` and following along `axis`, whole otherwise.
     """
     patch, last = cubes[0].shape[axis], first + part.shape[axis]
     for cube, corner in zip(cubes, corners, strict=True):
         start, stop = max(corner[axis], first), min(corner[axis] + patch, last)
         if start < stop:
             source, target = [slice(c, c + patch) for c in corner], [slice(None)] * 3
-            source[axis], target[axis] = (
-                slice(start - first, stop - first),
-                slice(start - corner[axis], stop - corner[axis]),
-            )
+            source[axis] = slice(start - first, stop - first)
+            target[axis] = slice(start - corner[axis], stop - corner[axis])
             cube[tuple(target)] = part[tuple(source)]

@@ -1,8 +1,7 @@
-"""A cohort to try the platform on without a download: variations of the ICBM152 template that nilearn ships.
+"""A cohort without a download: seeded variations of the ICBM152 template that nilearn ships.
 
-The template (skull-stripped T1w, 1 mm, an average of 152 people) is warped, cropped and re-contrasted, a
-subject by a seed of its own. The results look like brains and differ like brains; they are no people, and
-nothing learned from them is a finding.
+The template (skull-stripped T1w, 1 mm, an average of 152 people) is warped, cropped and re-contrasted, with one seed
+per subject. The results look like brains, but they are not people: figures on them say nothing about real cohorts.
 """
 
 from __future__ import annotations
@@ -27,12 +26,11 @@ BRIGHTEST = 1000.0  # intensity of the brightest tissue, before the subject's ga
 def make_cohort(folder: str | Path, subjects: int, seed: int = 0) -> list[Path]:
     """Write sub-001_T1w.nii.gz, sub-002_T1w.nii.gz, ...: int16, 1 mm, RAS+, shapes that differ; returns the paths.
 
-    Subject i is a function of (seed, i) alone, byte for byte. A file that is there with the same seed is
-    kept; files appear whole, so that several processes may do this at once. About 2 s a subject. Raises
-    ImportError without the extra `demo`.
+    Subject i depends on (seed, i) alone, byte for byte. A file of the same seed is kept. Writes are atomic: several
+    processes may run this at once. About 2 s a subject. Raises ImportError without the extra `demo`.
     """
     if subjects < 1:
-        raise ValueError(f"subjects = {subjects}: at least 1, please")
+        raise ValueError(f"subjects = {subjects}: must be at least 1")
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     paths = [root / f"sub-{index + 1:03d}_T1w.nii.gz" for index in range(subjects)]
@@ -50,7 +48,7 @@ def make_cohort(folder: str | Path, subjects: int, seed: int = 0) -> list[Path]:
 
 def vary(template: np.ndarray, affine: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One subject: int16 voxels and their affine. template: (D, H, W) float32 in [0, 1], 0 outside the brain."""
-    # (3, 2): where the brain starts and stops.
+    # (3, 2): first and last index of the brain along each axis.
     inside = np.array([(s.start, s.stop) for s in ndimage.find_objects((template > 0).astype(np.uint8))[0]])
     centre = inside.mean(axis=1) - 0.5
     zoom = 1.0 + SCALE * rng.uniform(-1.0, 1.0, size=3)
@@ -65,7 +63,7 @@ def vary(template: np.ndarray, affine: np.ndarray, rng: np.random.Generator) -> 
     mask = ndimage.map_coordinates((template > 0).astype(np.float32), grid, order=1) > 0.5
     brain = np.zeros(shape, np.float32)
     brain[mask] = ndimage.map_coordinates(template, grid[:, mask], order=3)
-    # An average of 152 heads, interpolated once more, is softer than one head; this gives its edges back.
+    # An interpolated average of 152 heads is softer than one head; sharpen its edges.
     brain += 0.8 * (brain - ndimage.gaussian_filter(brain, 1.0))
     brain = np.clip(brain, 0.0, None) ** np.float32(rng.uniform(0.8, 1.25))
     brain *= 1.0 + 0.06 * smooth_field(shape, rng)
@@ -81,7 +79,7 @@ def smooth_field(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray
     """A random field, float32, standard deviation about 1: cubic splines through normal control values."""
     field = rng.standard_normal(CONTROL_POINTS).astype(np.float32)
     for axis, (points, length) in enumerate(zip(CONTROL_POINTS, shape, strict=True)):
-        # Interpolation is linear in the values: the spline through unit vectors is its matrix.
+        # Interpolation is linear in the values, so its matrix is the spline through unit vectors.
         matrix = ndimage.zoom(np.eye(points, dtype=np.float32), (length / points, 1.0), order=3)
         field = np.moveaxis(np.tensordot(matrix, field, axes=(1, axis)), 0, axis)
     return np.ascontiguousarray(field)

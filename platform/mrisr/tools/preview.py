@@ -17,7 +17,7 @@ from voxelstore import VolumeStore, intensity_map, read_volume
 
 Entry = tuple[str, Degradation]
 
-# Every kind and every part of an acquisition, each at a strength that the eye sees.
+# Every kind and every part of an acquisition, each strong enough to be seen.
 GALLERY: tuple[Entry, ...] = (
     ("truncate", Degradation("truncate", (1, 2), 0.5)),
     ("truncate, stronger", Degradation("truncate", (1, 2), 0.8)),
@@ -35,10 +35,10 @@ GALLERY: tuple[Entry, ...] = (
 
 
 def planned(experiment: Experiment, samples: int) -> list[Entry]:
-    """What the experiment trains on: both ends of its ranges, seeded draws between them; then how it is validated."""
+    """What the experiment trains on: both ends of its ranges and seeded draws between them; then its protocol."""
     ranges = experiment.degradation.range()
     low, high = ranges.end(0), ranges.end(1)
-    # The description holds what matters to the kind: another `mix` is no other truncation.
+    # Descriptions hold what matters to the kind: two truncations that differ in `mix` are the same.
     varies = low.describe() != high.describe()
     entries = [("lower end", low), ("upper end", high)] if varies else [("training", low)]
     if varies:
@@ -48,9 +48,10 @@ def planned(experiment: Experiment, samples: int) -> list[Entry]:
 
 
 def load_volume(experiment: Experiment, volume: Path | None) -> tuple[str, np.ndarray, float]:
-    """Name, (D, H, W) float32, normalised, and its intensity of no signal: of a file, or the store's first subject.
+    """Name, normalised voxels (D, H, W) float32 and the intensity of no signal.
 
-    First of the training subjects, if there are any. Raises ConfigError for a store without subjects.
+    Of a file, or of the store's first training subject (first subject, if none trains). Raises ConfigError for an
+    empty store.
     """
     if volume is not None:
         physical = read_volume(volume).physical()
@@ -64,21 +65,21 @@ def load_volume(experiment: Experiment, volume: Path | None) -> tuple[str, np.nd
 
 
 def shown_axis(degradation: Degradation) -> int:
-    """The axis that the shown plane is perpendicular to: one that is left alone if there is one, else left-right."""
+    """The axis perpendicular to the shown plane: the first one that is not degraded, else left-right."""
     free = [axis for axis in range(3) if axis not in degradation.transform_axes]
     return free[0] if free else 0
 
 
 def central_plane(volume: np.ndarray, axis: int) -> np.ndarray:
-    """The central plane of (D, H, W) perpendicular to `axis`, the later of its axes upwards."""
+    """The central plane of (D, H, W) perpendicular to `axis`, its second axis pointing up."""
     return volume.take(volume.shape[axis] // 2, axis=axis).T[::-1]
 
 
 def log_spectrum(volume: np.ndarray, axis: int) -> np.ndarray:
     """log10 of the spectrum's magnitude in the plane perpendicular to `axis`, DC in the middle.
 
-    The root mean square over the planes of the volume (over that axis' frequencies as well: Parseval), per voxel of a
-    plane; below 1e-6 it is cut off. volume: (D, H, W), normalised.
+    The root mean square over the volume's planes, per voxel of a plane, at least 1e-6. By Parseval it is the same over
+    the frequencies of that axis. volume: (D, H, W), normalised.
     """
     plane = tuple(a for a in range(3) if a != axis)
     power = np.square(np.abs(fft.fft2(volume, axes=plane))).mean(axis=axis)
@@ -91,9 +92,8 @@ def contact_sheet(
 ) -> Figure:
     """One row per degradation: low resolution | difference to the original | log-spectrum; the original comes first.
 
-    hr: (D, H, W) float32, normalised; no_signal: as of `degrade`. blocks: rows set side by side. Grey scale and colours
-    of the spectra are those of the original everywhere; a difference has its own symmetric scale, written beside it,
-    and the PSNR is the slice's.
+    hr: (D, H, W) float32, normalised; no_signal: as in `degrade`. blocks: rows side by side. All images share the grey
+    scale of the original. A difference has its own symmetric scale, written beside it. The PSNR is that of the slice.
     """
     cells: list[Entry | None] = [None, *entries]
     rows = -(-len(cells) // blocks)
@@ -121,7 +121,7 @@ def contact_sheet(
 
 
 def write_sheet(figure: Figure, path: Path, dpi: int) -> None:
-    """Save as PNG with a palette of 128 colours, which is a third of the size and looks the same."""
+    """Save as PNG with a palette of 128 colours: a third of the size at the same look."""
     from PIL import Image
 
     canvas = figure.canvas
