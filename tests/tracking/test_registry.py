@@ -19,6 +19,7 @@ from mrisr.models import MDCSRN
 from mrisr.models.weights import write_weights
 from mrisr.tracking import registry
 from mrisr.tracking import runs as tracking
+from mrisr.tracking.promotion import promote
 
 CONFIG = {"growth_rate": 4, "blocks": 2, "units": 2, "residual": False}
 
@@ -32,7 +33,8 @@ class Registered:
 
 
 def _tags(psnr: float, fingerprint: str = "subjects-a", protocol: str = "chen2018") -> dict[str, str]:
-    return registry.model_tags(protocol, "truncate, f=0.5", fingerprint, "data", {"val_psnr": psnr, "val_ssim": 0.9})
+    figures = {"val_psnr": psnr, "val_ssim": 0.9, "val_nrmse": 3 / psnr}
+    return registry.model_tags(protocol, "truncate, f=0.5", fingerprint, "data", figures)
 
 
 @pytest.fixture(scope="module")
@@ -154,19 +156,22 @@ def test_the_better_one_is_the_champion(registered: Registered) -> None:
     first, worse, better, equal = (_again(registered, "race", _tags(psnr)) for psnr in (30.0, 29.5, 30.5, 30.5))
     assert registry.champion("race", uri) is None
     assert registry.champion("nobody", uri) is None
-    assert registry.promote("race", first, uri).reason == "there was no champion"
-    kept = registry.promote("race", worse, uri)
+    assert promote("race", first, uri).reason == "there was no champion"
+    kept = promote("race", worse, uri)
     assert (kept.promoted, kept.figure, kept.champion_figure, kept.champion_version) == (False, 29.5, 30.0, first)
-    assert registry.promote("race", better, uri).promoted
-    assert not registry.promote("race", equal, uri).promoted
-    assert not registry.promote("race", better, uri).promoted
+    assert promote("race", better, uri).promoted
+    assert not promote("race", equal, uri).promoted
+    assert not promote("race", better, uri).promoted
     found = registry.champion("race", uri)
     assert found is not None
     assert found.version == better
     tags = registry.find(f"models:/race/{worse}", uri).tags
     assert tags["promotion"] == "kept"
     assert (tags["promotion_figure"], tags["promotion_champion_figure"]) == ("29.5", "30.0")
-    assert registry.promote("race", worse, uri, metric="val_ssim", higher_is_better=False).promoted is False
+    assert not promote("race", worse, uri, metric="val_ssim").promoted
+    assert not promote("race", worse, uri, metric="val_nrmse").promoted, "of NRMSE the lower is better"
+    lower = _again(registered, "race", _tags(31.0))
+    assert promote("race", lower, uri, metric="val_nrmse").promoted
 
 
 def test_other_subjects_or_protocol_are_measured_anew(registered: Registered) -> None:
@@ -179,28 +184,28 @@ def test_other_subjects_or_protocol_are_measured_anew(registered: Registered) ->
         return {"val_psnr": 25.0}
 
     old = _again(registered, "moved", _tags(40.0))
-    registry.promote("moved", old, uri)
+    promote("moved", old, uri)
     other = _again(registered, "moved", _tags(26.0, fingerprint="subjects-b"))
     with pytest.raises(ValueError, match="differs in validation_fingerprint"):
-        registry.promote("moved", other, uri)
-    decision = registry.promote("moved", other, uri, evaluate=evaluate)
+        promote("moved", other, uri)
+    decision = promote("moved", other, uri, evaluate=evaluate)
     assert (decision.promoted, decision.champion_figure, calls) == (True, 25.0, [old])
     assert "measured anew" in decision.reason
     third = _again(registered, "moved", _tags(24.0, fingerprint="subjects-b", protocol="hz2538"))
-    assert not registry.promote("moved", third, uri, evaluate=evaluate).promoted
+    assert not promote("moved", third, uri, evaluate=evaluate).promoted
     assert registry.find(f"models:/moved/{old}", uri).tags["val_psnr"] == "40.0"
 
 
 def test_a_champion_that_cannot_be_loaded_stays(registered: Registered, tmp_path: Path) -> None:
     first = _again(registered, "shared", _tags(30.0, "subjects-a"))
     store = tracking.client(registered.uri)
-    assert registry.promote("shared", first, registered.uri).promoted
+    assert promote("shared", first, registered.uri).promoted
     gone = store.create_model_version(
         "shared", (tmp_path / "elsewhere").as_uri(), run_id=registered.run_id, tags=_tags(31.0, "subjects-b")
     )
     store.set_registered_model_alias("shared", "champion", gone.version)
     better = _again(registered, "shared", _tags(50.0, "subjects-a"))
-    decision = registry.promote("shared", better, registered.uri, evaluate=lambda model: {"val_psnr": 1.0})
+    decision = promote("shared", better, registered.uri, evaluate=lambda model: {"val_psnr": 1.0})
     assert not decision.promoted
     assert "cannot be measured here" in decision.reason
     assert store.get_model_version("shared", better).tags["promotion"] == "kept"
@@ -210,9 +215,9 @@ def test_a_champion_that_cannot_be_loaded_stays(registered: Registered, tmp_path
 def test_a_candidate_needs_a_figure(registered: Registered) -> None:
     diverged = _again(registered, "nan", _tags(float("nan")))
     with pytest.raises(ValueError, match="is nan"):
-        registry.promote("nan", diverged, registered.uri)
+        promote("nan", diverged, registered.uri)
     with pytest.raises(ValueError, match="no tag 'val_lpips'"):
-        registry.promote("nan", diverged, registered.uri, metric="val_lpips")
+        promote("nan", diverged, registered.uri, metric="val_lpips")
 
 
 def test_weights_from_files(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def test_a_second_process_goes_on_without_gap_or_repeat(store: tracking.Tracking
         assert process.returncode == 9, errors
     assert _history(store, run_id, "loss") == [(step, step / 10) for step in range(20)]
     assert _history(store, run_id, "psnr") == [(step, 30.0 + step) for step in (0, 5, 10, 15)]
-    assert tracking.RunLogger(store.uri, run_id).highest_step("psnr") == 15
+    latest = tracking.client(store.uri).get_run(run_id).data.to_proto().metrics
+    assert {metric.key: metric.step for metric in latest} == {"loss": 19, "psnr": 15}
 
 
 def test_the_highest_step_is_per_key_and_survives_nan(store: tracking.Tracking) -> None:
@@ -81,7 +82,8 @@ def test_the_highest_step_is_per_key_and_survives_nan(store: tracking.Tracking) 
     log.metrics(10, {"a": 2.0, "broken": 0.0, "late": 3.0})
     assert _history(store, run_id, "a") == [(10, 1.0)]
     assert _history(store, run_id, "late") == [(10, 3.0)]
-    assert log.highest_step("absent") is None
+    log.metrics(0, {"absent": 4.0})
+    assert _history(store, run_id, "absent") == [(0, 4.0)]
 
 
 def test_a_run_records_its_configuration_and_no_secret(store: tracking.Tracking, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""MLflow: runs, the outbox, the model registry, provenance, and what is masked. MLflow is imported here alone.
+"""MLflow: runs, the outbox, the model registry, provenance, and the masking of secrets.
 
-It may import models and files.
+No other room imports MLflow. It may import models, metrics and files.
 """

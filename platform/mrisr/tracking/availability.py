@@ -1,4 +1,4 @@
-"""Telling an MLflow that is away from one that says no, and waiting for neither longer than is worth it."""
+"""Whether an MLflow that fails is unreachable or refuses, and calls with a time limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_D
 
 
 def refused(error: BaseException) -> bool:
-    """Whether MLflow has answered and said no, which waiting does not change: the run is deleted or unknown, say."""
+    """Whether MLflow answered with a refusal (for example: the run is deleted), so that waiting is useless."""
     from mlflow.exceptions import MlflowException
 
     return isinstance(error, MlflowException) and error.error_code in _REFUSALS
@@ -23,11 +23,11 @@ def first_line(error: BaseException) -> str:
 
 
 def within(seconds: float, action: Callable[[], None]) -> None:
-    """Do something in a thread; TimeoutError if it takes longer, when it is left to itself.
+    """Run `action` in a thread. Raises TimeoutError if it takes longer; the thread then goes on alone.
 
-    MLflow's own limits are counted in minutes: seven retries of a server, 20 s for a lock of sqlite's.
+    MLflow's own limits are minutes: seven retries of a server, 20 s for a lock of sqlite.
     """
-    import mlflow.tracking  # noqa: F401  seconds of importing are not an absence
+    import mlflow.tracking  # noqa: F401  the import takes seconds, which do not count
 
     ended: list[Exception | None] = []
 

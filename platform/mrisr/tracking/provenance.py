@@ -1,5 +1,4 @@
-"""What a run records about itself: its configuration as parameters, without secrets, and the version of the
-code."""
+"""What a run records about itself: its configuration as MLflow parameters, and the version of the code."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ _PARAM_LENGTH, _PARAM_KEY_LENGTH = 6000, 250
 def code_version() -> str:
     """The git commit of this package's checkout (`-dirty` if tracked files differ), else `sources sha256:...`.
 
-    A submitted job has no checkout: what travels with it is the packages' sources, whose hash tells them apart.
+    A submitted job has the packages' sources and no checkout.
     """
     package = Path(__file__).resolve().parent
 
@@ -34,14 +33,14 @@ def code_version() -> str:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # An installed package may lie inside somebody else's checkout, whose commit says nothing about it.
+    # An installed package may lie inside another project's checkout, whose commit says nothing about it.
     if git("ls-files", "--error-unmatch", "__init__.py") is not None and (commit := git("rev-parse", "HEAD")):
         return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     return f"{SOURCES}{_sources_hash()}"
 
 
 def _sources_hash() -> str:
-    """SHA-256 over the names and the contents of every .py file of both packages, wherever they lie."""
+    """SHA-256 over the names and contents of every .py file of both packages."""
     digest = hashlib.sha256()
     for package in ("mrisr", "voxelstore"):
         spec = find_spec(package)
@@ -64,8 +63,7 @@ def plain(value: Any) -> Any:
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters as MLflow takes them: dotted keys, values as text (`null`, `true`, lists as JSON), shortened
-    if long."""
+    """Parameters as MLflow takes them: dotted keys; values as text (`null`, `true`, lists as JSON), cut if long."""
     return {
         re.sub(r"[^\w.\-: /]", "_", key)[:_PARAM_KEY_LENGTH]: text
         if len(text) <= _PARAM_LENGTH

@@ -12,8 +12,7 @@ _SECRET_QUERY = re.compile(r"([?&](?:sig|signature|passw\w*|\w*secret|\w*token|\
 
 
 def mask_secrets(value: Any) -> Any:
-    """The same nested value with secrets replaced by `***`: by key (password, token, ...) and inside
-    addresses."""
+    """The same nested value with secrets replaced by `***`: by key (password, token, ...) and inside addresses."""
     if isinstance(value, dict):
         return {k: MASK if _SECRET_KEY.search(str(k)) and v is not None else mask_secrets(v) for k, v in value.items()}
     if isinstance(value, list):

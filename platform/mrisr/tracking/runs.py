@@ -1,8 +1,8 @@
-"""MLflow runs: one database prepared before any worker, parameters without secrets, metrics without repeats.
+"""MLflow runs: where they are kept, how they start and end, and what is logged to them.
 
-The tracking address is `MLFLOW_TRACKING_URI` or an embedded sqlite database. Addresses and artifact locations
-are absolute, because a Ray job's and a Ray worker's working directories are throw-away copies. Nothing here
-touches MLflow's global state (active run, tracking URI): every call names its run.
+The tracking address is `MLFLOW_TRACKING_URI` or an embedded sqlite database. Addresses and artifact locations are
+absolute, because Ray workers run in temporary copies of the working directory. Nothing here uses MLflow's global state
+(active run, tracking URI): every call names its run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _PARAMS_PER_CALL, _METRICS_PER_CALL = 100, 1000
-# How long a run that could do without waits for MLflow, when it goes on and when it ends.
+# Seconds that a resumed run and an ending run wait for MLflow.
 RESUME_S, FINISH_S = 10.0, 5.0
 
 
@@ -63,28 +63,29 @@ def resolve_uri(uri: str | None, root: Path) -> str:
     return uri
 
 
-def prepare(uri: str | None, artifact_root: Path, experiment: str) -> Tracking:
-    """Create the database and the experiment if they are missing. Call it once, in the driver, before any
-    worker.
+def _database(uri: str) -> Path | None:
+    """The file of a sqlite database, None for others."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:") else None
 
-    A fresh sqlite database that several processes migrate at once is left broken for good, so a file lock
-    beside it (or in `artifact_root`, for other databases) lets one process at a time through; calling this
-    from several is safe. artifact_root: where figures and models go (a folder every machine of the cluster
-    sees), and the default database. With an MLflow server (http, https, databricks) the server decides where
-    artifacts go.
+
+def prepare(uri: str | None, artifact_root: Path, experiment: str) -> Tracking:
+    """Create the database and the experiment if they are missing. The driver calls it before any worker starts.
+
+    artifact_root: for figures, models and the default database; every machine of the cluster must see this folder. An
+    MLflow server (http, https, databricks) decides itself where artifacts go.
+    A new sqlite database that several processes migrate at once stays broken, so a file lock beside it (for other
+    databases in `artifact_root`) lets one process at a time through.
     Raises ValueError for an unusable URI and for an experiment that was deleted.
     """
     from filelock import FileLock
     from mlflow.exceptions import MlflowException
 
     uri, root = resolve_uri(uri, artifact_root), artifact_root.absolute()
-    served = uri.startswith(("http:", "https:", "databricks"))
+    served, database = uri.startswith(("http:", "https:", "databricks")), _database(uri)
     lock: AbstractContextManager[object] = nullcontext()
     if not served:
-        root.mkdir(parents=True, exist_ok=True)
-        database = Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:") else None
-        if database is not None:
-            database.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (root, database.parent if database is not None else root):
+            folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{database}.lock" if database is not None else root / ".mlflow.lock")
     with lock:
         store = client(uri)
@@ -94,7 +95,7 @@ def prepare(uri: str | None, artifact_root: Path, experiment: str) -> Tracking:
             try:
                 return Tracking(uri, store.create_experiment(experiment, artifact_location=location), experiment)
             except MlflowException as error:
-                # Another machine was faster, where no file lock is shared.
+                # Another machine, which does not share the file lock, was faster.
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
                 found = store.get_experiment_by_name(experiment)
@@ -105,13 +106,12 @@ def prepare(uri: str | None, artifact_root: Path, experiment: str) -> Tracking:
     return Tracking(uri, found.experiment_id, experiment)
 
 
-def deciding(uri: str) -> AbstractContextManager[object]:
-    """Held while a process compares with the champion and takes its place; nothing for a server, which has no lock."""
+def registry_lock(uri: str) -> AbstractContextManager[object]:
+    """A lock for comparing with the champion and replacing it. Only a sqlite database has one."""
     from filelock import FileLock
 
-    if not uri.startswith("sqlite:"):
-        return nullcontext()
-    return FileLock(uri.removeprefix("sqlite:///").partition("?")[0] + ".champion.lock")
+    database = _database(uri)
+    return nullcontext() if database is None else FileLock(f"{database}.champion.lock")
 
 
 def start_run(
@@ -123,12 +123,11 @@ def start_run(
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> str:
-    """Create a run and log its resolved configuration; the driver does this and hands the id to the workers.
+    """Create a run and log its resolved configuration. Returns the run's id, which the driver gives to the workers.
 
-    config: nested mappings and sequences of plain values. Flattened (`training.batch_size`) into parameters;
-    a value longer than MLflow takes is shortened there, the artifact config.yaml holds all of it. Values of
-    keys that look secret, and user:password in addresses, are masked in both.
-    Tags: code_version (git commit or hash of the sources), dataset_fingerprint, and `tags`. Returns the run's id.
+    config: nested mappings and sequences of plain values. They become parameters with dotted names, in which long
+    values are shortened, and the artifact config.yaml, which is complete. Secrets are masked in both.
+    Tags: code_version (git commit or hash of the sources), dataset_fingerprint, and `tags`.
     """
     from mlflow.entities import Param
 
@@ -149,30 +148,29 @@ def start_run(
 
 
 def resume_run(uri: str, run_id: str) -> None:
-    """Mark a run that ended (killed, failed, to be trained for longer) as running again."""
+    """Mark a run that ended as running again."""
     client(uri).update_run(run_id, status="RUNNING")
 
 
 def finish(uri: str, run_id: str, status: Status = "FINISHED") -> None:
-    """End a run. Also for runs whose own process was stopped from outside (ASHA), which MLflow would show as
-    running."""
+    """Set the status of a run that ended, by itself or because its process was stopped."""
     client(uri).set_terminated(run_id, status)
 
 
 def finish_if_reachable(uri: str, run_id: str, status: Status) -> None:
-    """`finish` for a run that ends on an error, which an MLflow that is away must neither hide nor hold up."""
+    """`finish` for a run that ends on an error. Trouble with MLflow is printed and does not hide or delay it."""
     try:
         within(FINISH_S, lambda: finish(uri, run_id, status))
-    except Exception as error:  # a database that is locked raises its own errors, not MLflow's
+    except Exception as error:  # a locked database raises errors of its own
         how = "says no" if refused(error) else "is away"
         print(f"MLflow at {mask_secrets(uri)} {how}: run {run_id} keeps its old status there ({first_line(error)})",
               file=sys.stderr, flush=True)  # fmt: skip
 
 
 def resume_if_reachable(uri: str, run_id: str, file: Path) -> None:
-    """`resume_run`, unless MLflow is away, which a run that has begun does without: its outbox delivers later.
+    """`resume_run`, or a warning if MLflow does not answer: the run's outbox delivers its metrics later.
 
-    file: where the run's id is from. Raises ValueError if MLflow answers, and does not have the run.
+    file: that holds the run's id. Raises ValueError if MLflow answers that it does not have the run.
     """
     place = mask_secrets(uri)
     try:
@@ -190,9 +188,8 @@ def resume_if_reachable(uri: str, run_id: str, file: Path) -> None:
 class RunLogger:
     """Writes to one existing run; used by one process at a time (rank 0).
 
-    A run that resumes from a checkpoint computes some steps again. What is already there is not logged twice:
-    the highest step of every key is read once, from the run's latest metrics (MLflow keeps them apart from
-    the histories, by step and not by time, so that this is one small query whatever the number of steps).
+    A run that resumes from a checkpoint computes some steps again; their metrics are not logged twice. The highest step
+    of every key is read once from the run's latest metrics, one small query for any number of steps.
     """
 
     def __init__(self, uri: str, run_id: str) -> None:
@@ -201,17 +198,15 @@ class RunLogger:
         latest = self._client.get_run(run_id).data.to_proto().metrics
         self._logged: dict[str, int] = {metric.key: metric.step for metric in latest}
 
-    def highest_step(self, key: str) -> int | None:
-        """The last step logged under a key, by this process or an earlier one."""
-        return self._logged.get(key)
-
     def is_active(self) -> bool:
-        """Whether MLflow has the run, and not among the deleted ones."""
+        """Whether the run exists and is not deleted."""
         return bool(self._client.get_run(self.run_id).info.lifecycle_stage == "active")
 
     def metrics(self, step: int, values: Mapping[str, float], time_ms: int | None = None) -> None:
-        """Log the metrics of one step in one call; steps must not go down. Keys already logged at it are left
-        out. time_ms: when they were measured, Unix time; now by default."""
+        """Log the metrics of one step; steps must not go down, and keys that have this step already are left out.
+
+        time_ms: when they were measured, Unix time; default now.
+        """
         self.batch([(step, values, int(time.time() * 1000) if time_ms is None else time_ms)])
 
     def batch(self, records: Iterable[tuple[int, Mapping[str, float], int]]) -> None:
@@ -229,19 +224,18 @@ class RunLogger:
             self._logged |= {metric.key: metric.step for metric in part}
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
-        """Store a matplotlib figure as pictures/<step, 8 digits>-<name>.png; the same step and name replace
-        it."""
+        """Store a matplotlib figure as pictures/<step, 8 digits>-<name>.png; the same step and name replace it."""
         self._client.log_figure(self.run_id, figure, f"pictures/{step:08d}-{name}.png")
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Store a file, or a folder with what it holds, among the run's artifacts."""
+        """Store a file or a folder among the run's artifacts."""
         if path.is_dir():
             self._client.log_artifacts(self.run_id, str(path), folder or path.name)
         else:
             self._client.log_artifact(self.run_id, str(path), folder)
 
     def replace_tags(self, prefix: str, values: Mapping[str, str]) -> None:
-        """Set tags `prefix`KEY and delete every other one of that prefix, of an earlier state."""
+        """Set the tags `prefix`KEY and delete all others with that prefix."""
         tags = {f"{prefix}{key}": value for key, value in values.items()}
         for key in self._client.get_run(self.run_id).data.tags:
             if key.startswith(prefix) and key not in tags:

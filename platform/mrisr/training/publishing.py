@@ -12,10 +12,10 @@ from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
 from mrisr.evaluation.result import EvaluationResult
 from mrisr.evaluation.subject import Evaluation
 from mrisr.files import write_atomic
-from mrisr.metrics import METRICS
 from mrisr.models.weights import build_generator
 from mrisr.tracking import registry
 from mrisr.tracking import runs as tracking
+from mrisr.tracking.promotion import promote
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.training.build import generator_config
 from mrisr.training.run import TrainedRun
@@ -86,10 +86,9 @@ def _compete(run: TrainedRun, published: Published, measure: Callable[[nn.Module
     """Compare a registered version with the champion, unless that is done, and end the run."""
     if published.decision == NOT_COMPARED:
         metric = run.experiment.validation.metric
-        decision = registry.promote(
+        decision = promote(
             published.name, published.version, run.tracking_uri, f"val_{metric}",
             evaluate=lambda loaded: measure(loaded.generator).figures(),
-            higher_is_better=METRICS[metric].higher_is_better,
         )  # fmt: skip
         published = published._replace(promoted=decision.promoted, decision=decision.reason)
         write_atomic(RunFolder.of(run.experiment).published, json.dumps(published._asdict(), indent=1))
