@@ -76,7 +76,7 @@ def test_errors_name_the_key_the_value_and_the_remedy(override: str, words: list
 
 def test_a_blur_alone_is_a_degradation() -> None:
     blur = load_experiment(None, ["degradation.kind=gaussian", "degradation.fraction=0", "degradation.sigma=1"])
-    assert blur.degradation.range().end(1).sigma == 1.0
+    assert blur.degradation.end(1).sigma == 1.0
 
 
 def test_every_problem_is_told_at_once() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrisr.degradation import Degradation, DegradationRange, degrade, kept_band, noise_weight, spectral_weight
+from mrisr.degradation import Degradation, DegradationRange, degrade, describe, kept_band, noise_weight, spectral_weight
 from mrisr.degradation.applying import received_noise
 from voxelstore.intensity import IntensityMap
 
@@ -188,8 +189,8 @@ def test_noise_takes_no_more_memory_than_its_complex_volume() -> None:
 
 def test_sampling_draws_the_noise_and_leaves_the_other_draws_where_they_were() -> None:
     plain = DegradationRange("truncate", fraction=(0.3, 0.7))
-    rich = plain._replace(
-        apodisation="tukey", taper=(0.1, 0.5), slice_axis=0, slice_thickness=(1.0, 3.0), noise=(0.01, 0.05)
+    rich = replace(
+        plain, apodisation="tukey", taper=(0.1, 0.5), slice_axis=0, slice_thickness=(1.0, 3.0), noise=(0.01, 0.05)
     )
     rngs = [np.random.default_rng([7, 2]) for _ in range(3)]
     a, b, c = plain.sample(rngs[0]), rich.sample(rngs[1]), rich.sample(rngs[2])
@@ -214,4 +215,4 @@ def test_a_description_names_what_is_on() -> None:
     )
     assert DegradationRange("truncate").describe() == "truncate, axes 1 2, f=0.5"
     rich = Degradation("mixed", (0,), voxels=8, mix=0.25, apodisation="tukey", taper=0.5, noise=0.02, noise_seed=0)
-    assert rich.describe() == "mixed, axes 0, 8 voxels, a=0.25, tukey 0.5, noise 0.02"
+    assert describe(rich) == "mixed, axes 0, 8 voxels, a=0.25, tukey 0.5, noise 0.02"

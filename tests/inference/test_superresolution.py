@@ -11,7 +11,7 @@ import torch
 from scipy import fft
 from torch import nn
 
-from mrisr.degradation import Degradation
+from mrisr.degradation import Degradation, describe
 from mrisr.inference.sliding_window import InferenceOptions
 from mrisr.inference.superresolution import SuperResolver, superresolve_files
 from voxelstore import VolumeError, find_volumes
@@ -117,7 +117,7 @@ def test_data_consistency_keeps_the_inputs_band(tmp_path: Path) -> None:
         summary = superresolve_files(
             tmp_path / "a.nii.gz", tmp_path / f"{name}.nii.gz", SuperResolver(Affine(0.5, 0.1), OPTIONS, chosen)
         )
-        assert summary.files[0].consistency == (None if chosen is None else band.describe())
+        assert summary.files[0].consistency == (None if chosen is None else describe(band))
         spectra[name] = fft.fftn(nib.load(tmp_path / f"{name}.nii.gz").get_fdata())
     given = fft.fftn(nib.load(tmp_path / "a.nii.gz").get_fdata())
     k = np.abs(np.fft.fftfreq(32) * 32)

@@ -11,7 +11,7 @@ from PIL import Image
 from mrisr.cli.app import main
 from mrisr.config import load_experiment
 from mrisr.degradation import PROTOCOLS, degrade
-from mrisr.tools.preview import GALLERY, central_plane, contact_sheet, log_spectrum, planned, shown_axis
+from mrisr.tools.preview import central_plane, contact_sheet, gallery_entries, log_spectrum, planned, shown_axis
 
 
 def test_rows_are_the_ends_the_draws_and_the_protocol() -> None:
@@ -29,7 +29,7 @@ def test_rows_are_the_ends_the_draws_and_the_protocol() -> None:
 
 def test_a_sheet_shows_the_degraded_plane_its_difference_and_its_spectrum() -> None:
     hr = np.random.default_rng(0).random((12, 20, 16)).astype(np.float32)
-    entries = list(GALLERY)
+    entries = gallery_entries()
     figure = contact_sheet(hr, entries, blocks=2)
     grid = np.array(figure.axes).reshape(7, 6)
     for i, (name, degradation) in enumerate(entries, start=1):

@@ -12,7 +12,7 @@ import typer
 from mrisr.cli.options import ConfigOption, Overrides, TrackingOption, absolute, key_reference, output_path
 from mrisr.config.loading import ConfigError, load_experiment
 from mrisr.config.validation import protocol_named
-from mrisr.degradation import PROTOCOLS
+from mrisr.degradation import PROTOCOLS, describe
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -176,13 +176,13 @@ def preview(
 ) -> None:
     """Draw what a configuration trains on: one row per degradation, LR, difference and log-spectrum."""
     experiment = load_experiment(config, overrides or [])
-    from mrisr.tools.preview import GALLERY, contact_sheet, load_volume, planned, write_sheet
+    from mrisr.tools.preview import contact_sheet, gallery_entries, load_volume, planned, write_sheet
 
     name, hr, no_signal = load_volume(experiment, None if volume is None else absolute(volume, "--volume"))
-    entries = list(GALLERY) if gallery else planned(experiment, samples)
+    entries = gallery_entries() if gallery else planned(experiment, samples)
     target = output_path(output, "preview.png", "--output")
     write_sheet(contact_sheet(hr, entries, name, 2 if len(entries) > 6 else 1, no_signal), target, dpi=90)
-    typer.echo("\n".join([*(f"{title:<24} {degradation.describe()}" for title, degradation in entries), str(target)]))
+    typer.echo("\n".join([*(f"{title:<24} {describe(degradation)}" for title, degradation in entries), str(target)]))
 
 
 @app.command(epilog=key_reference())

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from mrisr.config.degradation import DegradationSection
 from mrisr.config.fields import AbsolutePath, NonNegative, Positive, Section
 from mrisr.config.networks import Critic, Generator
 from mrisr.config.reference import checked, set_key
 from mrisr.config.tuning import Tuning
 from mrisr.config.validation import Validation
+from mrisr.degradation import DegradationRange
 from mrisr.engine.schedule import Schedule
 from mrisr.engine.step_settings import STRATEGIES, StepSettings
 from mrisr.settings import one_of, setting
@@ -87,7 +87,7 @@ class Experiment(Section):
     seed: NonNegative = Field(0, description="seed of every random draw")
     output: AbsolutePath = Field(Path("$MRISR_HOME/runs"), description="folder of runs: output/name holds checkpoints")
     data: Data = Field(default_factory=Data)
-    degradation: DegradationSection = Field(default_factory=DegradationSection)
+    degradation: DegradationRange = Field(default_factory=DegradationRange)
     stream: Stream = Field(default_factory=Stream)
     generator: Generator = Field(default_factory=Generator)
     critic: Critic = Field(default_factory=Critic)

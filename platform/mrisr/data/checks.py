@@ -24,7 +24,7 @@ def open_store(experiment: Experiment) -> VolumeStore:
                 f"{key}.patch_size = {patch} is larger than the shortest axis of {smallest}, {shortest} voxels; "
                 f"use at most {shortest}"
             )
-    widest = experiment.degradation.range().end(1)
+    widest = experiment.degradation.end(1)
     for subject, shape in shapes.items():
         try:
             check(widest, shape)

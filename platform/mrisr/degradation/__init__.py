@@ -15,41 +15,35 @@ Notation: N is an axis' length, k its integer frequency (-N/2 < k <= N/2), f the
 | shift_fft_shift | an alias of `shift`: shifting the image before and after changes nothing on even axes            |
 | mixed           | (1-a) W_box + a W_shift                                                                          |
 | gaussian        | W_base * exp(-2 pi^2 sigma^2 |nu|^2), nu = k/N in cycles per voxel, base `box` or `truncate`     |
-| report_literal  | none: the project report's code as it runs, for comparison only (see `applying.report_literal`)  |
+| report_literal  | none: the project report's code as it runs, for comparison only (see `report_literal.py`)        |
 
 What real acquisitions add, each off by default and combined with any kind but `report_literal`: a taper of the acquired
 band (`apodisation`), a Gaussian slice profile along one axis (`slice_axis`, `slice_thickness`), and complex Gaussian
 noise before the magnitude (`noise`: Rician where the signal is weak).
 """
 
-from mrisr.degradation.applying import apply_weight, degrade, degrader, enforce_consistency, report_literal
-from mrisr.degradation.parameters import (
-    ALIASES,
-    APODISATIONS,
-    KINDS,
-    PROTOCOLS,
-    SPECTRAL_KINDS,
-    Degradation,
-    DegradationRange,
-    check,
-)
+from mrisr.degradation.applying import apply_weight, degrade, degrader, enforce_consistency
+from mrisr.degradation.checks import check, describe
+from mrisr.degradation.kinds import BASES, KINDS, Kind
+from mrisr.degradation.parameters import APODISATIONS, Degradation
+from mrisr.degradation.ranges import PROTOCOLS, DegradationRange
 from mrisr.degradation.spectrum import kept_band, noise_weight, spectral_weight
 
 __all__ = [
-    "ALIASES",
     "APODISATIONS",
+    "BASES",
     "KINDS",
     "PROTOCOLS",
-    "SPECTRAL_KINDS",
     "Degradation",
     "DegradationRange",
+    "Kind",
     "apply_weight",
     "check",
     "degrade",
     "degrader",
+    "describe",
     "enforce_consistency",
     "kept_band",
     "noise_weight",
-    "report_literal",
     "spectral_weight",
 ]

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy import fft
 
-from mrisr.degradation.parameters import Degradation, check, fractions
+from mrisr.degradation.checks import check
+from mrisr.degradation.kinds import KINDS
+from mrisr.degradation.parameters import Degradation
 from mrisr.degradation.spectrum import kept_band, noise_weight, spectral_weight
 
 # Voxels that are transformed at a time where slices are independent: 1.3 MB of float32, which stays in a core's cache.
@@ -19,9 +21,9 @@ def apply_weight(
 ) -> np.ndarray:
     """`irfftn(rfftn(volume) * weight)` over `axes`. volume: real, any shape; returns `dtype` of the same shape.
 
-    weight: as of `spectral_weight`. dtype: float32 or float64, in which it is computed. Two savings change nothing but
-    the time: columns of the half spectrum beyond the last that the weight keeps are neither transformed along the other
-    axes nor back, and along an axis that is not transformed the volume is taken slab by slab.
+    weight: as of `spectral_weight`. dtype: of the computation, float32 or float64. Two savings change nothing but the
+    time: columns of the half spectrum beyond the last one that the weight keeps are skipped, and along an axis that is
+    not transformed the volume is taken slab by slab.
     """
     volume = np.asarray(volume, dtype=dtype)
     free = [axis for axis in range(volume.ndim) if axis not in axes]
@@ -66,12 +68,11 @@ def degrade(
     """The low-resolution version of a whole volume on the same grid, zero-filled in k-space.
 
     volume: (D, H, W), any real dtype and intensity scale. Returns (D, H, W) `dtype` on the same intensity scale:
-    float32, or float64 where the last bits matter; `report_literal` is float32 at any rate.
+    float32, or float64 where the last bits matter; `report_literal` is always float32.
     A patch must be cut after this, not before: the k-space of a patch is not the patch of the k-space.
-    With noise the result is a magnitude, counted from `no_signal`: the intensity that stands for a signal of 0, which
-    is not 0 where a background has been subtracted (`IntensityMap.no_signal` of a normalised volume). Nothing but noise
-    asks for it. A pure function all the same: the noise is that of `noise_seed`. Raises ValueError for parameters that
-    mean nothing.
+    no_signal: for noise alone, the intensity that stands for a signal of 0: `IntensityMap.no_signal` of a normalised
+    volume. With noise the result is a magnitude, counted from there. The noise is drawn from `noise_seed`, so this is a
+    pure function. Raises ValueError for parameters that mean nothing.
     """
     return degrader(volume.shape, degradation, dtype, no_signal)(volume)
 
@@ -88,8 +89,9 @@ def degrader(
     such axes, it is the volume itself. Raises as `degrade`.
     """
     d = degradation
-    if d.kind == "report_literal":
-        return lambda part: report_literal(part, d)
+    check(d, shape)
+    if (program := KINDS[d.kind].program) is not None:
+        return lambda part: program(part, d)
     weight = spectral_weight(shape, d)
 
     def apply(part: np.ndarray) -> np.ndarray:
@@ -107,15 +109,15 @@ def degrader(
 
 
 def received_noise(shape: tuple[int, ...], degradation: Degradation) -> np.ndarray:
-    """What the receiver's noise is in the image: complex64 of `shape`.
+    """The receiver's noise in the image: complex64 of `shape`.
 
-    White in k-space with `noise` as its standard deviation per part and voxel, then through `noise_weight`: samples
-    that are not acquired carry none. Drawn from `noise_seed` alone.
+    It is white in k-space, with the standard deviation `noise` per part and voxel, times `noise_weight`: samples that
+    are not acquired carry none. It is drawn from `noise_seed` alone.
     """
     d, axes = degradation, degradation.transform_axes
     parts = np.random.default_rng(d.noise_seed).standard_normal((*shape, 2), dtype=np.float32)
     parts *= np.float32(d.noise)
-    # Two volumes of float32, and everything from here on is done in their place.
+    # Two volumes of float32; everything from here on happens in place.
     spectrum = parts.view(np.complex64)[..., 0]
     half, last = noise_weight(shape, d), axes[-1]
     if half.shape[last] > 1:
@@ -128,34 +130,11 @@ def received_noise(shape: tuple[int, ...], degradation: Degradation) -> np.ndarr
     return fft.ifftn(spectrum, axes=axes, norm="ortho", overwrite_x=True)
 
 
-def report_literal(volume: np.ndarray, degradation: Degradation) -> np.ndarray:
-    """The project report's third way as its code does it, which is not what its text says; for comparison only.
-
-    The code mixes the spectrum with the fftshift of the IMAGE, zeroes the half-open index box [c-d, c+d) about the
-    middle of every axis, d = fN/2 to each side, and takes the real part. A half-width beyond the axis, which wrapped
-    round to negative indices, is clipped. Next to the spectrum the image is small, so that this is nearly (1-a) times
-    `box`. volume: (D, H, W) real; returns float32. No spectral weight: neither even in k nor without phase.
-    """
-    check(degradation, volume.shape)
-    axes = degradation.axes
-    hr = np.asarray(volume, dtype=np.float32)
-    a = np.float32(degradation.mix)
-    spectrum = fft.fftn(hr, axes=axes) * (1 - a)
-    spectrum += a * np.fft.fftshift(hr, axes=axes)
-    box: list[slice] = [slice(None)] * hr.ndim
-    for axis, f in zip(axes, fractions(degradation, hr.shape), strict=True):
-        n = hr.shape[axis]
-        half = round(f * n / 2)
-        box[axis] = slice(max(0, n // 2 - half), min(n, n // 2 + half))
-    spectrum[tuple(box)] = 0
-    return np.ascontiguousarray(fft.ifftn(spectrum, axes=axes, overwrite_x=True).real)
-
-
 def enforce_consistency(estimate: np.ndarray, observed: np.ndarray, degradation: Degradation) -> np.ndarray:
-    """Replace the estimate's spectrum by the observed one where that one is known to be exact (design: Parseval).
+    """Replace the estimate's spectrum by the observed one where the observed one is exact.
 
     estimate, observed: (D, H, W) on one intensity scale; observed = degrade(truth, degradation) without noise.
-    The squared error against the truth can only fall: the error in the kept band becomes zero, the rest stays.
+    The squared error against the truth can only fall (Parseval): in the kept band it becomes zero, the rest stays.
     """
     kept = kept_band(observed.shape, degradation).astype(np.float32)
     difference = np.asarray(observed, np.float32) - np.asarray(estimate, np.float32)

@@ -12,6 +12,7 @@ from torch import nn
 
 from mrisr import cluster
 from mrisr.config import ConfigError
+from mrisr.degradation import describe
 from mrisr.evaluation.result import EvaluationResult, SubjectResult
 from mrisr.evaluation.subject import Evaluation, evaluate_subject
 from mrisr.tracking.runs import RunLogger
@@ -54,7 +55,7 @@ def evaluate_on_cluster(
                 f"[{len(results)}/{len(subjects)}] {result.describe()}", markup=False, highlight=False, soft_wrap=True
             )
     ordered = tuple(results[name] for name in subjects)
-    degradation = evaluation.degradation.describe()
+    degradation = describe(evaluation.degradation)
     return EvaluationResult(evaluation.protocol, degradation, split, store.fingerprint(split), ordered)
 
 

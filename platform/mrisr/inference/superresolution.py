@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from mrisr.degradation import Degradation, enforce_consistency
+from mrisr.degradation import Degradation, describe, enforce_consistency
 from mrisr.inference.sliding_window import InferenceOptions, Progress, superresolve_array
 from voxelstore import SourceVolume, find_volumes, intensity_map, read_volume, write_volume
 from voxelstore.volume import EXTENSIONS
@@ -94,7 +94,7 @@ def superresolve_files(
                 raise
             error = f"{type(problem).__name__}: {problem}"
         seconds = time.perf_counter() - started
-        consistency = resolver.band.describe() if resolver.band is not None and error is None else None
+        consistency = describe(resolver.band) if resolver.band is not None and error is None else None
         results.append(FileResult(file, output, seconds, consistency, error))
         if on_file is not None:
             on_file(results[-1])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import fft
 
-from mrisr.degradation import Degradation
+from mrisr.degradation import Degradation, describe
 from mrisr.degradation.spectrum import spectral_weight
 from mrisr.metrics.shell_correlation import half_spectrum_weight
 
@@ -39,7 +39,7 @@ def zeroed_band(reference: np.ndarray, estimate: np.ndarray, degradation: Degrad
     band = spectral_weight(reference.shape, degradation) == 0
     if not band.any():
         raise ValueError(
-            f"degradation {degradation.describe()} zeroes no part of the spectrum: there is no band to measure"
+            f"degradation {describe(degradation)} zeroes no part of the spectrum: there is no band to measure"
         )
     axes = degradation.transform_axes
     count = half_spectrum_weight(reference.shape[axes[-1]])

@@ -19,7 +19,7 @@ from mrisr.config import ConfigError, Experiment
 from mrisr.data.patches import cut, sample_corners
 from mrisr.data.rows import PatchMaker, PreparedRow, Row, cached_store
 from mrisr.data.stream import StreamLimits, rank_batches
-from mrisr.degradation import degrade, spectral_weight
+from mrisr.degradation import KINDS, degrade, spectral_weight
 from voxelstore import VolumeStore
 
 STAGES = ("draw", "read", "transform", "cut", "mix")
@@ -188,7 +188,7 @@ def plain_patches(maker: PatchMaker, row: Row, watch: Stopwatch) -> tuple[np.nda
     with watch.stage("read"):
         hr = store.read_normalised(row.subject)
     with watch.stage("transform"):
-        if degradation.kind == "report_literal" or degradation.noise > 0:
+        if KINDS[degradation.kind].weight is None or degradation.noise > 0:
             lr = degrade(hr, degradation, no_signal=record.intensity.no_signal)
         else:
             axes = degradation.transform_axes

@@ -11,21 +11,14 @@ from matplotlib.figure import Figure
 from scipy import fft
 
 from mrisr.config import ConfigError, Experiment
-from mrisr.degradation import PROTOCOLS, Degradation, degrade
+from mrisr.degradation import KINDS, PROTOCOLS, Degradation, degrade, describe
 from mrisr.metrics.psnr import peak_signal_to_noise
 from voxelstore import VolumeStore, intensity_map, read_volume
 
 Entry = tuple[str, Degradation]
 
-# Every kind and every part of an acquisition, each strong enough to be seen.
-GALLERY: tuple[Entry, ...] = (
-    ("truncate", Degradation("truncate", (1, 2), 0.5)),
-    ("truncate, stronger", Degradation("truncate", (1, 2), 0.8)),
-    ("box", Degradation("box", (1, 2), 0.8)),
-    ("gaussian", Degradation("gaussian", (1, 2), 0.5, sigma=1.0, base="truncate")),
-    ("mixed", Degradation("mixed", (1, 2), 0.5, mix=0.5)),
-    ("shift", Degradation("shift", (1, 2), 0.05)),
-    ("report_literal", Degradation("report_literal", (0, 1, 2), 0.5, mix=0.5)),
+# The parts of an acquisition, each strong enough to be seen.
+_ACQUISITIONS: tuple[Entry, ...] = (
     ("+ Tukey taper", Degradation("truncate", (1, 2), 0.5, apodisation="tukey", taper=0.5)),
     ("+ Hamming taper", Degradation("truncate", (1, 2), 0.5, apodisation="hamming")),
     ("+ thick slices", Degradation("truncate", (1,), 0.5, slice_axis=2, slice_thickness=5.0)),
@@ -34,12 +27,19 @@ GALLERY: tuple[Entry, ...] = (
 )
 
 
+def gallery_entries() -> list[Entry]:
+    """Every kind of degradation by its example; then the parts of an acquisition."""
+    kinds = [(name, Degradation(name, **kind.example)) for name, kind in KINDS.items() if kind.example is not None]
+    kinds.insert(1, ("truncate, stronger", Degradation("truncate", fraction=0.8)))
+    return [*kinds, *_ACQUISITIONS]
+
+
 def planned(experiment: Experiment, samples: int) -> list[Entry]:
     """What the experiment trains on: both ends of its ranges and seeded draws between them; then its protocol."""
-    ranges = experiment.degradation.range()
+    ranges = experiment.degradation
     low, high = ranges.end(0), ranges.end(1)
     # Descriptions hold what matters to the kind: two truncations that differ in `mix` are the same.
-    varies = low.describe() != high.describe()
+    varies = describe(low) != describe(high)
     entries = [("lower end", low), ("upper end", high)] if varies else [("training", low)]
     if varies:
         rng = np.random.default_rng([experiment.seed, 3])
@@ -153,4 +153,4 @@ def _row(panels: np.ndarray, hr: np.ndarray, entry: Entry | None, no_signal: flo
     image.set_title(
         f"{name}: {peak_signal_to_noise(high, low):.1f} dB", fontsize=8, fontweight="bold", loc="left", pad=2
     )
-    image.text(0.0, -0.02, degradation.describe(), fontsize=6.5, transform=image.transAxes, va="top")
+    image.text(0.0, -0.02, describe(degradation), fontsize=6.5, transform=image.transAxes, va="top")

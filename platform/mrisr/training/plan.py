@@ -155,7 +155,6 @@ def describe_plan(experiment: Experiment) -> str:
     parameters = ", ".join(
         f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items()
     )
-    degradation = experiment.degradation.range()
     maker = patch_maker(experiment, splits["train"])
     on_cpus, on_gpus = (steps.batchnorm_over(workers, cuda) for cuda in (False, True))
     batchnorm = f"{on_cpus}" if on_cpus == on_gpus else f"{on_cpus}, on GPUs over all {on_gpus}"
@@ -163,7 +162,7 @@ def describe_plan(experiment: Experiment) -> str:
     elastic = f", {fewer} while nodes are away" if fewer else ""
     lines = [
         f"volumes     {', '.join(f'{name} {len(names)}' for name, names in splits.items())}  in {store.path}",
-        f"rows        {rows:,}: one volume degraded once ({degradation.describe()}), "
+        f"rows        {rows:,}: one volume degraded once ({experiment.degradation.describe()}), "
         f"{stream.patches_per_row} patches of {stream.patch_size}^3 each; "
         f"{rows / subjects:,.1f} epochs",
         f"steps       {schedule.total_steps:,} of {steps.batch_size} patches on {workers} workers{elastic} "

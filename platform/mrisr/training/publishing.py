@@ -70,7 +70,7 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published
     )
     version = registry.register(
         run.state, config, run.run_id, name,
-        {**described, "trained_on": experiment.degradation.range().kind,
+        {**described, "trained_on": experiment.degradation.kind,
          "precision": experiment.training.precision, **(tags or {})},
         f"mDCSRN of run {experiment.name!r}, best weights of step {run.best_step:,}", run.tracking_uri,
     )  # fmt: skip
