@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What early stopping saves and what it costs; TPE beside random search, both with early stopping; the noise of one
-# configuration over three seeds. Needs a store with a train, a validation and a test split: the one of $MRISR_HOME. See docs/tuning.md.
+# configuration over three seeds. Needs a store with a train, a validation and a test split: the one of $MRISR_HOME. See docs/measurements/tuning.md.
 # Parts may be named: asha whole random noise table. Each goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."

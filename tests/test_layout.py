@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +50,44 @@ import mrisr.engine.memory, mrisr.engine.precision
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def rooms() -> list[str]:
+    return [init.parent.name for init in sorted((CHECKOUT / "platform" / "mrisr").glob("*/__init__.py"))]
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_every_room_says_what_it_is_for_and_what_it_may_import(room: str) -> None:
+    text = ast.get_docstring(ast.parse((CHECKOUT / "platform" / "mrisr" / room / "__init__.py").read_text()))
+    assert text
+    assert len(text.split("\n")[0]) > 20
+    assert "import" in text, "what it may import"
+
+
+def test_every_room_has_a_place_in_the_layers() -> None:
+    (layers,) = (c["layers"] for c in contracts() if c["type"] == "layers")
+    placed = [part.strip().removeprefix("mrisr.") for layer in layers for part in layer.split("|")]
+    assert set(rooms()) <= set(placed)
+    assert len(placed) == len(set(placed))
+
+
+def contracts() -> list[dict[str, Any]]:
+    with (CHECKOUT / "pyproject.toml").open("rb") as file:
+        found: list[dict[str, Any]] = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    return found
+
+
+def test_the_layers_see_imports_inside_functions(tmp_path: Path) -> None:
+    """The contract of pyproject.toml on a copy in which one function of the lowest room imports the highest."""
+    for name in ("platform/mrisr", "storage/voxelstore"):
+        shutil.copytree(CHECKOUT / name, tmp_path / Path(name).name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
+    with (tmp_path / "mrisr" / "degradation" / "spectrum.py").open("a") as file:
+        file.write("\n\ndef hidden() -> None:\n    import mrisr.cli.app\n")
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "mrisr.degradation.spectrum -> mrisr.cli.app" in done.stdout
 
 
 def test_every_verb_has_its_job_and_every_job_its_verb() -> None:

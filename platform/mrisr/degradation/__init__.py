@@ -3,7 +3,7 @@
 Every degradation is `lr = irfftn(rfftn(hr) * W)`, optionally with receiver noise and a magnitude after it. Making W
 from parameters (`spectral_weight`), applying it (`degrade`) and drawing its parameters (`DegradationRange.sample`) are
 three separate, pure steps. W is even in k, so the result is real without discarding an imaginary part, and the
-intensity scale of `hr` is kept: nothing is divided by its own maximum.
+intensity scale of `hr` is kept: nothing is divided by its own maximum. It may import numpy and scipy alone.
 
 Notation: N is an axis' length, k its integer frequency (-N/2 < k <= N/2), f the fraction of the axis that is zeroed.
 

@@ -1,4 +1,7 @@
-"""The networks: the generator mDCSRN and the critics."""
+"""The networks: the generator mDCSRN and the critics.
+
+It may import degradation and files.
+"""
 
 from mrisr.models.critic import Critic, build_critic
 from mrisr.models.mdcsrn import MDCSRN
