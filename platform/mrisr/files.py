@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
@@ -21,6 +25,20 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
         raise
     if durable:
         sync(path.parent)
+
+
+@contextmanager
+def locked(path: Path, refusal: Exception) -> Iterator[None]:
+    """Hold the lock of the file `path`, or until the process ends. Raises `refusal` if another process holds it."""
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise refusal from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_synced(path: Path, content: str | bytes, *, durable: bool = True) -> None:

@@ -207,11 +207,11 @@ def test_values_outside_of_the_space_keep_their_places() -> None:
 
 
 def test_winner_yaml_is_an_experiment_file_that_train_takes(tmp_path: Path) -> None:
-    from mrisr.tuning.outcome import TrialOutcome
+    from mrisr.tuning.summary import TrialSummary
 
     plan = plan_search(CONFIGS / "tune.yaml")
     values = plan.draw(optuna.trial.FixedTrial(plan.points[0])) | {"training.gp_weight": 3.25}
-    winner: Any = TrialOutcome(3, "trial-0003", "finished", values, [], {"psnr": 30.0}, 9, None, None, tmp_path, None)  # type: ignore[arg-type]
+    winner: Any = TrialSummary(3, "trial-0003", "finished", values, [], {"psnr": 30.0}, 9, None, None, tmp_path, None)  # type: ignore[arg-type]
     file = tmp_path / "winner.yaml"
     file.write_text(winner_yaml(plan, winner))
     assert load_experiment(file).training.gp_weight == 3.25

@@ -13,7 +13,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from mrisr.config import ConfigError, load_experiment
-from mrisr.tuning.record import Record
+from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.winner import tune
 
 from .conftest import TINY, Bench
@@ -56,8 +56,8 @@ class SearchBench(Bench):
     def folder(self) -> Path:
         return self.home / "runs" / "tiny-search"
 
-    def record(self, number: int) -> Record:
-        return Record(self.folder / "trials" / f"trial-{number:04d}")
+    def record(self, number: int) -> TrialHistory:
+        return TrialHistory(self.folder / "trials" / f"trial-{number:04d}")
 
     def states(self) -> list[str]:
         with sqlite3.connect(self.folder / "study.db") as study:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from mrisr.config.validation import Validation
 from mrisr.training.best import Best, score
 from mrisr.training.checkpoints import BEST_WEIGHTS
-from mrisr.tuning.record import Record
+from mrisr.tuning.history import TrialHistory
 
 # Step 0 is the best in every figure. After it: best by PSNR under the main protocol, by NRMSE, by the mean, none.
 SEEN = [
@@ -47,7 +47,7 @@ def test_the_best_weights_of_a_trial_are_those_that_gave_its_score(
 ) -> None:
     best = best_of(metric=metric, mean_over=protocols, start_counts=False)
     assert (best.step, best.state["w"].item(), best.figures) == (step, float(step), dict(SEEN)[step])
-    record = Record(tmp_path)
+    record = TrialHistory(tmp_path)
     for validated, figures in SEEN:
         record.add(validated, {metric: score(figures, metric, "chen2018", protocols)})
     assert record.results((metric,))[-1]["best_step"] == step

@@ -11,16 +11,16 @@ import yaml
 
 from mrisr.config import ConfigError, load_experiment
 from mrisr.config.loading import dump_experiment
-from mrisr.tuning.earlier import DESCRIPTION, description, learn
-from mrisr.tuning.outcome import collect
+from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.progress import Progress
-from mrisr.tuning.record import Record
 from mrisr.tuning.report import winner_yaml
+from mrisr.tuning.resume import DESCRIPTION, description, learn
 from mrisr.tuning.scheduler import build_scheduler
 from mrisr.tuning.searcher import StudySearcher
 from mrisr.tuning.study import open_storage, open_study
-from mrisr.tuning.trial import TrialSetting, trial_experiment
+from mrisr.tuning.summary import summarize
+from mrisr.tuning.trial import trial_experiment
 
 
 def plan_of(folder: Path, *overrides: str) -> SearchPlan:
@@ -36,9 +36,9 @@ def test_the_winner_keeps_no_password_and_is_trained_by_the_figure_that_chose_it
     storage = open_storage(plan)
     search = StudySearcher(plan, storage, open_study(plan, storage))
     config = search.suggest("a")
-    Record(plan.folder / "trials" / config["run"]).add(4, {"nrmse": 0.1})
+    TrialHistory(plan.folder / "trials" / config["run"]).add(4, {"nrmse": 0.1})
     search.on_trial_complete("a", {"step": 4, "nrmse": 0.1})
-    text = winner_yaml(plan, collect(plan).best[0])
+    text = winner_yaml(plan, summarize(plan).best[0])
     assert "hunter2" not in text
     assert "set MLFLOW_TRACKING_URI" in text
     (tmp_path / "winner.yaml").write_text(text)
@@ -56,9 +56,9 @@ def test_what_tune_and_the_trials_keep_in_the_folder_holds_no_password(tmp_path:
     search.save_to_dir(str(tmp_path), "session")
     assert not list(tmp_path.glob("searcher-state*"))
     # Tune's own snapshot pickles the searcher, the scheduler and the callbacks.
-    for kept in (search, build_scheduler(plan, {}), Progress(plan, 0, 1)):
+    for kept in (search, build_scheduler(plan, {}), Progress(plan, 0)):
         assert b"hunter2" not in cloudpickle.dumps(kept)
-    trial = trial_experiment(TrialSetting(plan, 1, "parent", None), "trial-0000", {"training.gp_weight": 3.0})
+    trial = trial_experiment(plan, "trial-0000", {"training.gp_weight": 3.0})
     text = dump_experiment(trial)
     assert "hunter2" not in text
     assert "set MLFLOW_TRACKING_URI" in text

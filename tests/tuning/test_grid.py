@@ -9,10 +9,10 @@ import optuna
 import pytest
 
 from mrisr.config import ConfigError
-from mrisr.tuning.outcome import Outcome, TrialOutcome, wanted_trials
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.report import cost_lines
 from mrisr.tuning.study import build_sampler, running_trial
+from mrisr.tuning.summary import SearchSummary, TrialSummary
 
 WEIGHT = "training.gp_weight={log_uniform: [0.1, 10]}"
 INTERVAL = "degradation.fraction={interval: [0.1, 0.9]}"
@@ -50,7 +50,7 @@ def different(plan: SearchPlan) -> list[str]:
 def test_the_grid_holds_what_differs_and_its_sampler_runs_that_once(overrides: list[str], size: int | None) -> None:
     plan = plan_search(None, [*overrides, "tuning.sampler=grid", "tuning.trials=500"])
     wanted = different(plan)
-    assert plan.grid_size == wanted_trials(plan) == len(wanted)
+    assert plan.grid_size == plan.trials == len(wanted)
     assert size in (None, len(wanted))
     study, found = optuna.create_study(), []
     for _ in range(plan.grid_size):
@@ -79,14 +79,14 @@ def test_a_grid_too_large_for_its_sampler_is_named_and_counted_for_others() -> N
 
 
 def test_failed_trials_cost_steps_and_save_none_and_a_winner_trained_anew_costs_its_own() -> None:
-    def trial(number: int, state: str, step: int) -> TrialOutcome:
+    def trial(number: int, state: str, step: int) -> TrialSummary:
         frozen = optuna.trial.create_trial(value=0.0)
-        return TrialOutcome(number, "", state, {}, [], {}, step, None, None, Path(), frozen)
+        return TrialSummary(number, "", state, {}, [], {}, step, None, None, Path(), frozen)
 
     small = ["schedule.total_steps=64", "schedule.pretrain_steps=0", "validation.every=4"]
     plan = plan_search(None, [WEIGHT, *small, "tuning.winner=retrain"])
     ended = [trial(0, "finished", 64), trial(1, "stopped early", 16)]
-    assert cost_lines(plan, Outcome([*ended, trial(2, "failed", 4)], [], 0)) == [
+    assert cost_lines(plan, SearchSummary([*ended, trial(2, "failed", 4)], [], 0)) == [
         "3 trials: 1 finished, 1 stopped early, 1 failed",
         "cost: 84 steps run, 4 of them by failed trials; the other 2 trials to their end would be 128 (1.6x), "
         "a grid of 3 values per range 192 (2x)",

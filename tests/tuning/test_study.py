@@ -14,14 +14,14 @@ from rich.console import Console
 
 from mrisr.config import ConfigError
 from mrisr.training.best import score
-from mrisr.tuning.earlier import DESCRIPTION, description, learn
-from mrisr.tuning.outcome import collect
+from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan, plan_search
-from mrisr.tuning.record import Record
-from mrisr.tuning.report import cost_lines, figures, study_of_results, trials_table, write_csv
+from mrisr.tuning.report import cost_lines, plots, study_of_results, trials_table, write_csv
+from mrisr.tuning.resume import DESCRIPTION, description, learn
 from mrisr.tuning.searcher import StudySearcher
 from mrisr.tuning.study import open_storage, open_study
-from mrisr.tuning.trial import PRETRAINED, TrialSetting, in_begun_precision, trial_experiment
+from mrisr.tuning.summary import summarize
+from mrisr.tuning.trial import trial_experiment, with_known_precision
 
 SPACE = ["training.gp_weight={log_uniform: [0.1, 100], fixed: 10}", "critic.kind={choice: [full, separable]}"]
 SMALL = ["schedule.total_steps=64", "schedule.pretrain_steps=0", "validation.every=4", "tuning.startup_trials=2"]
@@ -41,7 +41,7 @@ def searcher(plan: SearchPlan) -> StudySearcher:
 
 def validate(plan: SearchPlan, run: str, *psnrs: float) -> dict[str, Any]:
     """Let a run's record hold validations, every 4 steps; returns the last thing that Tune is told."""
-    record = Record(plan.folder / "trials" / run)
+    record = TrialHistory(plan.folder / "trials" / run)
     for number, psnr in enumerate(psnrs):
         record.add(4 * (number + 1), {"psnr": psnr, "ssim": psnr / 50, "nrmse": 1 / psnr})
     return record.results(plan.base.tuning.metrics)[-1]
@@ -64,10 +64,10 @@ def test_a_killed_search_goes_on_from_its_study(tmp_path: Path, storage: str) ->
     assert d["values"] not in (a["values"], b["values"], c["values"])
     states = [trial.state for trial in open_study(plan, open_storage(plan)).trials]
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.RUNNING]
-    outcome = collect(plan)
-    assert [trial.state for trial in outcome.trials] == ["finished", "failed", "running", "running"]
-    assert outcome.missing == plan.base.tuning.trials - 2
-    assert outcome.best[0].run == a["run"]
+    summary = summarize(plan)
+    assert [trial.state for trial in summary.trials] == ["finished", "failed", "running", "running"]
+    assert summary.missing == plan.base.tuning.trials - 2
+    assert summary.best[0].run == a["run"]
 
 
 def tell(search: StudySearcher, plan: SearchPlan, name: str, *psnrs: float) -> None:
@@ -89,20 +89,20 @@ def test_a_stopped_trial_is_pruned_in_the_study_and_its_steps_are_the_cost(tmp_p
     assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
     assert study.trials[1].intermediate_values == {4: 19.0}, "also the figure that stopped it, at the first rung"
     assert study.trials[2].intermediate_values == {4: 23.0, 8: 23.0, 12: 23.0}, "the best so far, by training step"
-    outcome = collect(plan, study)
-    assert outcome.steps == 64 + 4 + 12
-    ends, cost = cost_lines(plan, outcome)
+    summary = summarize(plan, study)
+    assert summary.steps == 64 + 4 + 12
+    ends, cost = cost_lines(plan, summary)
     assert ends == "3 trials: 1 finished, 2 stopped early"
     assert cost.startswith("cost: 80 steps run; 3 trials to their end would be 192 (2.4x)")
     for width in (200, 60):  # a column for every key, or one for all
         shown = io.StringIO()
         console = Console(file=shown, width=width)
-        console.print(trials_table(plan, outcome, console))
+        console.print(trials_table(plan, summary, console))
         for word in ("0 *", "35.0000", "stopped early", "gp_weight=10" if width == 60 else "gp_weight "):
             assert word in shown.getvalue()
-    assert write_csv(plan, outcome, tmp_path / "trials.csv").read_text().count("stopped early") == 2
-    assert [t.value for t in study_of_results(plan, outcome).trials] == [35.0, 19.0, 23.0]
-    assert {"history", "parallel-coordinates", "slice"} <= {name for name, _ in figures(plan, outcome)}
+    assert write_csv(plan, summary, tmp_path / "trials.csv").read_text().count("stopped early") == 2
+    assert [t.value for t in study_of_results(plan, summary).trials] == [35.0, 19.0, 23.0]
+    assert {"history", "parallel-coordinates", "slice"} <= {name for name, _ in plots(plan, summary)}
 
 
 def test_two_figures_make_a_pareto_front(tmp_path: Path) -> None:
@@ -110,11 +110,11 @@ def test_two_figures_make_a_pareto_front(tmp_path: Path) -> None:
     search = searcher(plan)
     for name, psnr, nrmse in (("a", 30.0, 0.3), ("b", 29.0, 0.1), ("c", 28.0, 0.2), ("d", 29.5, 0.2)):
         config = search.suggest(name)
-        Record(plan.folder / "trials" / config["run"]).add(64, {"psnr": psnr, "nrmse": nrmse})
+        TrialHistory(plan.folder / "trials" / config["run"]).add(64, {"psnr": psnr, "nrmse": nrmse})
         search.on_trial_complete(name, {"step": 64, "psnr": psnr, "nrmse": nrmse})
-    outcome = collect(plan)
-    assert [(t.figures["psnr"], t.figures["nrmse"]) for t in outcome.best] == [(30.0, 0.3), (29.5, 0.2), (29.0, 0.1)]
-    assert "pareto-front" in {name for name, _ in figures(plan, outcome)}
+    summary = summarize(plan)
+    assert [(t.figures["psnr"], t.figures["nrmse"]) for t in summary.best] == [(30.0, 0.3), (29.5, 0.2), (29.0, 0.1)]
+    assert "pareto-front" in {name for name, _ in plots(plan, summary)}
 
 
 def test_the_pictures_show_importance_by_fanova(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_the_pictures_show_importance_by_fanova(tmp_path: Path) -> None:
         config = search.suggest(str(number))
         told = validate(plan, config["run"], 20 + config["values"]["training.gp_weight"] ** 0.5)
         search.on_trial_complete(str(number), told)
-    pictures = dict(figures(plan, collect(plan)))
+    pictures = dict(plots(plan, summarize(plan)))
     assert {"history", "parallel-coordinates", "slice", "importance"} == set(pictures)
     (bars,) = pictures["importance"].data
     assert dict(zip(bars.y, bars.x, strict=True))["training.gp_weight"] > 0.8
@@ -137,15 +137,15 @@ def test_the_score_is_the_mean_over_protocols_of_one_network() -> None:
 
 
 def test_a_record_survives_a_cut_off_line_and_repeats_nothing(tmp_path: Path) -> None:
-    record = Record(tmp_path)
+    record = TrialHistory(tmp_path)
     assert record.add(4, {"psnr": 20.0, "ssim": 0.5})
     assert record.add(8, {"psnr": 19.0, "ssim": 0.9})
     with (tmp_path / "validations.jsonl").open("a") as file:
         file.write('\n{"step": 12, "fig')
-    again = Record(tmp_path)
+    again = TrialHistory(tmp_path)
     assert not again.add(8, {"psnr": 99.0, "ssim": 0.9})
     assert again.add(12, {"psnr": 21.0, "ssim": 0.6})
-    told = Record(tmp_path).results(("psnr", "ssim"))
+    told = TrialHistory(tmp_path).results(("psnr", "ssim"))
     assert [(t["step"], t["best_step"], t["psnr"], t["ssim"]) for t in told] == [
         (4, 4, 20.0, 0.5), (8, 4, 20.0, 0.5), (12, 12, 21.0, 0.6),
     ]  # fmt: skip
@@ -164,7 +164,7 @@ def test_a_later_search_learns_from_an_earlier_one(tmp_path: Path) -> None:
     assert [learn(plan, "data", study), learn(plan, "data", study)] == [2, 2]
     known = [t for t in study.trials if t.state.is_finished()]
     assert [(t.state, t.value) for t in known] == [(TrialState.COMPLETE, 30.0), (TrialState.PRUNED, 20.0)]
-    assert not collect(plan, study).trials, "they cannot win"
+    assert not summarize(plan, study).trials, "they cannot win"
     for name, narrower in (("key", "critic.kind=full"), ("range", "training.gp_weight={log_uniform: [11, 12]}")):
         narrow = small_plan(tmp_path, f"name=narrow-{name}", f"tuning.learn_from=[{earlier.folder}]", narrower)
         known = learn(narrow, "data", open_study(narrow, open_storage(narrow)))
@@ -190,40 +190,40 @@ def test_trials_start_from_the_shared_generator_and_do_not_pay_for_l1(tmp_path: 
     overrides = ("tuning.shared_pretraining=true", "schedule.pretrain_steps=40", "tuning.protocols=[chen2018, hz2538]")
     plan = small_plan(tmp_path, *overrides, "tuning.metrics=[nrmse]")
     assert plan.trial_steps == 24
-    setting = TrialSetting(plan, 1, "parent", str(tmp_path / "pretrained"))
-    trial = trial_experiment(setting, "trial-0007", {"training.gp_weight": 3.0, "critic.kind": "full"})
+    trial = trial_experiment(plan, "trial-0007", {"training.gp_weight": 3.0, "critic.kind": "full"})
     assert (trial.schedule.pretrain_steps, trial.schedule.total_steps) == (0, 24)
-    assert trial.generator.init_from == str(tmp_path / "pretrained")
+    assert trial.generator.init_from == str(plan.pretrained_folder)
     assert trial.run_folder == plan.folder / "trials" / "trial-0007"
     assert trial.training.checkpoint_every == trial.validation.every, "what Tune sees can be resumed and registered"
     v = trial.validation
     assert (v.metric, v.mean_over, v.start_counts) == ("nrmse", ("chen2018", "hz2538"), False), "best is by the score"
     assert (trial.training.gp_weight, trial.critic.kind) == (3.0, "full")
-    alone = small_plan(tmp_path)
-    unshared = trial_experiment(TrialSetting(alone, 1, "parent", None), "trial-0000", {"training.gp_weight": 3.0})
-    assert unshared.schedule == alone.base.schedule
+    apart = small_plan(tmp_path)
+    unshared = trial_experiment(apart, "trial-0000", {"training.gp_weight": 3.0})
+    assert unshared.schedule == apart.base.schedule
 
 
 def test_a_search_keeps_the_precision_that_its_first_trial_began_with(tmp_path: Path) -> None:
     """On whatever machine it goes on, or trains its winner; a trial that has begun goes on as it was written down."""
     plan = small_plan(tmp_path)
-    setting, values = TrialSetting(plan, 1, "parent", None), {"training.gp_weight": 3.0}
-    assert trial_experiment(setting, "trial-0000", values).training.precision == "auto"
+    values = {"training.gp_weight": 3.0}
+    assert trial_experiment(plan, "trial-0000", values).training.precision == "auto"
     for run, became in (("trial-0001", "bf16"), ("trial-0002", "fp32")):
-        begun = trial_experiment(setting, run, values).run_folder
+        begun = trial_experiment(plan, run, values).run_folder
         begun.mkdir(parents=True)
         (begun / "experiment.yaml").write_text("training: {precision: auto}")
         (begun / "precision.txt").write_text(became)
-    found = [trial_experiment(setting, f"trial-{number:04d}", values).training.precision for number in range(4)]
+    found = [trial_experiment(plan, f"trial-{number:04d}", values).training.precision for number in range(4)]
     assert found == ["bf16", "auto", "auto", "bf16"]
-    winners = [in_begun_precision(plan, plan.base, run).training.precision for run in ("", "trial-0001", "trial-0002")]
+    runs = ("", "trial-0001", "trial-0002")
+    winners = [with_known_precision(plan, plan.base, run).training.precision for run in runs]
     assert winners == ["bf16", "bf16", "fp32"]
-    pretrained = plan.folder / PRETRAINED
+    pretrained = plan.pretrained_folder
     pretrained.mkdir()
     (pretrained / "experiment.yaml").write_text("training: {precision: fp32}")
-    assert trial_experiment(setting, "trial-0003", values).training.precision == "fp32", "all start from its weights"
+    assert trial_experiment(plan, "trial-0003", values).training.precision == "fp32", "all start from its weights"
     given = small_plan(tmp_path, "training.precision=fp32")
-    assert trial_experiment(TrialSetting(given, 1, "p", None), "trial-0009", values).training.precision == "fp32"
+    assert trial_experiment(given, "trial-0009", values).training.precision == "fp32"
 
 
 def test_a_known_point_whose_trial_was_killed_while_it_was_drawn_is_not_lost(tmp_path: Path) -> None:

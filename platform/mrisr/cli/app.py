@@ -93,7 +93,7 @@ def tune(
     """
     changes = [*(overrides or []), *([] if trials is None else [f"tuning.trials={trials}"])]
     if dry_run:
-        from mrisr.tuning.describe import describe_search
+        from mrisr.tuning.dry_run import describe_search
 
         typer.echo(describe_search(config, changes))
         return

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from mrisr.config import ConfigError, Experiment
@@ -19,7 +18,7 @@ from mrisr.config.spaces import flat
 from mrisr.engine.checkpoint import PROGRESS, read_progress
 from mrisr.engine.networks import Networks
 from mrisr.engine.sharding import rank, world_size
-from mrisr.files import write_atomic
+from mrisr.files import locked, write_atomic
 from mrisr.training.build import step_config
 from mrisr.training.checkpoints import is_whole, on_every_rank_or_none, remove, write_folder
 from mrisr.training.outcome import StorageStopped
@@ -65,24 +64,18 @@ class RunFolder:
     def mlflow_run_id(self) -> str | None:
         return self.mlflow_run.read_text() if self.mlflow_run.exists() else None
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the run's lock. Two drivers would delete each other's files. The lock ends with its process.
 
         Raises ConfigError if another process holds it.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ConfigError(
+        return locked(
+            self.path / ".lock",
+            ConfigError(
                 f"name = {self.path.name!r}: another process is training this run in {self.path}; wait for it, stop "
                 "it, or use another name=..."
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+            ),
+        )
 
     # Configuration
 

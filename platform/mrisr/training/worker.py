@@ -25,6 +25,7 @@ from mrisr.training.build import (
 )
 from mrisr.training.loop import Loop, Stopped, report
 from mrisr.training.outcome import StorageStopped, TrainingStopped
+from mrisr.training.placement_groups import note_group
 from mrisr.training.plan import memory_advice, out_of_memory
 from mrisr.training.precision import settle_precision
 from mrisr.training.run_folder import RunFolder
@@ -62,6 +63,8 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     experiment = Experiment.model_validate(settings["experiment"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    if rank == 0 and settings["driver_cpus"]:  # in a trial of a search
+        note_group(experiment.run_folder)
     device = device_for_worker(settings["gpu"], experiment.training.tf32)
     if device.type == "cpu":
         threads = experiment.resources.threads_per_worker

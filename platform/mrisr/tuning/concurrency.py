@@ -10,20 +10,20 @@ from mrisr.tuning.trial import DRIVER_CPUS
 
 
 def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] = ()) -> int:
-    """How many trials of this size a cluster runs at a time without taking the data tasks' room.
+    """How many trials of this size a cluster can run at a time.
 
-    nodes: (logical CPUs, GPUs) of each machine; by default one machine has them all. Each trial has its workers, a data
-    task and its own driver. Raises cluster.ResourceError, which says what would fit, for a trial or a
-    `tuning.concurrent` that can never be placed, or that would move the trials from their GPUs to CPUs unasked.
+    nodes: (logical CPUs, GPUs) of each machine; by default one machine has them all. A trial needs its workers, a data
+    task and its driver. Raises cluster.ResourceError, which says what would fit, if a trial or `tuning.concurrent`
+    trials can never be placed, or if sharing would move trials from GPUs to CPUs unasked.
     """
     t = experiment.tuning
     (most_cpus, its_gpus), *others = sorted(nodes or [(cpus, gpus)], reverse=True)
 
     def beside_drivers(count: int) -> list[tuple[float, float]]:
-        """The machines with room for drivers taken from the largest."""
+        """The machines, without the CPUs of `count` drivers on the largest."""
         return [(most_cpus - count * DRIVER_CPUS, its_gpus), *others]
 
-    alone = cluster.divide(experiment, cpus - DRIVER_CPUS, gpus, beside_drivers(1))
+    single = cluster.divide(experiment, cpus - DRIVER_CPUS, gpus, beside_drivers(1))
 
     def fits(count: int) -> cluster.Share | None:
         try:
@@ -38,7 +38,7 @@ def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequ
 
     def fits_unmoved(count: int) -> bool:
         share = fits(count)
-        return share is not None and (experiment.resources.gpus is not None or share.gpu == alone.gpu)
+        return share is not None and (experiment.resources.gpus is not None or share.gpu == single.gpu)
 
     if t.concurrent is not None:
         if fits_unmoved(t.concurrent):
@@ -57,14 +57,14 @@ def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequ
     best = 1
     for count in range(2, t.trials + 1):
         share = fits(count)
-        if share is None or share.gpu != alone.gpu or share.cpus < 0.9 * alone.cpus:
+        if share is None or share.gpu != single.gpu or share.cpus < 0.9 * single.cpus:
             break
         best = count
     return best
 
 
 def _as_one(experiment: Experiment, count: int, share: cluster.Share) -> Experiment:
-    """An experiment with the workers of `count` trials: do these fit onto the machines as well as into their sum?"""
+    """One experiment with the workers of `count` trials, to see if they fit onto the single machines too."""
     return experiment.changed({
         "resources.workers": experiment.resources.workers * count,
         "resources.min_workers": None,

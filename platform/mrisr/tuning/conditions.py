@@ -1,4 +1,4 @@
-"""Conditional spaces: which of them an override has closed, and which could never be searched."""
+"""Conditional search spaces (`when`): those that an override excludes, and conditions that can never hold."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from mrisr.config import ConfigError
 from mrisr.config.spaces import Space
 
 
-def without_closed(
+def without_excluded(
     spaces: dict[str, Space], values: Mapping[str, Any], overridden: Collection[str]
 ) -> dict[str, Space]:
-    """The spaces less those whose condition asks about a key that an override gave one value, and that value rules out.
+    """The spaces without those that an override excludes.
 
-    values: of all keys where they are not searched; overridden: keys that overrides name. With
-    degradation.kind=truncate, a range of `degradation.mix` that is searched where the kind is `mixed` goes too, and
-    with it what asks about the mix in turn. A space that an override opens itself stays, for `check_conditions`.
+    values: the base value of every key; overridden: the keys that overrides name. For example,
+    degradation.kind=truncate excludes a `degradation.mix` that is searched only when the kind is `mixed`, and every
+    space whose condition is on the mix. A space that an override names itself stays; `check_conditions` judges it.
     """
     left, gone = {}, set(overridden) - spaces.keys()
     for key, space in spaces.items():
-        asked = [(other, wanted) for other, wanted in space.when if other in gone and other not in left]
-        if key in overridden or all(values.get(other) in wanted for other, wanted in asked):
+        fixed = [(other, wanted) for other, wanted in space.when if other in gone and other not in left]
+        if key in overridden or all(values.get(other) in wanted for other, wanted in fixed):
             left[key] = space
         else:
             gone.add(key)
@@ -29,9 +29,9 @@ def without_closed(
 
 
 def check_conditions(spaces: dict[str, Space], values: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a condition on what is no key, or on what that key can never be."""
+    """Raise ConfigError for a condition on an unknown key, or on a value that its key can never have."""
     for space in spaces.values():
-        close = f"give {space.key} one value, or mend its `when`"
+        remedy = f"give {space.key} one value, or mend its `when`"
         for other, wanted in space.when:
             asked = spaces.get(other)
             if asked is None and other not in values:
@@ -40,23 +40,22 @@ def check_conditions(spaces: dict[str, Space], values: Mapping[str, Any]) -> Non
                 if values[other] not in wanted:
                     raise ConfigError(
                         f"{space.key}: is searched when {other} is one of {list(wanted)}, but that is "
-                        f"{values[other]!r}; {close}"
+                        f"{values[other]!r}; {remedy}"
                     )
-                continue
-            if asked.kind in ("uniform", "log_uniform", "interval"):
+            elif asked.kind in ("uniform", "log_uniform", "interval"):
                 raise ConfigError(
                     f"{space.key}: when {other} is one of {list(wanted)}, but that is drawn from a range of real "
-                    f"numbers, {asked.kind} {list(asked.options)}, where no single value comes up; {close}, or make "
+                    f"numbers, {asked.kind} {list(asked.options)}, where no single value comes up; {remedy}, or make "
                     f"{other} a choice"
                 )
-            if impossible := [value for value in wanted if not _may_be(asked, value)]:
+            elif impossible := [value for value in wanted if not _possible(asked, value)]:
                 raise ConfigError(
                     f"{space.key}: when {other} is one of {impossible}, but its space holds "
-                    f"{asked.kind} {list(asked.options)} only; {close}"
+                    f"{asked.kind} {list(asked.options)} only; {remedy}"
                 )
 
 
-def _may_be(space: Space, value: Any) -> bool:
+def _possible(space: Space, value: Any) -> bool:
     if space.kind == "choice":
         return value in space.options
     whole = isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()

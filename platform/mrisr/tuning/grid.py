@@ -1,4 +1,4 @@
-"""The full grid of a space: how many different experiments it holds, which, and a sampler that runs each once."""
+"""The full grid of a space: how many experiments it has, which ones, and a sampler that runs each once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import optuna
 
 from mrisr.config.spaces import Space, active
 
-# A sampler knows all of its points before the first trial.
+# The sampler holds all points in memory.
 MOST_POINTS = 100_000
 
 
 def grid_size(spaces: Sequence[Space], values: Mapping[str, Any], points: int) -> int:
-    """Different experiments of the grid: a key that is not searched where others stand multiplies nothing there.
+    """How many different experiments the grid has: keys count only where their conditions hold.
 
-    spaces: every one after those that its conditions ask about; values: of all keys where they are not searched;
-    points: per numeric range. Counted without going through the points.
+    spaces: each after those that its conditions ask about; values: the base value of every key; points: per numeric
+    range. The points are counted without making them.
     """
     ways: Counter[tuple[tuple[str, Any], ...]] = Counter({(): 1})
     for place, space in enumerate(spaces):
@@ -39,7 +39,7 @@ def grid_size(spaces: Sequence[Space], values: Mapping[str, Any], points: int) -
 
 
 def grid_points(spaces: Sequence[Space], values: Mapping[str, Any], points: int) -> Iterator[dict[str, Any]]:
-    """The grid's different experiments, as sampler parameters. Takes what `grid_size` takes."""
+    """The grid's different experiments as sampler parameters. Arguments: see `grid_size`."""
     if not spaces:
         yield {}
         return
@@ -55,10 +55,10 @@ def grid_points(spaces: Sequence[Space], values: Mapping[str, Any], points: int)
 
 
 class DistinctGrid(optuna.samplers.BaseSampler):
-    """Tries every point once, in an order that the seed shuffles; Optuna's own sampler takes full products only.
+    """Tries every point once, in an order that the seed decides. Optuna's own grid sampler knows no conditions.
 
-    What was tried is read from the study, so that a search that was killed goes on; trials whose user attribute
-    `foreign` is set (another search's, which this one was told of) do not count.
+    The study says which points were tried, so a killed search can resume. Trials with the user attribute `foreign`
+    come from another search and do not count.
     """
 
     def __init__(self, points: Sequence[dict[str, Any]], seed: int, foreign: str) -> None:
@@ -73,7 +73,7 @@ class DistinctGrid(optuna.samplers.BaseSampler):
             for other in study.get_trials(deepcopy=False)
             if other.number != trial.number and self._foreign not in other.user_attrs
         }
-        # A trial that was killed while it was drawn has some of its parameters already.
+        # A trial whose process was killed during the draw already has some of its parameters.
         drawn = trial.params.items()
         free = (p for p in self._points if drawn <= p.items() and frozenset(p.items()) not in tried)
         chosen = next(free, None)

@@ -1,10 +1,10 @@
-"""What a search will do, checked before the first trial: the base experiment, its spaces, its known-good points."""
+"""A search plan: the experiment, its search spaces and known-good points, checked before the first trial."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ import numpy as np
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import load_search, validate_experiment
 from mrisr.config.spaces import Space, SpaceError, Suggester, active, flat
-from mrisr.tuning.conditions import check_conditions, without_closed
+from mrisr.tuning.conditions import check_conditions, without_excluded
 from mrisr.tuning.grid import MOST_POINTS, grid_points, grid_size
 
-# Draws that are tried before the first trial: enough that a combination which fails once in 50 draws is found.
+# Draws of the whole space that are checked first: enough to find a combination that fails once in 50 draws.
 _DRAWS = 256
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """A checked search. base: the experiment with the fixed values; points: sampler parameters to try first."""
+    """A checked search. base: the experiment with its fixed values; points: sampler parameters to try first."""
 
     base: Experiment
     spaces: dict[str, Space]
@@ -33,27 +33,42 @@ class SearchPlan:
         return self.base.output / f"{self.base.name}-search"
 
     @property
+    def trials_folder(self) -> Path:
+        return self.folder / "trials"
+
+    @property
+    def pretrained_folder(self) -> Path:
+        """The run of `tuning.shared_pretraining`."""
+        return self.folder / "pretrained"
+
+    @property
+    def trials(self) -> int:
+        """How many trials the search has in the end: a grid may hold fewer than were asked for."""
+        t = self.base.tuning
+        return min(t.trials, self.grid_size) if t.sampler == "grid" else t.trials
+
+    @property
     def trial_steps(self) -> int:
-        """Steps that a trial runs if nothing stops it; shared pretraining is not part of it."""
+        """Steps of a trial that nothing stops, without the shared pretraining."""
         schedule = self.base.schedule
         return schedule.total_steps - (schedule.pretrain_steps if self.base.tuning.shared_pretraining else 0)
 
     @property
     def values(self) -> dict[str, Any]:
-        """Of every dotted key, where it is not searched."""
+        """The base experiment's value of every dotted key."""
         return flat(self.base.model_dump(mode="json"))
 
     @property
     def grid_size(self) -> int:
-        """Different experiments of the full grid that `tuning.grid_points` describes."""
+        """How many different experiments the full grid of `tuning.grid_points` has."""
         return grid_size(list(self.spaces.values()), self.values, self.base.tuning.grid_points)
 
     def grid(self) -> Iterator[dict[str, Any]]:
-        """These experiments, as sampler parameters."""
+        """The full grid, as sampler parameters."""
         return grid_points(list(self.spaces.values()), self.values, self.base.tuning.grid_points)
 
     def draw(self, trial: Suggester) -> dict[str, Any]:
-        """Values of the keys that are searched where the keys drawn before them stand: dotted key -> value."""
+        """A value for every key whose conditions the keys drawn before it meet: dotted key -> value."""
         values, drawn = self.values, {}
         for key, space in self.spaces.items():
             if active(space, values):
@@ -66,22 +81,21 @@ class SearchPlan:
 
 
 def plan_search(path: Path | None, overrides: Sequence[str] = ()) -> SearchPlan:
-    """Read an experiment file with search spaces and check that all of its space makes valid experiments.
+    """Read an experiment file with search spaces, and check that the whole space consists of valid experiments.
 
-    Raises ConfigError: no space, an unknown key, ends that a key does not take, values that do not fit together, a
-    condition on what cannot be, a known-good point outside of the space.
+    Raises ConfigError for: no space, an unknown key, an end that a key does not take, values that do not fit together,
+    an impossible condition, a known-good point outside of the space.
     """
     raw, spaces = load_search(path, overrides)
     base = validate_experiment(raw)
     overridden = {override.partition("=")[0].lstrip("-") for override in overrides}
-    spaces = without_closed(spaces, flat(base.model_dump(mode="json")), overridden)
+    spaces = without_excluded(spaces, flat(base.model_dump(mode="json")), overridden)
     if not spaces:
         raise ConfigError(
             f"{path or 'the configuration'}: holds no search space; write one beside a key's value, e.g. "
             "training: {gp_weight: {log_uniform: [0.1, 100], fixed: 10}}"
         )
-    plan = SearchPlan(base, spaces, ())
-    t = plan.base.tuning
+    plan, t = SearchPlan(base, spaces, ()), base.tuning
     if t.sampler == "cmaes" and len(t.metrics) > 1:
         raise ConfigError(f"tuning.sampler = 'cmaes' searches for one figure, not {list(t.metrics)}; use tpe or random")
     check_conditions(spaces, plan.values)
@@ -93,11 +107,11 @@ def plan_search(path: Path | None, overrides: Sequence[str] = ()) -> SearchPlan:
         )
     _check_values(plan)
     _check_together(plan)
-    return SearchPlan(plan.base, spaces, tuple(_points(plan)))
+    return replace(plan, points=tuple(_points(plan)))
 
 
 def short(value: Any) -> str:
-    """A value for tables and progress lines: three digits; an interval as `low to high`; nothing for None."""
+    """A value as text for tables and progress lines: three digits; an interval as `low to high`; None as nothing."""
     if isinstance(value, list | tuple):
         return " to ".join(map(short, value))
     return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
@@ -137,7 +151,7 @@ def _check_shared_pretraining(plan: SearchPlan) -> None:
 
 
 def extremes(plan: SearchPlan) -> Iterator[tuple[str, Any]]:
-    """Every end and choice of every key. Those that do not fit the other keys' base values are not among them."""
+    """Every end and choice of every key that fits the other keys' base values."""
     for key, value in _extremes(plan):
         try:
             plan.experiment({key: value})
@@ -152,7 +166,7 @@ def _extremes(plan: SearchPlan) -> Iterator[tuple[str, Any]]:
         if space.kind == "interval":
             values = [[low, low] for low in space.options] + [list(space.options)]
         elif space.kind in ("uniform", "log_uniform"):
-            # A whole-number key would take both ends and fail at the first draw in between.
+            # Integer keys accept both ends, but not what lies between them.
             values.append(space.options[0] + (space.options[1] - space.options[0]) / math.pi)
         yield from ((space.key, value) for value in values)
 
@@ -168,7 +182,7 @@ def _check_values(plan: SearchPlan) -> None:
 
 
 def _check_together(plan: SearchPlan) -> None:
-    """Random draws of the whole space: what fails here would have failed as a trial."""
+    """Random draws of the whole space: a draw that fails here would fail as a trial."""
     draws = _Random(seed=0)
     for _ in range(_DRAWS):
         values = plan.draw(draws)
@@ -177,16 +191,15 @@ def _check_together(plan: SearchPlan) -> None:
         except ConfigError as error:
             text = ", ".join(f"{key}={value}" for key, value in values.items())
             raise ConfigError(
-                f"the search space allows an experiment that is none: {error}\n(at {text}); narrow the space"
+                f"the search space allows an experiment that is not valid: {error}\n(at {text}); narrow the space"
             ) from None
 
 
 def _points(plan: SearchPlan) -> Iterator[dict[str, Any]]:
     """The fixed values as one point, then `tuning.points`, as sampler parameters."""
-    base = flat(plan.base.model_dump(mode="json"))
     fixed = {key: space.fixed for key, space in plan.spaces.items() if space.has_fixed}
     for number, point in enumerate(([fixed] if fixed else []) + list(plan.base.tuning.points)):
-        values = dict(base)
+        values = plan.values
         parameters: dict[str, Any] = {}
         for key in point:
             if key not in plan.spaces:

@@ -1,4 +1,4 @@
-"""What a search shows while it runs, and how the room of a trial that ended is taken back."""
+"""What a search prints while it runs, and how the resources of ended trials are given back."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 from ray import tune
 
 from mrisr.training.outcome import TrainingStopped
-from mrisr.tuning.groups import release
+from mrisr.training.placement_groups import release_groups
+from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan, short
-from mrisr.tuning.record import Record
-from mrisr.tuning.trial import trials_folder
 
-# How long the end of the search waits for the last trials' processes.
+# How long the end of the search waits for the last trials' workers to be gone.
 _LAST_RELEASE_S = 20.0
 
 
 class Progress(tune.Callback):
-    """A line for every validation and for every trial's end, whose workers' room is given back.
+    """Prints a line for every validation and every trial's end, and releases the placement groups of ended trials.
 
-    A trial that its surroundings stopped ends the search: the next trials would meet the same. stopped: why, then.
+    A trial that was interrupted, e.g. by a full disk, ends the search, since the next trials would meet the same.
+    stopped: the reason then; done: number of trials that have ended.
     """
 
-    def __init__(self, plan: SearchPlan, done: int, wanted: int) -> None:
-        # Tune pickles its callbacks into its folder, where no address with a password of the plan's shall be.
-        self.trials, self.metrics, self.steps = trials_folder(plan), plan.base.tuning.metrics, plan.trial_steps
-        self.done, self.wanted = done, wanted
+    def __init__(self, plan: SearchPlan, done: int) -> None:
+        # Not the plan itself: Tune pickles callbacks into its folder, and the plan may hold passwords.
+        self.trials, self.metrics, self.steps = plan.trials_folder, plan.base.tuning.metrics, plan.trial_steps
+        self.done, self.wanted = done, plan.trials
         self.ended: list[Path] = []
         self.stopped: TrainingStopped | None = None
 
     def _say(self, text: str) -> None:
-        print(text, flush=True)  # Tune pickles its callbacks, which a console would not survive.
+        print(text, flush=True)  # a rich console cannot be pickled, and Tune pickles callbacks
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         values = ", ".join(f"{key}={short(value)}" for key, value in trial.config["values"].items())
@@ -53,7 +53,7 @@ class Progress(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.ended.append(self._folder(trial))
-        if (why := Record(self._folder(trial)).interruption) is not None:
+        if (why := TrialHistory(self._folder(trial)).interruption) is not None:
             run = trial.config["run"]
             self.stopped = TrainingStopped(
                 f"{run} could not go on: {why or 'see above'}\nThe same command goes on with the search"
@@ -63,17 +63,17 @@ class Progress(tune.Callback):
         self._say(f"{trial.config['run']} failed; {self.done} of {self.wanted} trials done")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        # Tune tells of a trial's end before it stops the trial's process.
-        self.ended = [folder for folder in self.ended if not release(folder)]
+        # Tune calls on_trial_complete before it stops the trial's process.
+        self.ended = [folder for folder in self.ended if not release_groups(folder)]
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        # Also of trials that an interruption stopped, of whose end Tune does not tell.
+        # Also trials that an interruption stopped, which get no on_trial_complete.
         held, deadline = [self._folder(trial) for trial in trials], time.monotonic() + _LAST_RELEASE_S
-        while (held := [folder for folder in held if not release(folder)]) and time.monotonic() < deadline:
+        while (held := [folder for folder in held if not release_groups(folder)]) and time.monotonic() < deadline:
             time.sleep(0.1)
         for folder in held:
             self._say(f"{folder.name}: its processes are still there after {_LAST_RELEASE_S:g} s; their room is taken")
-            release(folder, now=True)
+            release_groups(folder, now=True)
 
     def _folder(self, trial: Any) -> Path:
         return self.trials / str(trial.config["run"])

@@ -1,4 +1,4 @@
-"""What a finished search leaves: the table, the winner as a configuration, the cost, and Optuna's pictures."""
+"""The report of a search: a table of its trials, its cost, the winner's configuration, and Optuna's plots."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from rich.table import Table
 
 from mrisr.config.loading import dump_experiment
 from mrisr.metrics import METRICS
-from mrisr.tuning.outcome import Outcome, TrialOutcome
 from mrisr.tuning.plan import SearchPlan, short
 from mrisr.tuning.study import directions, name_metrics
-from mrisr.tuning.trial import in_begun_precision, yardstick
+from mrisr.tuning.summary import SearchSummary, TrialSummary
+from mrisr.tuning.trial import score_settings, with_known_precision
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-def trials_table(plan: SearchPlan, outcome: Outcome, console: Console) -> Table:
+def trials_table(plan: SearchPlan, summary: SearchSummary, console: Console) -> Table:
     """Trials, best first, failed ones last: figures, steps, how each ended, values of the searched keys.
 
-    A column for every key where the console is wide enough for it, else all of them in one that is wrapped.
+    Every key has a column if the console is wide enough. Otherwise all keys share one column, which is wrapped.
     """
-    wide = _table(plan, outcome, together=False)
+    wide = _table(plan, summary, one_column=False)
     fits = Measurement.get(console, console.options.update(max_width=10_000), wide).maximum <= console.width
-    return wide if fits else _table(plan, outcome, together=True)
+    return wide if fits else _table(plan, summary, one_column=True)
 
 
-def _table(plan: SearchPlan, outcome: Outcome, *, together: bool) -> Table:
+def _table(plan: SearchPlan, summary: SearchSummary, *, one_column: bool) -> Table:
     metrics = plan.base.tuning.metrics
     names = {key: key.split(".")[-1] for key in plan.spaces}
     table = Table(title=f"{plan.folder.name}: validation, {scale(plan)}")
     for name in ("trial", *(metric.upper() for metric in metrics), "steps"):
         table.add_column(name, justify="right")
     table.add_column("end", overflow="fold")
-    for name in ["values"] if together else names.values():
-        table.add_column(name, overflow="fold", justify="left" if together else "right")
-    winners = {trial.number for trial in outcome.best}
-    for trial in ordered(plan, outcome):
+    for name in ["values"] if one_column else names.values():
+        table.add_column(name, overflow="fold", justify="left" if one_column else "right")
+    winners = {trial.number for trial in summary.best}
+    for trial in ordered(plan, summary):
         values = [short(trial.values.get(key)) for key in names]
-        if together:
-            told = zip(names.values(), values, strict=True)
-            values = [", ".join(f"{name}={value}" for name, value in told if value)]
+        if one_column:
+            named = zip(names.values(), values, strict=True)
+            values = [", ".join(f"{name}={value}" for name, value in named if value)]
         table.add_row(
             f"{trial.number}{' *' if trial.number in winners else ''}",
             *(f"{trial.figures[m]:.4f}" if trial.figures else "" for m in metrics),
@@ -62,76 +62,76 @@ def _table(plan: SearchPlan, outcome: Outcome, *, together: bool) -> Table:
 
 
 def scale(plan: SearchPlan) -> str:
-    """The yardstick in words."""
+    """Under which protocols a trial is scored, as text."""
     protocols = plan.base.tuning.protocols or (plan.base.validation.protocol,)
     return f"{'mean over ' if len(protocols) > 1 else ''}{', '.join(protocols)}"
 
 
-def ordered(plan: SearchPlan, outcome: Outcome) -> list[TrialOutcome]:
+def ordered(plan: SearchPlan, summary: SearchSummary) -> list[TrialSummary]:
     """The trials, best first; those without a figure and those that failed come last."""
     metric = METRICS[plan.base.tuning.metrics[0]]
 
-    def rank(trial: TrialOutcome) -> tuple[bool, bool, float, int]:
+    def rank(trial: TrialSummary) -> tuple[bool, bool, float, int]:
         behind = metric.improvement(0.0, trial.figures.get(metric.name, 0.0))
         return trial.state == "failed", not trial.figures, behind, trial.number
 
-    return sorted(outcome.trials, key=rank)
+    return sorted(summary.trials, key=rank)
 
 
-def cost_lines(plan: SearchPlan, outcome: Outcome) -> list[str]:
-    """How the trials ended; steps run, beside those of the same trials without early stopping and of the full grid.
+def cost_lines(plan: SearchPlan, summary: SearchSummary) -> list[str]:
+    """How the trials ended, and the steps run, compared with no early stopping and with the full grid.
 
-    A failed trial's steps are part of the cost, and not of what early stopping saved.
+    Steps of failed trials are part of the cost, but early stopping did not save their rest.
     """
-    steps, unit = outcome.steps, plan.trial_steps
-    ended = [trial for trial in outcome.trials if trial.state != "failed"]
-    theirs, whole, grid = sum(trial.step for trial in ended), len(ended) * unit, plan.grid_size * unit
+    steps, unit = summary.steps, plan.trial_steps
+    ended = [trial for trial in summary.trials if trial.state != "failed"]
+    useful, whole, grid = sum(trial.step for trial in ended), len(ended) * unit, plan.grid_size * unit
     points = plan.base.tuning.grid_points
     shared = plan.base.schedule.pretrain_steps if plan.base.tuning.shared_pretraining else 0
-    ends = Counter(trial.state for trial in outcome.trials)
-    failed = f", {steps - theirs:,} of them by failed trials; the other" if len(ended) < len(outcome.trials) else ";"
+    ends = Counter(trial.state for trial in summary.trials)
+    failed = f", {steps - useful:,} of them by failed trials; the other" if len(ended) < len(summary.trials) else ";"
     lines = [
-        f"{len(outcome.trials)} trials: {', '.join(f'{count} {state}' for state, count in ends.items())}",
+        f"{len(summary.trials)} trials: {', '.join(f'{count} {state}' for state, count in ends.items())}",
         f"cost: {steps:,} steps run{failed} {len(ended)} trials to their end would be {whole:,} "
-        f"({whole / max(1, theirs):.1f}x), a grid of {points} values per range {grid:,} ({grid / max(1, steps):,.0f}x)",
+        f"({whole / max(1, useful):.1f}x), a grid of {points} values per range {grid:,} ({grid / max(1, steps):,.0f}x)",
     ]
     if shared:
-        lines.append(f"      and {shared:,} L1 steps once for all trials, instead of {shared * len(outcome.trials):,}")
+        lines.append(f"      and {shared:,} L1 steps once for all trials, instead of {shared * len(summary.trials):,}")
     if plan.base.tuning.winner == "retrain":
         lines.append(f"      and {plan.trial_steps:,} steps to train the winner anew")
     return lines
 
 
-def winner_yaml(plan: SearchPlan, trial: TrialOutcome) -> str:
-    """The winner as an experiment file that `mrisr train` takes as it is."""
-    experiment = in_begun_precision(plan, plan.experiment(trial.values), trial.run)
-    experiment = experiment.changed({"name": f"{plan.base.name}-winner", "tuning": {}, **yardstick(plan)})
+def winner_yaml(plan: SearchPlan, trial: TrialSummary) -> str:
+    """The winner as an experiment file for `mrisr train`."""
+    experiment = with_known_precision(plan, plan.experiment(trial.values), trial.run)
+    experiment = experiment.changed({"name": f"{plan.base.name}-winner", "tuning": {}, **score_settings(plan)})
     figures = ", ".join(f"{metric} {value:.4f}" for metric, value in trial.figures.items())
     head = f"# Winner of {plan.folder.name}: trial {trial.number}, {figures} on validation under {scale(plan)}.\n"
     return head + dump_experiment(experiment, without=("tuning",))
 
 
-def write_csv(plan: SearchPlan, outcome: Outcome, path: Path) -> Path:
+def write_csv(plan: SearchPlan, summary: SearchSummary, path: Path) -> Path:
     """One row per trial: number, how it ended, steps, figures, searched values, reason of a failure."""
     metrics = plan.base.tuning.metrics
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["trial", "state", "steps", *metrics, *plan.spaces, "failure"])
-        for t in outcome.trials:
+        for t in summary.trials:
             figures, values = [t.figures.get(m) for m in metrics], [t.values.get(key) for key in plan.spaces]
             writer.writerow([t.number, t.state, t.step, *figures, *values, t.failure])
     return path
 
 
-def study_of_results(plan: SearchPlan, outcome: Outcome) -> optuna.Study:
-    """The study with the best figures of every trial that has any: a stopped one counts with what it reached.
+def study_of_results(plan: SearchPlan, summary: SearchSummary) -> optuna.Study:
+    """The best figures of every trial that has any, as a study of complete trials.
 
-    Optuna's importances and slices leave pruned trials out, and with ASHA that would be most of what was learnt.
+    Optuna's plots of importance and slices leave pruned trials out, which are most trials of a search with ASHA.
     """
     metrics = plan.base.tuning.metrics
     study = optuna.create_study(directions=directions(metrics))
     name_metrics(study, metrics)
-    for t in outcome.trials:
+    for t in summary.trials:
         if t.figures:
             study.add_trial(
                 optuna.trial.create_trial(
@@ -142,11 +142,11 @@ def study_of_results(plan: SearchPlan, outcome: Outcome) -> optuna.Study:
     return study
 
 
-def figures(plan: SearchPlan, outcome: Outcome) -> Iterator[tuple[str, Figure]]:
-    """Optuna's pictures by name. Importance (fANOVA) needs trials that differ in figures; without it is left out."""
+def plots(plan: SearchPlan, summary: SearchSummary) -> Iterator[tuple[str, Figure]]:
+    """Optuna's plots by name. Importance (fANOVA) is left out if the trials are few or have equal figures."""
     import optuna.visualization as show
 
-    study, metrics = study_of_results(plan, outcome), plan.base.tuning.metrics
+    study, metrics = study_of_results(plan, summary), plan.base.tuning.metrics
     done = study.get_trials(deepcopy=False)
     if len(done) < 2:
         return
@@ -162,10 +162,10 @@ def figures(plan: SearchPlan, outcome: Outcome) -> Iterator[tuple[str, Figure]]:
         if len({trial.values[place] for trial in done}) > 1 and len(done) >= 4:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=plan.base.seed)
             try:
-                picture = show.plot_param_importances(study, evaluator=evaluator, **kwargs)
+                plot = show.plot_param_importances(study, evaluator=evaluator, **kwargs)
             except (ValueError, RuntimeError) as error:  # figures beyond float32; trees that found no difference
-                print(f"no picture of importance: {error}")
+                print(f"no plot of importance: {error}")
                 continue
-            yield f"importance{suffix}", picture
+            yield f"importance{suffix}", plot
     if len(metrics) > 1:
         yield "pareto-front", show.plot_pareto_front(study, target_names=list(metrics))

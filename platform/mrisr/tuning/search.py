@@ -1,4 +1,4 @@
-"""The search: as many nested runs at a time as fit, stopped early where they are bad, gone on with after a kill."""
+"""The search: as many trials at a time as fit, bad ones stopped early, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -6,104 +6,83 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
-import optuna
-import yaml
-from filelock import FileLock, Timeout
 from ray import tune
 from rich.console import Console
 
 from mrisr import cluster
 from mrisr.config import ConfigError
 from mrisr.config.paths import home
-from mrisr.config.spaces import flat
 from mrisr.data.checks import open_store
 from mrisr.data.splits import settle_splits
-from mrisr.files import write_atomic
+from mrisr.files import locked, write_atomic
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.runs import Tracking
 from mrisr.training.run import Host, train
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.worker import LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S
 from mrisr.tuning.concurrency import trials_at_once
-from mrisr.tuning.earlier import DESCRIPTION, description, learn
-from mrisr.tuning.ending import end_trials, ending_in_tracking, sigterm_interrupts, tune_interruptible
-from mrisr.tuning.outcome import Outcome, collect, wanted_trials
 from mrisr.tuning.plan import SearchPlan, extremes
 from mrisr.tuning.progress import Progress
+from mrisr.tuning.resume import begin_or_resume, learn
 from mrisr.tuning.scheduler import build_scheduler, judged
 from mrisr.tuning.searcher import StudySearcher
-from mrisr.tuning.study import begun, open_storage, open_study, stored_study
-from mrisr.tuning.trial import DRIVER_CPUS, PRETRAINED, TrialSetting, run_trial, trials_folder, yardstick
+from mrisr.tuning.shutdown import end_trials, ending_in_tracking, sigterm_interrupts, tune_interruptible
+from mrisr.tuning.study import open_storage, open_study
+from mrisr.tuning.summary import SearchSummary, summarize
+from mrisr.tuning.trial import DRIVER_CPUS, TrialSettings, run_trial, score_settings
 from voxelstore import VolumeStore
-
-# Of a key that one side lacks, which is not the same as a key that is null.
-_ABSENT = "(absent)"
 
 
 class Search(NamedTuple):
-    """A finished search. parent_run_id: its MLflow run; outcome: its trials."""
+    """A finished search. parent_run_id: its MLflow run."""
 
     plan: SearchPlan
     place: Tracking
     parent_run_id: str
-    outcome: Outcome
+    summary: SearchSummary
 
 
 @contextmanager
 def search(plan: SearchPlan, console: Console) -> Iterator[Search]:
-    """Run the search, or go on with it; the block publishes what it has found, and nobody else is at it until then.
+    """Run or resume the search. The block publishes the winner; the search stays locked for other processes until then.
 
-    Raises ConfigError for what cannot start, KeyboardInterrupt if interrupted, Terminated after SIGTERM.
+    Raises ConfigError for a search that cannot start, KeyboardInterrupt if interrupted, Terminated after SIGTERM.
     """
-    store = store_of(plan)
+    store = open_search_store(plan)
     cluster.connect()
-    runs = trials_at_once(plan.base, *cluster.available(), cluster.nodes())
-    with _alone(plan), sigterm_interrupts():
-        claim(plan, store.fingerprint())
+    concurrent = trials_at_once(plan.base, *cluster.available(), cluster.nodes())
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    refusal = ConfigError(
+        f"name = {plan.base.name!r}: another process is at this search ({plan.folder}); wait for it, or use "
+        "another name=..."
+    )
+    with locked(plan.folder / ".lock", refusal), sigterm_interrupts():
+        begin_or_resume(plan, store.fingerprint())
         uri = tracking.resolve_uri(plan.base.tracking.uri, home())
         place = tracking.prepare(uri, home() / "mlartifacts", plan.base.tracking.experiment)
         parent = _parent_run(plan, place, store)
         with ending_in_tracking(uri, parent):
-            initial = _pretrain_once(plan, parent, console)
+            if plan.base.tuning.shared_pretraining:
+                _pretrain(plan, parent, console)
             environment = {"MRISR_HOME": str(home()), "MLFLOW_TRACKING_URI": uri}
-            setting = TrialSetting(plan, runs, parent, initial, environment)
             try:
-                _run_trials(plan, setting, store.fingerprint(), console)
+                _run_trials(TrialSettings(plan, concurrent, parent, environment), store.fingerprint(), console)
             except BaseException:
-                end_trials(uri, collect(plan), parent, LAST_DELIVERY_WHEN_TERMINATED_S)
+                end_trials(uri, summarize(plan), parent, LAST_DELIVERY_WHEN_TERMINATED_S)
                 raise
-            outcome = collect(plan)
-            seconds = LAST_DELIVERY_WHEN_TERMINATED_S if outcome.missing else LAST_DELIVERY_S
-            end_trials(uri, outcome, parent, seconds)
-            if outcome.missing:
-                raise KeyboardInterrupt
-            yield Search(plan, place, parent, outcome)
+            summary = summarize(plan)
+            seconds = LAST_DELIVERY_WHEN_TERMINATED_S if summary.missing else LAST_DELIVERY_S
+            end_trials(uri, summary, parent, seconds)
+            if summary.missing:
+                raise KeyboardInterrupt  # Tune returns after Ctrl-C as if it had finished
+            yield Search(plan, place, parent, summary)
         tracking.finish(uri, parent)
 
 
-@contextmanager
-def _alone(plan: SearchPlan) -> Iterator[None]:
-    """One process at a time: two that go on with a search would both run its unfinished trials."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(plan.folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"name = {plan.base.name!r}: another process is at this search ({plan.folder}); wait for it, or use "
-            "another name=..."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def store_of(plan: SearchPlan) -> VolumeStore:
-    """The store that all trials share. Raises ConfigError if it lacks a split that the search needs."""
+def open_search_store(plan: SearchPlan) -> VolumeStore:
+    """The store of all trials. Raises ConfigError if it does not suit the whole space, or has no test subjects."""
     store = open_store(plan.base)
     for key, value in extremes(plan):
         if key.startswith(("degradation.", "stream.")):
@@ -119,34 +98,31 @@ def store_of(plan: SearchPlan) -> VolumeStore:
     return store
 
 
-def _run_trials(plan: SearchPlan, setting: TrialSetting, fingerprint: str, console: Console) -> None:
-    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    t = plan.base.tuning
-    storage = open_storage(plan)
+def _run_trials(settings: TrialSettings, fingerprint: str, console: Console) -> None:
+    plan, storage = settings.plan, open_storage(settings.plan)
     study = open_study(plan, storage)
     if learnt := learn(plan, fingerprint, study):
         console.print(f"the sampler knows {learnt} trials of earlier searches")
-    before = collect(plan, study)
-    finished = [trial for trial in before.trials if trial.state != "running"]
-    wanted = wanted_trials(plan)
-    left = wanted - len(finished)
+    earlier = summarize(plan, study)
+    done = sum(trial.ended for trial in earlier.trials)
     console.print(
-        f"search {plan.folder.name}: {wanted} trials of at most {plan.trial_steps:,} steps, {setting.runs} at a time, "
-        f"sampler {t.sampler}, scheduler {t.scheduler}"
-        + (f"; {len(finished)} are done, {len(begun(study)) - len(finished)} go on" if begun(study) else ""),
+        f"search {plan.folder.name}: {plan.trials} trials of at most {plan.trial_steps:,} steps, {settings.concurrent} "
+        f"at a time, sampler {plan.base.tuning.sampler}, scheduler {plan.base.tuning.scheduler}"
+        + (f"; {done} are done, {len(earlier.trials) - done} go on" if earlier.trials else ""),
         markup=False, soft_wrap=True,
     )  # fmt: skip
-    if left <= 0:
+    if not earlier.missing:
         return
-    histories = {trial.run: judged(trial.state != "running", trial.results) for trial in before.trials}
-    progress = Progress(plan, len(finished), wanted)
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    histories = {trial.run: judged(trial.ended, trial.results) for trial in earlier.trials}
+    progress = Progress(plan, done)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, setting=setting), {"CPU": DRIVER_CPUS}),
+        tune.with_resources(tune.with_parameters(run_trial, settings=settings), {"CPU": DRIVER_CPUS}),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(plan, storage, study),
             scheduler=build_scheduler(plan, histories),
-            num_samples=left,
-            max_concurrent_trials=setting.runs,
+            num_samples=earlier.missing,
+            max_concurrent_trials=settings.concurrent,
             reuse_actors=False,
         ),
         run_config=tune.RunConfig(
@@ -160,61 +136,16 @@ def _run_trials(plan: SearchPlan, setting: TrialSetting, fingerprint: str, conso
     try:
         with tune_interruptible():
             tuner.fit()
-    except tune.TuneError as error:
-        # Tune hands on the text of what a callback raises.
+    except tune.TuneError:
+        # Of an error that a callback raises, Tune passes on only the text.
         if progress.stopped is not None:
             raise progress.stopped from None
-        raise error
-
-
-def claim(plan: SearchPlan, fingerprint: str) -> None:
-    """Write what is searched into the search's folder, or check it against what an earlier start wrote.
-
-    Raises ConfigError for the folder of another search that has trained something.
-    """
-    file = plan.folder / DESCRIPTION
-    text = yaml.safe_dump(description(plan, fingerprint), sort_keys=False)
-    if file.exists():
-        same = file.read_text() == text
-        if not _began(plan):
-            _forget(plan)
-        elif same:
-            return
-        else:
-            before, now = yaml.safe_load(file.read_text()), yaml.safe_load(text)
-            was, is_now = flat(before), flat(now)
-            changed = [key for key in {**was, **is_now} if was.get(key, _ABSENT) != is_now.get(key, _ABSENT)]
-            lines = [f"  {key}: was {was.get(key, _ABSENT)!r}, now {is_now.get(key, _ABSENT)!r}" for key in changed]
-            if list(before["space"]) != list(now["space"]):
-                lines.append("  the order of the searched keys, in which values are drawn")
-            if not lines:
-                return  # written by a version that orders or folds its text differently
-            raise ConfigError(
-                f"name = {plan.base.name!r}: {plan.folder} holds a search of other settings; changed:\n"
-                + "\n".join(lines)
-                + "\nUse the same to go on with it, or another name=... for a new search"
-            )
-    write_atomic(file, text)
-
-
-def _began(plan: SearchPlan) -> bool:
-    """Whether an earlier start of a search of this name came to train anything; its folders may have been deleted."""
-    if any(folder.exists() for folder in (trials_folder(plan), plan.folder / PRETRAINED)):
-        return True
-    study = stored_study(plan)
-    return study is not None and bool(begun(study))
-
-
-def _forget(plan: SearchPlan) -> None:
-    """A start that failed before its first step, by a wrong address, say, has no claim to the name: its study, which
-    may have known points of other spaces in its queue, goes, and its MLflow run stays as it ended."""
-    if stored_study(plan) is not None:
-        optuna.delete_study(study_name=plan.folder.name, storage=open_storage(plan))
-    RunFolder(plan.folder).mlflow_run.unlink(missing_ok=True)
+        raise
 
 
 def _parent_run(plan: SearchPlan, place: Tracking, store: VolumeStore) -> str:
-    file: Path = RunFolder(plan.folder).mlflow_run
+    """The search's MLflow run: that of an earlier start, or a new one."""
+    file = RunFolder(plan.folder).mlflow_run
     if file.exists():
         run_id = file.read_text()
         tracking.resume_if_reachable(place.uri, run_id, file)
@@ -228,19 +159,14 @@ def _parent_run(plan: SearchPlan, place: Tracking, store: VolumeStore) -> str:
     return run_id
 
 
-def _pretrain_once(plan: SearchPlan, parent: str, console: Console) -> str | None:
-    """Run the L1 stage once for all trials; returns the folder with its best weights, or None if it is not shared."""
-    t, base = plan.base.tuning, plan.base
-    if not t.shared_pretraining:
-        return None
-    steps = base.schedule.pretrain_steps
-    experiment = base.changed({
-        "name": PRETRAINED, "output": plan.folder, "schedule.total_steps": steps, "tuning": {}, **yardstick(plan),
-    })  # fmt: skip
-    marker = experiment.run_folder / "done.txt"
-    if not marker.exists():
-        console.print(f"pretraining once for all trials: {steps:,} L1 steps")
-        run = train(experiment, Host(parent_run_id=parent))
-        tracking.finish(run.tracking_uri, run.run_id)
-        write_atomic(marker, f"step {run.best_step}: {run.figures}\n")
-    return str(experiment.run_folder)
+def _pretrain(plan: SearchPlan, parent_run_id: str, console: Console) -> None:
+    """Train the L1 stage that all trials start from, unless an earlier start has."""
+    steps, marker = plan.base.schedule.pretrain_steps, plan.pretrained_folder / "done.txt"
+    if marker.exists():
+        return
+    console.print(f"pretraining once for all trials: {steps:,} L1 steps")
+    name, output = plan.pretrained_folder.name, plan.pretrained_folder.parent
+    changes = {"name": name, "output": output, "schedule.total_steps": steps, "tuning": {}}
+    run = train(plan.base.changed(changes | score_settings(plan)), Host(parent_run_id=parent_run_id))
+    tracking.finish(run.tracking_uri, run.run_id)
+    write_atomic(marker, f"step {run.best_step}: {run.figures}\n")

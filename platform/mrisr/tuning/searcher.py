@@ -9,10 +9,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan
-from mrisr.tuning.record import Record
 from mrisr.tuning.study import RUN, begun, build_sampler, running_trial
-from mrisr.tuning.trial import trials_folder
 
 
 class StudySearcher(Searcher):
@@ -57,8 +56,8 @@ class StudySearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial, metrics = self._trials[trial_id], self._plan.base.tuning.metrics
-        run_folder = trials_folder(self._plan) / f"trial-{trial.number:04d}"
-        if error and Record(run_folder).interruption is not None:
+        run_folder = self._plan.trials_folder / f"trial-{trial.number:04d}"
+        if error and TrialHistory(run_folder).interruption is not None:
             return  # It stays as running: the next start of the search goes on with it.
         if error or not result or any(result.get(metric) is None for metric in metrics):
             self._study.tell(trial, state=TrialState.FAIL)

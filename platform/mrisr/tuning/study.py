@@ -1,4 +1,4 @@
-"""The Optuna study of a search: the one record of what was tried, which a killed search goes on from."""
+"""The Optuna study of a search, in its storage: the record of its trials, from which a killed search resumes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mrisr.tracking.redaction import mask_secrets
 from mrisr.tuning.grid import DistinctGrid
 from mrisr.tuning.plan import SearchPlan
 
-# User attributes: a trial's run; the search's folder; of a trial of another search, where it comes from.
+# User attributes: of a trial, its run; of a study, its search's folder; of a trial that was learnt, its source.
 RUN, FOLDER, LEARNT = "run", "folder", "learnt_from"
 
 
@@ -33,7 +33,7 @@ def storage_in(folder: Path, where: str) -> BaseStorage:
 
 
 def build_sampler(plan: SearchPlan, trials_before: int) -> optuna.samplers.BaseSampler:
-    """The sampler of `tuning.sampler`. trials_before: of an earlier start, so that draws are not repeated."""
+    """The sampler of `tuning.sampler`. trials_before: trials of earlier starts, whose draws are not repeated."""
     t, seed = plan.base.tuning, (plan.base.seed * 100_003 + trials_before) % 2**32  # numpy's limit
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -43,21 +43,21 @@ def build_sampler(plan: SearchPlan, trials_before: int) -> optuna.samplers.BaseS
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
             case "cmaes":
-                # Of the trials that ASHA stops it would otherwise learn nothing, and those are most of them.
+                # By default it learns nothing from trials that ASHA stops, and most are stopped.
                 return optuna.samplers.CmaEsSampler(
                     seed=seed, n_startup_trials=t.startup_trials, consider_pruned_trials=True,
                     warn_independent_sampling=False,
                 )  # fmt: skip
             case _:
                 together = t.sampler == "multivariate"
-                # group: conditional spaces are modelled together where they exist, instead of falling back to random.
+                # group: without it, keys with conditions would be drawn at random.
                 return optuna.samplers.TPESampler(
                     seed=seed, n_startup_trials=t.startup_trials, multivariate=together, group=together
                 )
 
 
 def open_study(plan: SearchPlan, storage: BaseStorage) -> optuna.Study:
-    """The search's study; a new one starts with the known-good points in its queue."""
+    """The search's study. A new one has the known-good points in its queue."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     t = plan.base.tuning
     study = optuna.create_study(
@@ -74,7 +74,7 @@ def open_study(plan: SearchPlan, storage: BaseStorage) -> optuna.Study:
 
 
 def stored_study(plan: SearchPlan) -> optuna.Study | None:
-    """The study as an earlier start has left it, whatever its settings were."""
+    """The study of an earlier start, with whatever settings; None if there is none."""
     storage = open_storage(plan)
     if plan.folder.name not in optuna.get_all_study_names(storage):
         return None
@@ -84,7 +84,7 @@ def stored_study(plan: SearchPlan) -> optuna.Study | None:
 
 
 def _refuse_of_another_folder(plan: SearchPlan, study: optuna.Study) -> None:
-    """A database may serve many searches; the trials of this one lie in this folder."""
+    """Raise ConfigError if a study of this name in a shared database belongs to a search elsewhere."""
     folder = study.user_attrs.get(FOLDER)
     if folder not in (None, str(plan.folder)):
         raise ConfigError(
@@ -104,11 +104,11 @@ def name_metrics(study: optuna.Study, metrics: tuple[str, ...]) -> None:
 
 
 def begun(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that were started, finished or not, in order."""
+    """The trials that were started here, finished or not, in order."""
     return [t for t in study.get_trials(deepcopy=False) if t.state is not TrialState.WAITING and RUN in t.user_attrs]
 
 
 def running_trial(study: optuna.Study, storage: BaseStorage, number: int) -> optuna.Trial:
-    """The trial that an earlier process was at when it ended: its parameters stay, and those it lacks can be drawn."""
+    """A trial that was running when an earlier process ended. It keeps its parameters; those it lacks can be drawn."""
     study_id = storage.get_study_id_from_name(study.study_name)
     return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))

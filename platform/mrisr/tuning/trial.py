@@ -1,11 +1,10 @@
-"""One trial: a nested training run that tells Tune about every validation, and resumes where a killed one stopped."""
+"""One trial: a training run inside Tune, which reports every validation and resumes after a kill."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray import tune
@@ -13,156 +12,144 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from mrisr import cluster
 from mrisr.config import Experiment, load_experiment
+from mrisr.config.tuning import Tuning
 from mrisr.engine.checkpoint import read_progress
 from mrisr.metrics import METRICS
 from mrisr.training.best import score
 from mrisr.training.outcome import SURROUNDINGS, TrainingStopped
 from mrisr.training.run import Host, train
 from mrisr.training.run_folder import RunFolder
-from mrisr.tuning.groups import GroupRecord
+from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan
-from mrisr.tuning.record import Record
 from mrisr.tuning.study import RUN
 
-# A trial's driver only waits for its workers; Tune's default of one CPU would take the room of what it waits for.
+# A trial's driver only waits for its workers. Tune's default of one CPU would leave too little room for them.
 DRIVER_CPUS = 0.01
-# The run of `tuning.shared_pretraining`, beside the folder of the trials.
-PRETRAINED = "pretrained"
 
 
-class TrialSetting(NamedTuple):
+class TrialSettings(NamedTuple):
     """What all trials of a search share.
 
-    runs: trials at a time; initial: folder of the shared pretraining; environment: the driver's, where it says where
-    things live, since a trial may run on a machine that would answer differently.
+    concurrent: how many trials run at a time; environment: the search's addresses and folders, since another machine
+    may have other defaults.
     """
 
     plan: SearchPlan
-    runs: int
+    concurrent: int
     parent_run_id: str
-    initial: str | None
-    environment: dict[str, str] = {}  # noqa: RUF012
+    environment: dict[str, str]
 
 
-def trials_folder(plan: SearchPlan) -> Path:
-    return plan.folder / "trials"
-
-
-def yardstick(plan: SearchPlan) -> dict[str, Any]:
-    """Changes that make the best weights of a run those that the search scores highest."""
+def score_settings(plan: SearchPlan) -> dict[str, Any]:
+    """Changes by which a run chooses its best weights as the search scores trials."""
     t = plan.base.tuning
     return {"validation.metric": t.metrics[0], "validation.mean_over": t.protocols}
 
 
-def in_begun_precision(plan: SearchPlan, experiment: Experiment, run: str = "") -> Experiment:
-    """The experiment, with training.precision=auto as what it became in the trial `run`, or else in the search; auto if
-    nothing has begun. Figures of two precisions would not be one search's, on whatever machine it goes on."""
+def with_known_precision(plan: SearchPlan, experiment: Experiment, run: str = "") -> Experiment:
+    """Replace training.precision=auto by what it became in the trial `run`, or else in any run of the search.
+
+    Figures of two precisions do not compare, so a search keeps its precision on every machine. It stays auto while no
+    run has begun.
+    """
     if experiment.training.precision != "auto":
         return experiment
-    trials = trials_folder(plan)
-    folders = [*([trials / run] if run else []), plan.folder / PRETRAINED, *sorted(trials.glob("*"))]
-    known = next((known for folder in folders if (known := RunFolder(folder).precision()) is not None), "auto")
+    runs = [*([plan.trials_folder / run] if run else []), plan.pretrained_folder, *sorted(plan.trials_folder.glob("*"))]
+    known = next((known for folder in runs if (known := RunFolder(folder).precision()) is not None), "auto")
     return experiment.changed({"training.precision": known})
 
 
-def configured(setting: TrialSetting, values: dict[str, Any]) -> Experiment:
-    """The experiment that a trial of these values trains: the base's, from the shared weights where there are any.
-
-    Weights before the first step are nobody's score, so they are never its best either.
-    """
-    plan = setting.plan
+def searched_experiment(plan: SearchPlan, values: dict[str, Any]) -> Experiment:
+    """The experiment with these values, scored as the search scores, from the shared pretraining if there is one."""
     experiment = plan.experiment(values)
-    changes = yardstick(plan) | {
-        "validation.further_protocols": (), "validation.start_counts": False, "tuning": {},
-    }  # fmt: skip
-    if setting.initial is not None:
+    # The weights before the first step are not the trial's own, so they do not count.
+    changes = score_settings(plan) | {"validation.further_protocols": (), "validation.start_counts": False}
+    if plan.base.tuning.shared_pretraining:
         changes |= {
-            "generator.init_from": setting.initial,
+            "generator.init_from": str(plan.pretrained_folder),
             "schedule.pretrain_steps": 0,
             "schedule.total_steps": experiment.schedule.total_steps - experiment.schedule.pretrain_steps,
         }
-    return experiment.changed(changes)
+    return experiment.changed(changes | {"tuning": {}})
 
 
-def trial_experiment(setting: TrialSetting, run: str, values: dict[str, Any]) -> Experiment:
-    """The experiment of a trial: as configured, with a checkpoint at every validation, in a folder of its own."""
-    experiment, output = configured(setting, values), trials_folder(setting.plan)
-    begun = RunFolder(output / run).settings
-    if begun.exists() and experiment.training.precision == "auto":
-        # It goes on as it was written down: another text would be another run until there is a checkpoint.
-        experiment = experiment.changed({"training.precision": load_experiment(begun).training.precision})
+def trial_experiment(plan: SearchPlan, run: str, values: dict[str, Any]) -> Experiment:
+    """The experiment of a trial: a checkpoint at every validation, in a folder of its own."""
+    experiment, settings = searched_experiment(plan, values), RunFolder(plan.trials_folder / run).settings
+    if settings.exists() and experiment.training.precision == "auto":
+        # The same text as at its start: without a checkpoint, another text would start the run anew.
+        experiment = experiment.changed({"training.precision": load_experiment(settings).training.precision})
     else:
-        experiment = in_begun_precision(setting.plan, experiment)
+        experiment = with_known_precision(plan, experiment)
     return experiment.changed({
         "name": run,
-        "output": output,
+        "output": plan.trials_folder,
         "training.checkpoint_every": experiment.validation.every,
         "training.keep_checkpoints": 1,
-        "training.max_failures": setting.plan.base.tuning.max_failures,
+        "training.max_failures": plan.base.tuning.max_failures,
     })  # fmt: skip
 
 
 class ReportToTune(TuneReportCallback):
-    """Keeps every validation in the run's record, and passes the best figures up to it on to Tune."""
+    """Adds every validation to the trial's history, and reports the best figures so far to Tune."""
 
-    def __init__(self, folder: Path, metrics: tuple[str, ...], main: str, protocols: tuple[str, ...]) -> None:
+    def __init__(self, experiment: Experiment, tuning: Tuning) -> None:
         super().__init__()
-        self.folder, self.metrics, self.main, self.protocols = folder, metrics, main, protocols
+        self.folder, self.main_protocol = experiment.run_folder, experiment.validation.protocol
+        self.metrics, self.protocols = tuning.metrics, tuning.protocols
 
-    def figures(self, validation: dict[str, Any]) -> dict[str, float]:
-        """Every score that a search may have, of a validation's figures."""
-        return {metric: score(validation, metric, self.main, self.protocols) for metric in METRICS}
+    def scores(self, validation: dict[str, Any]) -> dict[str, float]:
+        """The score of a validation by every metric."""
+        return {metric: score(validation, metric, self.main_protocol, self.protocols) for metric in METRICS}
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         reported = metrics[0]
         if reported.get("validated") != reported["step"]:
             return
-        record = Record(self.folder)
-        if record.add(int(reported["step"]), self.figures(reported)):
-            told = record.results(self.metrics)[-1]
-            super().after_report(run_context, [told], checkpoint)
+        history = TrialHistory(self.folder)
+        if history.add(int(reported["step"]), self.scores(reported)):
+            super().after_report(run_context, [history.results(self.metrics)[-1]], checkpoint)
 
 
-def run_trial(config: dict[str, Any], setting: TrialSetting) -> None:
-    """Run, or go on with, one trial inside Tune. An error fails this trial alone; its reason is kept in the record.
+def run_trial(config: dict[str, Any], settings: TrialSettings) -> None:
+    """Start or resume one trial inside Tune.
 
-    Unless the disk, MLflow or the store stops it: then the record says so, and the search stops (see Progress).
+    An error fails this trial alone, and its history keeps the reason. If the disk, MLflow or the store is the cause,
+    the history notes an interruption instead, and the search stops (see Progress).
     """
-    os.environ.update(setting.environment)
+    os.environ.update(settings.environment)
     cluster.quiet()
-    t = setting.plan.base.tuning
-    experiment = trial_experiment(setting, config[RUN], config["values"])
-    record = Record(experiment.run_folder)
-    report = ReportToTune(experiment.run_folder, t.metrics, experiment.validation.protocol, t.protocols)
+    tuning = settings.plan.base.tuning
+    experiment = trial_experiment(settings.plan, config[RUN], config["values"])
+    history, report = TrialHistory(experiment.run_folder), ReportToTune(experiment, tuning)
     for folder in RunFolder.of(experiment).checkpoints():
-        # A killed run may have written checkpoints whose validations nobody heard of.
+        # A killed run may have saved a checkpoint whose validation was not reported.
         latest = read_progress(folder)["latest"]
         if "validated" in latest:
-            record.add(int(latest["validated"]), report.figures(latest))
-    for told in record.results(t.metrics):
-        tune.report(told)
-    if record.step >= experiment.schedule.total_steps:
+            history.add(int(latest["validated"]), report.scores(latest))
+    for result in history.results(tuning.metrics):
+        tune.report(result)
+    if history.step >= experiment.schedule.total_steps:
         return
     try:
-        record.interrupt(None)
-        callbacks = (report, GroupRecord(experiment.run_folder))
-        train(experiment, Host(setting.runs, DRIVER_CPUS, callbacks, setting.parent_run_id))
+        history.resume()
+        train(experiment, Host(settings.concurrent, DRIVER_CPUS, (report,), settings.parent_run_id))
     except Exception as error:
         if not _stopped():
-            with suppress(OSError):  # a full disk takes no note either; what the trial met is the error to tell
-                (record.interrupt if isinstance(error, SURROUNDINGS) else record.fail)(_reason(error))
+            with suppress(OSError):  # a full disk may refuse the note too; the trial's own error matters more
+                (history.interrupt if isinstance(error, SURROUNDINGS) else history.fail)(_reason(error))
         raise
 
 
 def _stopped() -> bool:
-    """Whether Tune has stopped this trial: what its thread meets then is the end of its own process, no failure."""
+    """Whether Tune has stopped this trial. Its process is ending then, and what its thread meets is no failure."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no session any more, which is the question
+        warnings.simplefilter("ignore")  # Tune warns that there is no session, which is what is asked here
         return tune.get_context().get_trial_name() is None
 
 
 def _reason(error: BaseException) -> str:
-    """In one line: what a worker raised, rather than how Ray wrapped it."""
+    """One line: the error that a worker raised, without Ray's wrapping."""
     if isinstance(error, TrainingStopped):
         return str(error)
     failures = getattr(error, "worker_failures", None)

@@ -1,4 +1,4 @@
-"""How a search ends before its end: SIGTERM, Ctrl-C and errors leave no run in MLflow that seems to go on."""
+"""How an interrupted search ends: SIGTERM, Ctrl-C and errors leave no run as RUNNING in MLflow."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from mrisr.tracking.runs import Status
 from mrisr.training.outcome import Terminated
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.stopping import keeping_ctrl_c
-from mrisr.tuning.outcome import Outcome, TrialOutcome
+from mrisr.tuning.summary import SearchSummary, TrialSummary
 
-# How MLflow shows a trial, where not as finished; one that is still running here was interrupted.
+# The MLflow status of a trial by its state, if not FINISHED. A trial that is still running here was interrupted.
 _ENDS: dict[str, Status] = {"failed": "FAILED", "running": "KILLED"}
-# What Tune says of an interruption would lead a user to restore from its own snapshots, which a search does not use.
+# Start of Tune's messages on an interruption -> what is logged instead. Tune advises to restore from its snapshots,
+# which a search does not use.
 _TUNE_SAYS: dict[str, str | None] = {
     "Stop signal received": "the search stops here; its trials keep what they have checkpointed",
     "Experiment has been interrupted": None,
@@ -33,7 +34,7 @@ _TUNE_SAYS: dict[str, str | None] = {
 
 @contextmanager
 def ending_in_tracking(uri: str, run_id: str) -> Iterator[None]:
-    """MLflow shows a search that ends here by an error as failed, or as killed, and not as running for ever."""
+    """If the block ends by an error or an interruption, MLflow shows the search as failed or killed."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, Terminated):
@@ -46,9 +47,9 @@ def ending_in_tracking(uri: str, run_id: str) -> Iterator[None]:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM (`ray job stop`, Slurm) ends a search as Ctrl-C does, inside of Tune and outside; raises Terminated then.
+    """SIGTERM (`ray job stop`, Slurm) acts as Ctrl-C, inside Tune and outside, and the block raises Terminated.
 
-    The trials' checkpoints are of their last validations, so there is nothing to wait for.
+    Every trial has a checkpoint of its last validation, so there is nothing to wait for.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may have signal handlers
@@ -60,7 +61,7 @@ def sigterm_interrupts() -> Iterator[None]:
         told = True
         os.write(2, b"SIGTERM: the search stops\n")
         if not callable(signal.getsignal(signal.SIGINT)):
-            raise KeyboardInterrupt  # a shell that starts a command in the background has it ignore Ctrl-C
+            raise KeyboardInterrupt  # Ctrl-C is ignored in a command that a shell started in the background
         signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, handle)
@@ -76,7 +77,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 @contextmanager
 def tune_interruptible() -> Iterator[None]:
-    """Around Tune: its advice upon an interruption is left out, and Ctrl-C works afterwards as before."""
+    """Around Tune: replaces its advice on an interruption, and restores the handler of Ctrl-C that Tune replaces."""
     logger = logging.getLogger("ray.tune.tune")
     logger.addFilter(_in_our_words)
     try:
@@ -94,33 +95,33 @@ def _in_our_words(record: logging.LogRecord) -> bool:
     return True
 
 
-def end_trials(uri: str, outcome: Outcome, parent: str, seconds: float) -> None:
-    """Deliver what trials that were stopped from outside have left, and end their runs.
+def end_trials(uri: str, summary: SearchSummary, parent: str, seconds: float) -> None:
+    """Deliver the records that trials have not delivered themselves, and end their MLflow runs.
 
-    seconds: to wait for each trial's figures; what stays behind is delivered by the next start of the search. An MLflow
-    that is away is told on stderr, and hides no other error.
+    seconds: time limit for the records of each trial; the next start of the search delivers the rest. If MLflow cannot
+    be reached, a message on stderr says so, and no error is raised.
     """
-    for trial in outcome.trials:
+    for trial in summary.trials:
         if (run_id := trial.mlflow_run_id) is None:
             continue
         try:
             _end_trial(uri, trial, run_id, parent, seconds)
-        except Exception as error:  # a database that is locked raises its own errors, not MLflow's
+        except Exception as error:  # databases raise their own errors, not MLflow's
             how = "says no" if refused(error) else "is away"
             print(f"MLflow at {mask_secrets(uri)} {how}: run {run_id} of {trial.run} may still show as running "
                   f"({first_line(error)})", file=sys.stderr, flush=True)  # fmt: skip
             if not refused(error):
-                return  # it would be as far away for the other trials
+                return  # the other trials could not reach it either
 
 
-def _end_trial(uri: str, trial: TrialOutcome, run_id: str, parent: str, seconds: float) -> None:
+def _end_trial(uri: str, trial: TrialSummary, run_id: str, parent: str, seconds: float) -> None:
     outbox = RunFolder(trial.folder).outbox
     if any(outbox.glob("[0-9]*.json")):
         Outbox(uri, run_id, outbox).close(seconds)
 
     def end() -> None:
         run = tracking.client(uri).get_run(run_id)
-        # A trial that was interrupted twice has the tag of the first time and runs again.
+        # The tag alone says little: a trial that was interrupted before has it and may be running again.
         if run.data.tags.get("tuning.state") == trial.state and run.info.status != "RUNNING":
             return
         tracking.RunLogger(uri, run_id).tags({"tuning.state": trial.state, "tuning.search": parent})

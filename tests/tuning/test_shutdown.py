@@ -14,8 +14,8 @@ import pytest
 
 from mrisr.tracking import runs as tracking
 from mrisr.training.outcome import Terminated
-from mrisr.tuning.ending import end_trials, sigterm_interrupts, tune_interruptible
-from mrisr.tuning.outcome import Outcome, TrialOutcome
+from mrisr.tuning.shutdown import end_trials, sigterm_interrupts, tune_interruptible
+from mrisr.tuning.summary import SearchSummary, TrialSummary
 
 
 def receive(number: int) -> None:
@@ -80,8 +80,8 @@ def test_a_trial_that_is_interrupted_a_second_time_does_not_stay_running(tmp_pat
     def ended(state: str, *before: str) -> tuple[str, str]:
         run_id = tracking.start_run(place, {}, name="trial", tags={"tuning.state": before[0]} if before else {})
         frozen = optuna.trial.create_trial(value=1.0)
-        trial = TrialOutcome(0, "trial", state, {}, [], {}, 4, None, run_id, tmp_path, frozen)
-        end_trials(place.uri, Outcome([trial], [], 1), "parent", 1.0)
+        trial = TrialSummary(0, "trial", state, {}, [], {}, 4, None, run_id, tmp_path, frozen)
+        end_trials(place.uri, SearchSummary([trial], [], 1), "parent", 1.0)
         run = tracking.client(place.uri).get_run(run_id)
         return run.info.status, run.data.tags["tuning.state"]
 

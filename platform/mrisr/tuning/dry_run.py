@@ -1,4 +1,4 @@
-"""What a search will do, in words and numbers, before anything starts: `mrisr tune --dry-run`."""
+"""`mrisr tune --dry-run`: what a search will do, before anything starts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from mrisr.training.build import step_config
 from mrisr.training.plan import estimated_peaks
 from mrisr.training.precision import Assumed, precision_here
 from mrisr.tuning.concurrency import trials_at_once
-from mrisr.tuning.outcome import wanted_trials
 from mrisr.tuning.plan import SearchPlan, plan_search, short
 from mrisr.tuning.report import scale
 from mrisr.tuning.scheduler import rungs
-from mrisr.tuning.search import store_of
-from mrisr.tuning.trial import in_begun_precision
+from mrisr.tuning.search import open_search_store
+from mrisr.tuning.trial import with_known_precision
 
-# Keys that act after the L1 stage only.
+# Keys without effect in the L1 stage.
 _ADVERSARIAL = (
     "critic.", "training.generator_lr", "training.critic_lr", "training.adversarial_weight", "training.gp_weight",
     "schedule.critic", "schedule.boost",
@@ -28,10 +27,10 @@ _ADVERSARIAL = (
 
 
 def describe_search(config: Path | None, overrides: list[str]) -> str:
-    """The space and the plan; needs the store, starts nothing. Raises ConfigError like the search itself."""
+    """The space and the plan as text. Reads the store, starts nothing. Raises ConfigError as the search would."""
     plan = plan_search(config, overrides)
-    store, t, base = store_of(plan), plan.base.tuning, plan.base
-    trials, steps = wanted_trials(plan), plan.trial_steps
+    store, t, base = open_search_store(plan), plan.base.tuning, plan.base
+    trials, steps = plan.trials, plan.trial_steps
     at = rungs(plan)
     stops = f"{t.scheduler}, decides at steps {', '.join(f'{step:,.0f}' for step in at)}" if at else t.scheduler
     shared = f"; {base.schedule.pretrain_steps:,} L1 steps once before" if t.shared_pretraining else ""
@@ -55,7 +54,7 @@ def describe_search(config: Path | None, overrides: list[str]) -> str:
 
 
 def _notes(plan: SearchPlan) -> list[str]:
-    """What a user would rather know before than after."""
+    """Warnings about the plan."""
     pretrain, at = plan.base.schedule.pretrain_steps, rungs(plan)
     late = [key for key in plan.spaces if key.startswith(_ADVERSARIAL)]
     if plan.base.tuning.shared_pretraining or not late or not at or at[0] > pretrain:
@@ -84,7 +83,7 @@ def _point_text(plan: SearchPlan, point: dict[str, Any]) -> str:
 
 
 def _at_a_time(plan: SearchPlan) -> str:
-    """For this machine alone: which cluster the search will find is not known before it starts."""
+    """For this machine: the cluster is not known before the search starts."""
     cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
     where = f"on this machine's {cpus} logical CPUs and {gpus} GPUs"
     try:
@@ -94,14 +93,14 @@ def _at_a_time(plan: SearchPlan) -> str:
 
 
 def _assumed(plan: SearchPlan) -> Assumed:
-    begun = in_begun_precision(plan, plan.base).training.precision
+    begun = with_known_precision(plan, plan.base).training.precision
     if begun == plan.base.training.precision:
         return precision_here(plan.base)
     return precision_here(plan.base.changed({"training.precision": begun}))._replace(why="as the search began")
 
 
 def _memory(plan: SearchPlan, assumed: Assumed) -> str:
-    """The largest step of every critic that may be drawn."""
+    """The largest peak of every critic that may be drawn."""
     searched = plan.spaces.get("critic.kind")
     kinds = [plan.base.critic.kind] if searched is None else list(searched.options)
     peaks = {}

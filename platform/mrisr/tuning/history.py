@@ -1,0 +1,82 @@
+"""What a trial leaves in its run's folder: its validations, and why it failed or was interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mrisr.metrics import METRICS
+
+VALIDATIONS, FAILURE, INTERRUPTION = "validations.jsonl", "failure.txt", "interruption.txt"
+
+
+class TrialHistory:
+    """The validations of one run in order of steps, however often the run was killed."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self.folder = run_folder
+        self.entries: list[dict[str, Any]] = []
+        for line in (self._read(VALIDATIONS) or "").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a kill cut this line off; the validation is repeated
+            if entry["step"] > self.step:
+                self.entries.append(entry)
+
+    @property
+    def step(self) -> int:
+        return int(self.entries[-1]["step"]) if self.entries else 0
+
+    @property
+    def failure(self) -> str | None:
+        """Why the trial failed."""
+        return self._read(FAILURE)
+
+    @property
+    def interruption(self) -> str | None:
+        """What stopped the trial from outside, e.g. a full disk. The trial did not fail: it can go on later."""
+        return self._read(INTERRUPTION)
+
+    def add(self, step: int, figures: dict[str, float]) -> bool:
+        """Append a validation; False for one that is known, since a resumed run repeats the validations after its
+        checkpoint."""
+        if step <= self.step:
+            return False
+        self.entries.append({"step": step, "figures": figures})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / VALIDATIONS).open("a") as file:
+            file.write("\n" + json.dumps(self.entries[-1]))
+        return True
+
+    def fail(self, why: str) -> None:
+        self._write(FAILURE, why)
+
+    def interrupt(self, why: str) -> None:
+        self._write(INTERRUPTION, why)
+
+    def resume(self) -> None:
+        """Forget the interruption."""
+        (self.folder / INTERRUPTION).unlink(missing_ok=True)
+
+    def results(self, metrics: tuple[str, ...]) -> list[dict[str, Any]]:
+        """What Tune is told after each validation: its step, and the figures of the best validation so far.
+
+        Best is by the first metric, so that all figures belong to the run's best weights.
+        """
+        results, best, first = [], None, metrics[0]
+        for entry in self.entries:
+            if best is None or METRICS[first].improvement(entry["figures"][first], best["figures"][first]) > 0:
+                best = entry
+            figures = {metric: best["figures"][metric] for metric in metrics}
+            results.append({"step": entry["step"], "best_step": best["step"], **figures})
+        return results
+
+    def _read(self, name: str) -> str | None:
+        file = self.folder / name
+        return file.read_text() if file.exists() else None
+
+    def _write(self, name: str, why: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_text(why)

@@ -1,0 +1,154 @@
+"""Earlier searches: whether this start resumes one, and what a new search learns from others."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+
+from mrisr.config import ConfigError, Experiment
+from mrisr.config.spaces import flat
+from mrisr.files import write_atomic
+from mrisr.tracking.redaction import MASK, mask_secrets
+from mrisr.training.run_folder import RunFolder
+from mrisr.tuning.plan import SearchPlan
+from mrisr.tuning.study import LEARNT, begun, open_storage, storage_in, stored_study
+
+DESCRIPTION = "search.yaml"
+# Keys that may differ when a search is resumed: how far and how fast it goes, not what is compared.
+_MAY_CHANGE = ("trials", "concurrent", "winner", "max_failures")
+_SECTIONS_THAT_MAY_CHANGE = ("tracking", "resources")
+# Stands for a key that one side lacks; None is a value.
+_ABSENT = "(absent)"
+
+
+def description(plan: SearchPlan, fingerprint: str) -> dict[str, Any]:
+    """What two starts of one search have in common: the experiment, its space and its data.
+
+    fingerprint: of the store. Credentials are masked, since they may change, and the description is a file.
+    """
+    found = plan.base.model_dump(mode="json")
+    for key in _MAY_CHANGE:
+        found["tuning"].pop(key)
+    for section in _SECTIONS_THAT_MAY_CHANGE:
+        found.pop(section)
+    found["space"] = {key: repr(space) for key, space in plan.spaces.items()}
+    found["dataset"] = fingerprint
+    return dict(mask_secrets(found))
+
+
+def begin_or_resume(plan: SearchPlan, fingerprint: str) -> None:
+    """Write the search's description into its folder, or compare it with that of an earlier start.
+
+    An earlier start that trained nothing is forgotten. Raises ConfigError if one with other settings did train.
+    """
+    file = plan.folder / DESCRIPTION
+    text = yaml.safe_dump(description(plan, fingerprint), sort_keys=False)
+    if file.exists() and not _trained(plan):
+        _forget(plan)
+    elif file.exists():
+        before, now = yaml.safe_load(file.read_text()), yaml.safe_load(text)
+        if lines := _differences(before, now):
+            raise ConfigError(
+                f"name = {plan.base.name!r}: {plan.folder} holds a search of other settings; changed:\n"
+                + "\n".join(lines)
+                + "\nUse the same to go on with it, or another name=... for a new search"
+            )
+        return
+    write_atomic(file, text)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    lines = [f"  {key}: was {was!r}, now {is_now!r}" for key, was, is_now in _changes(before, now)]
+    if list(before["space"]) != list(now["space"]):
+        lines.append("  the order of the searched keys, in which values are drawn")
+    return lines
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Key and both values where they differ. A key that an older version did not have counts with its default."""
+    defaults = flat(Experiment().model_dump(mode="json"))
+    left, right = flat(before), flat(now)
+    for key in {**left, **right}:
+        was, is_now = left.get(key, defaults.get(key, _ABSENT)), right.get(key, _ABSENT)
+        if was != is_now:
+            yield key, was, is_now
+
+
+def _trained(plan: SearchPlan) -> bool:
+    """Whether an earlier start came to train anything. Its folders may have been deleted, but the study knows."""
+    if plan.trials_folder.exists() or plan.pretrained_folder.exists():
+        return True
+    study = stored_study(plan)
+    return study is not None and bool(begun(study))
+
+
+def _forget(plan: SearchPlan) -> None:
+    """Delete the study, whose queue may hold points of another space, and leave the MLflow run as it ended."""
+    if stored_study(plan) is not None:
+        optuna.delete_study(study_name=plan.folder.name, storage=open_storage(plan))
+    RunFolder(plan.folder).mlflow_run.unlink(missing_ok=True)
+
+
+def learn(plan: SearchPlan, fingerprint: str, study: optuna.Study) -> int:
+    """Tell a new study the results of the searches in `tuning.learn_from`; returns how many trials it knows from them.
+
+    They inform the sampler alone, and cannot win. Trials outside of this search's space are left out. Raises
+    ConfigError for a folder without a search, or with one of another experiment, whose figures would mislead.
+    """
+    if not begun(study):
+        known = {trial.user_attrs.get(LEARNT) for trial in study.get_trials(deepcopy=False)}
+        for entry in plan.base.tuning.learn_from:
+            folder = Path(entry).expanduser().absolute()
+            for trial in begun(_earlier_study(plan, folder, fingerprint)):
+                source = f"{folder}/{trial.number}"
+                ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+                if ended and source not in known and (copy := _copied(plan, trial, source)) is not None:
+                    study.add_trial(copy)
+    return sum(LEARNT in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+
+
+def _copied(plan: SearchPlan, trial: FrozenTrial, source: str) -> FrozenTrial | None:
+    """The trial as one of this search's space; None if it lies outside: a key is missing, fixed now or out of range."""
+    fixed = optuna.trial.FixedTrial(trial.params)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about a value out of range, which create_trial refuses
+            plan.draw(fixed)
+        return optuna.trial.create_trial(
+            state=trial.state, values=trial.values, params=trial.params, distributions=fixed.distributions,
+            intermediate_values=trial.intermediate_values, user_attrs={LEARNT: source},
+        )  # fmt: skip
+    except ValueError:
+        return None
+
+
+def _earlier_study(plan: SearchPlan, folder: Path, fingerprint: str) -> optuna.Study:
+    key = f"tuning.learn_from: {folder}"
+    try:
+        before = yaml.safe_load((folder / DESCRIPTION).read_text())
+    except OSError:
+        raise ConfigError(f"{key}: holds no {DESCRIPTION}; give the folder of a search, OUTPUT/NAME-search") from None
+    storage, now = before["tuning"]["storage"], description(plan, fingerprint)
+    searched = {*now.pop("space"), *before.pop("space")}
+    for side in (now, before):
+        side["tuning"] = {name: side["tuning"][name] for name in ("metrics", "protocols", "shared_pretraining")}
+        del side["name"], side["output"]
+    if changed := sorted(key for key, _, _ in _changes(before, now) if key not in searched):
+        raise ConfigError(
+            f"{key}: is a search of another experiment (differs in {', '.join(changed)}): its figures do not compare"
+        )
+    if MASK in storage:
+        # The password is not in the folder, so it must be that of this search.
+        if mask_secrets(plan.base.tuning.storage) != storage:
+            raise ConfigError(
+                f"{key}: its study is at {storage}, whose credentials are not kept in its folder; give this search the "
+                "same tuning.storage, with credentials"
+            )
+        storage = plan.base.tuning.storage
+    return optuna.load_study(study_name=folder.name, storage=storage_in(folder, storage))
