@@ -16,7 +16,7 @@ def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequ
     task and its driver. Raises cluster.ResourceError, which says what would fit, if a trial or `tuning.concurrent`
     trials can never be placed, or if sharing would move trials from GPUs to CPUs unasked.
     """
-    t = experiment.tuning
+    t, workers, task = experiment.tuning, experiment.resources.workers, experiment.stream.cpus_per_task
     (most_cpus, its_gpus), *others = sorted(nodes or [(cpus, gpus)], reverse=True)
 
     def beside_drivers(count: int) -> list[tuple[float, float]]:
@@ -25,51 +25,38 @@ def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequ
 
     single = cluster.divide(experiment, cpus - DRIVER_CPUS, gpus, beside_drivers(1))
 
-    def fits(count: int) -> cluster.Share | None:
+    def share_of(count: int) -> cluster.Share | None:
+        """What each of `count` trials gets; None if they do not fit."""
         try:
             share = cluster.divide(experiment, cpus / count - DRIVER_CPUS, gpus // count)
-            if count > 1:
-                cluster.divide(
-                    _as_one(experiment, count, share), cpus - count * DRIVER_CPUS, gpus, beside_drivers(count)
-                )
-            return share
         except cluster.ResourceError:
             return None
+        # Parts of the sum of all machines may not fit onto the single machines.
+        placed = count == 1 or cluster.fits(beside_drivers(count), workers * count, share.cpus, share.gpu, task)
+        return share if placed else None
 
-    def fits_unmoved(count: int) -> bool:
-        share = fits(count)
+    def allowed(count: int) -> bool:
+        share = share_of(count)
         return share is not None and (experiment.resources.gpus is not None or share.gpu == single.gpu)
 
-    if t.concurrent is not None:
-        if fits_unmoved(t.concurrent):
-            return t.concurrent
-        most = max((count for count in range(1, t.concurrent) if fits_unmoved(count)), default=1)
-        what = f"tuning.concurrent = {t.concurrent} trials of {experiment.resources.workers} workers"
-        if fits(t.concurrent) is not None:
-            raise cluster.ResourceError(
-                f"{what} would leave the {gpus:g} GPUs of the cluster idle and train on CPUs; use tuning.concurrent="
-                f"{most} at most, or say resources.gpus=false"
-            )
+    if t.concurrent is None:
+        best = 1
+        for count in range(2, t.trials + 1):
+            share = share_of(count)
+            if share is None or share.gpu != single.gpu or share.cpus < 0.9 * single.cpus:
+                break
+            best = count
+        return best
+    if allowed(t.concurrent):
+        return t.concurrent
+    most = max((count for count in range(1, t.concurrent) if allowed(count)), default=1)
+    what = f"tuning.concurrent = {t.concurrent} trials of {workers} workers"
+    if share_of(t.concurrent) is not None:
         raise cluster.ResourceError(
-            f"{what} do not fit into {cpus:g} logical CPUs and {gpus:g} GPUs; what fits: tuning.concurrent={most} at "
-            "most, or a smaller stream.cpus_per_task (0.5, say)"
+            f"{what} would leave the {gpus:g} GPUs of the cluster idle and train on CPUs; use tuning.concurrent="
+            f"{most} at most, or say resources.gpus=false"
         )
-    best = 1
-    for count in range(2, t.trials + 1):
-        share = fits(count)
-        if share is None or share.gpu != single.gpu or share.cpus < 0.9 * single.cpus:
-            break
-        best = count
-    return best
-
-
-def _as_one(experiment: Experiment, count: int, share: cluster.Share) -> Experiment:
-    """One experiment with the workers of `count` trials, to see if they fit onto the single machines too."""
-    return experiment.changed({
-        "resources.workers": experiment.resources.workers * count,
-        "resources.min_workers": None,
-        "resources.cpus_per_worker": share.cpus,
-        "resources.gpus": share.gpu,
-        "training.batch_size": experiment.training.batch_size * count,
-        "training.strategy": "fsdp",  # the one worker of `single` is no longer alone
-    })  # fmt: skip
+    raise cluster.ResourceError(
+        f"{what} do not fit into {cpus:g} logical CPUs and {gpus:g} GPUs; what fits: tuning.concurrent={most} at "
+        "most, or a smaller stream.cpus_per_task (0.5, say)"
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -35,10 +34,11 @@ def describe_search(config: Path | None, overrides: list[str]) -> str:
     stops = f"{t.scheduler}, decides at steps {', '.join(f'{step:,.0f}' for step in at)}" if at else t.scheduler
     shared = f"; {base.schedule.pretrain_steps:,} L1 steps once before" if t.shared_pretraining else ""
     anew = f" and {plan.trial_steps:,} to train the winner anew" if t.winner == "retrain" else ""
+    points = (", ".join(f"{name}={short(value)}" for name, value in point.items()) for point in plan.points)
     assumed = _assumed(plan)
     lines = [
         *(f"{'space' if number == 0 else '':<12}{line}" for number, line in enumerate(_space_lines(plan))),
-        f"first       {'; '.join(_point_text(plan, point) for point in plan.points) or 'nothing known'}",
+        f"first       {'; '.join(points) or 'nothing known'}",
         f"volumes     {', '.join(f'{name} {len(names)}' for name, names in store.splits().items())}  in {store.path}",
         f"score       {' and '.join(m.upper() for m in t.metrics)} on split {base.validation.split!r}, {scale(plan)}, "
         f"every {base.validation.every:,} steps",
@@ -76,10 +76,6 @@ def _space_lines(plan: SearchPlan) -> list[str]:
             + (f", when {when}" if when else "")
         )
     return lines
-
-
-def _point_text(plan: SearchPlan, point: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={short(value)}" for name, value in point.items())
 
 
 def _at_a_time(plan: SearchPlan) -> str:

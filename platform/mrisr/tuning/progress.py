@@ -14,7 +14,7 @@ from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan, short
 
 # How long the end of the search waits for the last trials' workers to be gone.
-_LAST_RELEASE_S = 20.0
+_LAST_RELEASE_S = 40.0
 
 
 class Progress(tune.Callback):
