@@ -1,12 +1,6 @@
 """Compute a step again that was not finite: `mrisr replay` as an entry point for `ray job submit`."""
 
-import sys
-from pathlib import Path
-
-# This folder leads sys.path while the script runs; its files must not stand in for packages of the same name.
-sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
-
-from mrisr.cli.app import main  # noqa: E402
+from mrisr.cli.job import run
 
 if __name__ == "__main__":
-    main(["replay", *sys.argv[1:]])
+    run("replay")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -98,9 +99,23 @@ def test_every_verb_has_its_job_and_every_job_its_verb() -> None:
     assert jobs == verbs
 
 
-def test_jobs_do_not_stand_in_for_packages_of_the_same_name() -> None:
-    """A job script's own folder leads sys.path; each removes it before it imports anything of ours."""
+def test_jobs_do_not_stand_in_for_packages_of_the_same_name(tmp_path: Path) -> None:
+    """A job script's own folder leads sys.path; it leaves before anything but the standard library is imported."""
     for job in (CHECKOUT / "jobs").glob("*.py"):
-        text = job.read_text()
-        assert text.index("sys.path = [") < text.index("from mrisr.cli.app import main")
+        assert f'from mrisr.cli.job import run\n\nif __name__ == "__main__":\n    run("{job.stem}")' in job.read_text()
         assert find_spec(job.stem) is None or job.stem not in sys.stdlib_module_names
+        (tmp_path / job.name).write_text(job.read_text())
+    for package in ("typer", "yaml", "numpy"):
+        (tmp_path / f"{package}.py").write_text("raise SystemExit('shadowed')")
+    done = subprocess.run([sys.executable, tmp_path / "train.py", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "training.batch_size=2" in done.stdout
+
+
+def test_a_job_refuses_relative_paths(tmp_path: Path) -> None:
+    """Its working directory is a copy that is thrown away; with the runtime environment this holds for any command."""
+    command = [sys.executable, CHECKOUT / "jobs" / "train.py", "--dry-run", "data.store=store.zarr"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "give an absolute path" in done.stderr
+    assert yaml.safe_load((CHECKOUT / "jobs" / "runtime_env.yaml").read_text())["env_vars"]["MRISR_IN_JOB"] == "1"

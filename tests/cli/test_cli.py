@@ -66,7 +66,7 @@ def test_errors_are_a_line_and_exit_code_2(
 def test_no_verb_writes_into_the_throw_away_copy_of_a_job(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("MRISR_IN_JOB", "1")
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2

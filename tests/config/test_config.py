@@ -138,7 +138,7 @@ def test_the_defaults_of_the_reference_are_overrides() -> None:
 
 def test_relative_paths_are_refused_inside_a_ray_job(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_experiment(None, ["data.store=store.zarr"]).data.store == Path.cwd() / "store.zarr"
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("MRISR_IN_JOB", "1")
     with pytest.raises(ConfigError, match=r"data\.store.*absolute path"):
         load_experiment(None, ["data.store=store.zarr"])
 

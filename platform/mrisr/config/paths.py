@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Set by jobs/*.py and by jobs/runtime_env.yaml.
+IN_JOB = "MRISR_IN_JOB"
+
 
 def home() -> Path:
     """Where stores, runs and the embedded tracking database live by default: $MRISR_HOME or ~/mrisr."""
@@ -12,8 +15,8 @@ def home() -> Path:
 
 
 def in_ray_job() -> bool:
-    """Whether this process is the driver of a submitted Ray job, whose working directory is a throw-away copy."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    """Whether this process belongs to a submitted Ray job, whose working directory is a throw-away copy."""
+    return IN_JOB in os.environ
 
 
 def absolute_path(path: Path) -> Path:
