@@ -13,7 +13,7 @@ from mrisr.config.paths import absolute_path, home, in_ray_job
 
 def key_reference() -> str:
     """Every configuration key with type, default and meaning; \\b keeps click from re-wrapping the lines."""
-    rows = [f"  {key}={default}\n      {meaning}" for key, _, default, meaning in field_reference()]
+    rows = [f"  {key}={default}  ({kind})\n      {meaning}" for key, kind, default, meaning in field_reference()]
     return "\b\nConfiguration keys (KEY=VALUE; values are YAML):\n" + "\n".join(rows)
 
 

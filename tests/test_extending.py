@@ -1,0 +1,79 @@
+"""A thing that is added from outside the package, by one entry in its table, is followed by all that reads the table.
+
+docs/design/extending.md walks through each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mrisr.cli.app import main
+from mrisr.config import ConfigError, Experiment, load_experiment
+from mrisr.config.loading import dump_experiment, field_reference
+from mrisr.degradation import KINDS, PROTOCOLS, Degradation, DegradationRange, Kind, degrade, describe, spectral_weight
+from mrisr.tools.preview import contact_sheet, gallery_entries
+
+# A degradation kind
+
+
+def ball(shape: tuple[int, ...], d: Degradation) -> np.ndarray:
+    """0 outside the ellipsoid that ends at (1-f)N/2 on every chosen axis."""
+    bands, frequencies = d.fractions(shape), d.frequencies(shape).items()
+    radius = sum((2 * k / shape[axis] / (1 - f)) ** 2 for (axis, k), f in zip(frequencies, bands, strict=True))
+    return np.where((radius >= 1) & (max(bands) > 0), np.float32(0), np.float32(1))
+
+
+@pytest.fixture
+def ball_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "ball", Kind(ball, {"fraction": 0.6}, band_end=lambda f, d: 1 - f))
+    monkeypatch.setitem(PROTOCOLS, "ball60", Degradation("ball", (1, 2), 0.6))
+
+
+@pytest.mark.usefixtures("ball_kind")
+def test_a_degradation_kind_is_known_to_the_schema_and_the_help() -> None:
+    schema = Experiment.model_json_schema()["$defs"]
+    assert "ball" in schema["DegradationRange"]["properties"]["kind"]["enum"]
+    assert "ball60" in schema["Validation"]["properties"]["protocol"]["enum"]
+    types = {key: kind for key, kind, _, _ in field_reference()}
+    assert types["degradation.kind"].endswith(" | ball")
+    assert types["validation.mean_over"].endswith(" | ball60")
+    experiment = load_experiment(None, ["degradation.kind=ball", "validation.protocol=ball60"])
+    assert isinstance(experiment.degradation, DegradationRange)
+    assert "kind: ball" in dump_experiment(experiment)
+    with pytest.raises(ConfigError, match=r"degradation.kind = 'cube': unknown kind of degradation; use .*, ball"):
+        load_experiment(None, ["degradation.kind=cube"])
+
+
+@pytest.mark.usefixtures("ball_kind")
+def test_a_degradation_kind_is_drawn_and_applied() -> None:
+    ranges = load_experiment(None, ["degradation.kind=ball", "degradation.fraction=[0.3, 0.7]"]).degradation
+    plain = DegradationRange("truncate", fraction=(0.3, 0.7))
+    drawn, other = (one.sample(np.random.default_rng([7, 2])) for one in (ranges, plain))
+    assert drawn == other._replace(kind="ball"), "a kind changes no draw"
+    hr = np.random.default_rng(0).random((8, 20, 18)).astype(np.float32)
+    np.testing.assert_allclose(degrade(hr, drawn._replace(fraction=0.0)), hr, atol=1e-6)
+    once = degrade(hr, drawn)
+    np.testing.assert_allclose(degrade(once, drawn), once, atol=2e-6)
+    kept, square = (spectral_weight(hr.shape, d) for d in (drawn, other))
+    assert 0 < kept.sum() < square.sum()
+    assert np.square(degrade(hr, drawn) - hr).sum() > np.square(degrade(hr, other) - hr).sum()
+    tapered = spectral_weight(hr.shape, drawn._replace(apodisation="hamming"))
+    assert ((tapered > 0) == (kept > 0)).all()
+    assert tapered.max() == 1
+    assert describe(drawn).startswith("ball, axes 1 2, f=0.")
+
+
+@pytest.mark.usefixtures("ball_kind")
+def test_a_degradation_kind_is_drawn_in_the_gallery(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = gallery_entries()
+    assert ("ball", Degradation("ball", fraction=0.6)) in entries
+    assert "shift_fft_shift" not in dict(entries), "an alias is not drawn twice"
+    hr = np.random.default_rng(0).random((10, 16, 14)).astype(np.float32)
+    figure = contact_sheet(hr, [entry for entry in entries if entry[0] == "ball"])
+    assert any("ball" in panel.get_title(loc="left") for panel in figure.axes)
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "truncate | box" in capsys.readouterr().out
