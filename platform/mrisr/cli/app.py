@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ from mrisr.cli.options import ConfigOption, Overrides, TrackingOption, absolute,
 from mrisr.config.loading import ConfigError, load_experiment
 from mrisr.config.validation import protocol_named
 from mrisr.degradation import PROTOCOLS, describe
+from mrisr.tracking.redaction import mask_message, redact_logs
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -218,6 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     from mrisr.training.outcome import Terminated, TrainingStopped
 
     prepare_environment()
+    redact_logs()
     try:
         code = app(arguments, standalone_mode=False)
         if code == 130:
@@ -227,19 +230,28 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{error}; the same command goes on there", 143)
     except (ValueError, ResourceError, TrainingStopped, FileNotFoundError, FileExistsError) as error:
         if os.environ.get("MRISR_TRACEBACK"):
-            raise
+            _fail_with_traceback(error)
         _fail(f"{error}\n(MRISR_TRACEBACK=1 shows where)", 2)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on where it stopped", 130)
     except typer.Abort:
         sys.exit(1)
     except Exception as error:
-        if not hasattr(error, "show"):
-            raise
-        error.show()  # a usage error of click
-        sys.exit(getattr(error, "exit_code", 2))
+        show = getattr(error, "show", None)
+        if show is None:
+            _fail_with_traceback(error)
+        else:
+            error.__dict__["message"] = mask_message(getattr(error, "message", error))
+            show()  # a usage error of click
+            sys.exit(getattr(error, "exit_code", 2))
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"Error: {message}", err=True)
+    typer.echo(f"Error: {mask_message(message)}", err=True)
     sys.exit(code)
+
+
+def _fail_with_traceback(error: Exception) -> None:
+    """Print what Python would, without the passwords that libraries write into their messages."""
+    typer.echo(mask_message("".join(traceback.format_exception(error))), err=True)
+    sys.exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from mrisr.tracking.redaction import mask_secrets
+from mrisr.tracking.redaction import mask_message
 
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
 
@@ -19,7 +19,8 @@ def refused(error: BaseException) -> bool:
 
 def first_line(error: BaseException) -> str:
     """An error's type and the beginning of its message, without secrets."""
-    return str(mask_secrets(f"{type(error).__name__}: {error}".splitlines()[0][:200]))
+    # Masked before it is cut: half an address cannot be parsed.
+    return mask_message(f"{type(error).__name__}: {error}").splitlines()[0][:200]
 
 
 def within(seconds: float, action: Callable[[], None]) -> None:

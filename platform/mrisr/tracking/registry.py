@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from mrisr.models import MDCSRN
 from mrisr.models.weights import WEIGHTS, build_generator, read_weights_file, write_weights
+from mrisr.tracking.addresses import check_address
+from mrisr.tracking.redaction import mask_message
 from mrisr.tracking.runs import client
 
 if TYPE_CHECKING:
@@ -67,12 +69,14 @@ def find(model_uri: str, uri: str) -> ModelVersion:
     """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names. Raises ValueError listing what exists."""
     from mlflow.exceptions import MlflowException
 
-    store, path = client(uri), model_uri.removeprefix("models:/")
+    path = model_uri.removeprefix("models:/")
     name, at, alias = path.partition("@")
     if not at:
         name, _, number = path.rpartition("/")
     if path == model_uri or not name or (not alias if at else not number.isdigit()):
         raise ValueError(f"model {model_uri!r}: write models:/NAME@{CHAMPION} or models:/NAME/VERSION")
+    check_address(uri)
+    store = client(uri)
     try:
         found = store.get_model_version_by_alias(name, alias) if at else store.get_model_version(name, number)
     except MlflowException as error:
@@ -86,6 +90,7 @@ def champion(name: str, uri: str) -> ModelVersion | None:
     """The version with the alias `champion`; None if the model or the alias does not exist."""
     from mlflow.exceptions import MlflowException
 
+    check_address(uri)
     try:
         return _describe(client(uri).get_model_version_by_alias(name, CHAMPION))
     except MlflowException as error:
@@ -114,7 +119,7 @@ def load(model_uri: str, uri: str) -> LoadedModel:
         except (MlflowException, OSError) as error:
             raise UnreadableModelError(
                 f"model {model_uri!r} holds no {EXTRA_FILES}/{WEIGHTS} (was it registered by mrisr? "
-                f"are its artifacts reachable from this machine?): {error}"
+                f"are its artifacts reachable from this machine?): {mask_message(error)}"
             ) from error
     assert config is not None
     generator = build_generator(config, state)

@@ -15,6 +15,7 @@ from mrisr.files import write_atomic
 from mrisr.models.weights import build_generator
 from mrisr.tracking import registry
 from mrisr.tracking import runs as tracking
+from mrisr.tracking.addresses import check_address
 from mrisr.tracking.promotion import promote
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.training.build import generator_config
@@ -50,6 +51,7 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published
     tags: further tags of the version. Done once per run: a second call, after a resumption that trained no further,
     returns what the first one did.
     """
+    check_address(run.tracking_uri)
     experiment = run.experiment
     name = experiment.tracking.model
     evaluation = Evaluation.of(experiment, experiment.validation.split)
@@ -59,7 +61,7 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published
 
     record = RunFolder.of(experiment).published
     if record.exists():
-        done = Published(**json.loads(record.read_text()))
+        done = Published(**{**json.loads(record.read_text()), "tracking_uri": run.tracking_uri})
         if done.best_step == run.best_step:
             return _compete(run, done, measure)
     config = generator_config(experiment)
@@ -78,7 +80,7 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published
         f"models:/{name}/{version}", name, version, False, NOT_COMPARED, run.best_step, run.run_id, run.tracking_uri
     )
     # Before the comparison, so that a process killed in it does not register the same weights again.
-    write_atomic(record, json.dumps(published._asdict(), indent=1))
+    _write_record(run, published)
     return _compete(run, published, measure)
 
 
@@ -91,9 +93,15 @@ def _compete(run: TrainedRun, published: Published, measure: Callable[[nn.Module
             evaluate=lambda loaded: measure(loaded.generator).figures(),
         )  # fmt: skip
         published = published._replace(promoted=decision.promoted, decision=decision.reason)
-        write_atomic(RunFolder.of(run.experiment).published, json.dumps(published._asdict(), indent=1))
+    _write_record(run, published)  # also one of an older version, which kept credentials
     tracking.finish(run.tracking_uri, run.run_id)
     return published
+
+
+def _write_record(run: TrainedRun, published: Published) -> None:
+    """Without credentials, which every reader gets from the configuration or the environment instead."""
+    shown = published._replace(tracking_uri=mask_secrets(published.tracking_uri))
+    write_atomic(RunFolder.of(run.experiment).published, json.dumps(shown._asdict(), indent=1))
 
 
 def _log(run: TrainedRun, result: EvaluationResult) -> None:

@@ -16,6 +16,7 @@ from mrisr.data.splits import settle_splits
 from mrisr.engine.checkpoint import read_progress
 from mrisr.files import write_atomic
 from mrisr.tracking import runs as tracking
+from mrisr.tracking.addresses import AddressUnreachable, check_address
 from mrisr.tracking.availability import first_line
 from mrisr.tracking.outbox import Outbox
 from mrisr.tracking.redaction import mask_secrets
@@ -67,10 +68,21 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
     folder.refuse_other(experiment, store)
     if (finished := _finished(experiment)) is not None:
         return finished
+    _check_address(experiment)
     cluster.connect()
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.locked():
         return _train(experiment, store, host)
+
+
+def _check_address(experiment: Experiment) -> None:
+    folder = RunFolder.of(experiment)
+    begun = folder.mlflow_run_id is not None and folder.continues(experiment)
+    try:
+        check_address(tracking.resolve_uri(experiment.tracking.uri, home()), creates=not begun)
+    except AddressUnreachable as error:
+        if not begun:  # a run that has begun goes on without MLflow; a new one has to be entered there
+            raise TrackingUnreachable(str(error)) from None
 
 
 def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun:

@@ -18,6 +18,7 @@ from mrisr.data.checks import open_store
 from mrisr.data.splits import settle_splits
 from mrisr.files import locked, write_atomic
 from mrisr.tracking import runs as tracking
+from mrisr.tracking.addresses import check_address
 from mrisr.tracking.runs import Tracking
 from mrisr.training.run import Host, train
 from mrisr.training.run_folder import RunFolder
@@ -51,6 +52,8 @@ def search(plan: SearchPlan, console: Console) -> Iterator[Search]:
     Raises ConfigError for a search that cannot start, KeyboardInterrupt if interrupted, Terminated after SIGTERM.
     """
     store = open_search_store(plan)
+    uri = tracking.resolve_uri(plan.base.tracking.uri, home())
+    check_address(uri, creates=True)
     cluster.connect()
     concurrent = trials_at_once(plan.base, *cluster.available(), cluster.nodes())
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +63,6 @@ def search(plan: SearchPlan, console: Console) -> Iterator[Search]:
     )
     with locked(plan.folder / ".lock", refusal), sigterm_interrupts():
         begin_or_resume(plan, store.fingerprint())
-        uri = tracking.resolve_uri(plan.base.tracking.uri, home())
         place = tracking.prepare(uri, home() / "mlartifacts", plan.base.tracking.experiment)
         parent = _parent_run(plan, place, store)
         with ending_in_tracking(uri, parent):
