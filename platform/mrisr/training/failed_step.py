@@ -8,7 +8,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mrisr.data.stream import Batch, PatchMaker
+from mrisr.data.rows import PatchMaker
+from mrisr.data.stream import Batch
 from mrisr.engine.networks import Networks, StepConfig
 from mrisr.engine.sharding import world_size
 from mrisr.engine.step import NonFiniteError

@@ -15,7 +15,8 @@ from ray.train import CheckpointUploadMode
 from torch import Tensor
 
 from mrisr.config import Experiment
-from mrisr.data.stream import Batch, PatchMaker, StreamError
+from mrisr.data.rows import PatchMaker
+from mrisr.data.stream import Batch, StreamError
 from mrisr.engine.networks import Networks, StepConfig, average_statistics, evaluated_state
 from mrisr.engine.schedule import Phase, Schedule, phase
 from mrisr.engine.sharding import full_state, largest

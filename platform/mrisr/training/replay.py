@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mrisr.config import ConfigError, Experiment, load_experiment
-from mrisr.data.stream import PatchMaker
+from mrisr.data.rows import PatchMaker
 from mrisr.engine import checkpoint
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import device_for_worker
