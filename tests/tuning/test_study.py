@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from mrisr.config import ConfigError
-from mrisr.training.best import score
+from mrisr.training.state import score
 from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.report import cost_lines, plots, study_of_results, trials_table, write_csv
