@@ -1,7 +1,7 @@
-"""Metrics on their way to MLflow: written into the run's folder, delivered by a thread, kept while MLflow is away.
+"""Metrics on their way to MLflow: a training step writes a small file, and a thread delivers the files in order.
 
-A training step only writes a small file. If the tracking server does not answer, or its database is locked, the files
-wait; they are delivered in order once it is back, by this process or by the next one that opens the same outbox.
+While the tracking server does not answer or its database is locked, the files stay. They are delivered later, by this
+process or by the next one that opens the same outbox.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from mrisr.tracking.runs import RunLogger
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RETRY_SECONDS = (0.5, 30.0)  # the first wait after a failure, and the longest; each wait is twice the one before
-LOCK_RELEASE_S = 1.0  # for a thread that has delivered everything to give up the folder
-AT_ONCE = 200  # records of metrics that one delivery takes together
+RETRY_SECONDS = (0.5, 30.0)  # the first and the longest wait after a failure; each wait is twice the one before
+LOCK_RELEASE_S = 1.0  # how long close() waits for the thread to release the folder's lock
+AT_ONCE = 200  # records of metrics in one delivery, at most
 
-_Item = Path | dict[str, Any]  # a record's file, or the record itself where the disk had no room for it
+_Item = Path | dict[str, Any]  # a record's file, or the record itself if the disk was full
 
 
 class Outbox:
-    """What a run has to tell MLflow, in order; one process at a time delivers, guarded by a lock in the folder.
+    """The queue of one run's records. A lock in the folder lets one process at a time deliver.
 
-    uri, run_id: where to. folder: made if missing; holds one file per record until that record is delivered. MLflow
-    itself says what it has (see RunLogger), so a record that was delivered twice, because a resumed run computed it
-    again or because a process died between delivery and deletion, appears once. Nothing here raises because of MLflow.
-    A record that cannot be read, or that MLflow refuses for its content, becomes a .bad file and holds nothing up.
+    folder: made if missing; holds one file per record until it is delivered. A record that is delivered twice appears
+    once (see RunLogger): a resumed run may compute it again, or a process may die between delivery and deletion.
+    Nothing here raises because of MLflow. A record that cannot be read, or whose content MLflow refuses, becomes a .bad
+    file, and the others are delivered.
     """
 
     def __init__(self, uri: str, run_id: str, folder: Path) -> None:
@@ -58,11 +58,11 @@ class Outbox:
         self._thread.start()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep the metrics of one step for delivery; steps must not go down."""
+        """Queue the metrics of one step; steps must not go down."""
         self._put({"kind": "metrics", "step": step, "time": int(time.time() * 1000), "values": dict(values)})
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
-        """Keep a matplotlib figure for delivery as pictures/<step, 8 digits>-<name>.png."""
+        """Queue a matplotlib figure as pictures/<step, 8 digits>-<name>.png."""
         file = self.folder / "pictures" / f"{step:08d}-{name}.png"
         try:
             figure.savefig(file)
@@ -72,9 +72,9 @@ class Outbox:
         self._put({"kind": "picture", "step": step, "file": file.name})
 
     def close(self, seconds: float, at_most: float = math.inf) -> int:
-        """Wait for the delivery of everything; returns how many records stay behind in the folder.
+        """Wait until everything is delivered. Returns how many records stay in the folder.
 
-        seconds: without any progress, after which the rest is left; at_most: seconds in all, progress or not.
+        seconds: to wait without progress; at_most: to wait in total.
         """
         with self._changed:
             self._closing = True
@@ -103,13 +103,13 @@ class Outbox:
         file = self.folder / f"{self._next:010d}.json"
         self._next += 1
         item: Path | dict[str, Any] = file
-        # File and place in the queue together: the thread, when it gets the folder, would take a file that has no place
-        # yet for one that another process left, put it first, and MLflow would then leave out the steps before it.
+        # The file is written and queued under one lock. Otherwise the thread could find a file that is not queued yet,
+        # take it for one of an earlier process and deliver it first; MLflow would then leave out the steps before it.
         with self._changed:
             try:
                 write_atomic(file, json.dumps(record), durable=False)
             except OSError as error:
-                # A full disk must not stop the training either; what only memory holds is lost if the process dies.
+                # A full disk must not stop the training.
                 _warn(f"{file} could not be written ({error.strerror}); kept in memory until MLflow has it")
                 item = record
             self._queue.append(item)
@@ -121,8 +121,8 @@ class Outbox:
         while True:
             found: list[tuple[_Item, dict[str, Any]]] = []
             try:
-                # Held until the end: another process of this run would otherwise deliver the same records. Only then
-                # is it known what that process has left behind.
+                # The lock is held until the end, so that no other process of this run delivers the same records. With
+                # it, the files that are not queued were left by an earlier process.
                 if not lock.is_locked:
                     lock.acquire(timeout=0)
                     with self._changed:
@@ -138,7 +138,7 @@ class Outbox:
             except Timeout:
                 time.sleep(RETRY_SECONDS[0])
                 continue
-            except Exception as error:  # whatever MLflow, its database or the network raise: it is away
+            except Exception as error:  # MLflow, its database and the network raise many types
                 if found and refused(error) and self._is_for_a_record(found, error):
                     continue
                 self._tell(error)
@@ -154,14 +154,14 @@ class Outbox:
         lock.release()
 
     def _first_records(self) -> list[tuple[_Item, dict[str, Any]]]:
-        """The next picture, or the metrics before the next picture, at most `_at_once` of them; unreadable ones go."""
+        """The next picture, or up to `_at_once` metrics before the next picture; unreadable records are removed."""
         found: list[tuple[_Item, dict[str, Any]]] = []
         while len(found) < min(len(self._queue), self._at_once):
             item = self._queue[len(found)]
             try:
                 record = _checked(json.loads(item.read_text())) if isinstance(item, Path) else item
             except FileNotFoundError:
-                self._drop(len(found))  # delivered by a process that still lived when this one began
+                self._drop(len(found))  # another process delivered it
                 continue
             except ValueError as error:
                 self._set_aside(len(found), f"is no whole record ({first_line(error)})")
@@ -184,7 +184,7 @@ class Outbox:
                 item.unlink(missing_ok=True)
 
     def _is_for_a_record(self, found: list[tuple[_Item, dict[str, Any]]], error: Exception) -> bool:
-        """Whether MLflow refuses a record rather than the run; then that record is looked for, or set aside."""
+        """Whether MLflow refuses a record, not the run. If so, records are delivered singly to find it."""
         try:
             if self._logger is None or not self._logger.is_active():
                 return False
@@ -201,7 +201,7 @@ class Outbox:
         item = self._queue[place]
         if isinstance(item, Path):
             kept = item
-            with suppress(OSError):  # else the next start meets it again; the thread that delivers must not end for it
+            with suppress(OSError):  # the delivering thread must go on; without a new name the next start tries again
                 kept = item.replace(item.with_suffix(".bad"))
             _warn(f"{item.name} {why}; it is kept as {kept}, the others are delivered")
         else:
@@ -222,7 +222,7 @@ class Outbox:
 
 
 def _checked(record: Any) -> dict[str, Any]:
-    """A record as `Outbox` writes it; ValueError for anything else that JSON can be."""
+    """A record as `Outbox` writes it. Raises ValueError for other JSON."""
     needed = {"metrics": ("step", "time", "values"), "picture": ("step", "file")}
     kind = record.get("kind") if isinstance(record, dict) else None
     if kind not in needed or any(key not in record for key in needed[kind]):

@@ -18,10 +18,10 @@ from mrisr.evaluation.pictures import validation_figure
 from mrisr.metrics import METRICS, measure
 from voxelstore import VolumeStore
 
-# Cubes are chosen by this seed and the subject's name alone: a new experiment seed must not move the yardstick.
+# Cubes depend on this seed and the subject's name alone, so that every run is validated on the same ones.
 CUBE_SEED = 20180304
-# The yardstick is the same to the bit everywhere. A transform's last bits differ between processors and libraries, so
-# it is done in float64, where they are 1e-15, and rounded to this step, far larger (1.5e-5, 96 dB below a unit range).
+# Cubes are equal to the bit on every machine. The last bits of a Fourier transform differ between processors, so it is
+# done in float64 (differences of 1e-15) and rounded to much larger steps of 2^-16 (96 dB below a unit range).
 LR_STEPS = 2**16
 
 
@@ -48,43 +48,47 @@ def subject_cubes(store: VolumeStore, subject: str, protocol: str, patch: int, c
 
 
 class Validator:
-    """A rank's share of the validation subjects, read once; `run` gives the mean over all ranks' subjects."""
+    """A rank's share of the validation subjects, read once. Every rank makes one and calls `run`."""
 
     def __init__(
         self, store: VolumeStore, subjects: list[str], protocol: str, patch: int, count: int, rank: int, world_size: int
     ) -> None:
         mine = subjects[rank::world_size]
-        self.cubes = [subject_cubes(store, subject, protocol, patch, count) for subject in mine]
         self.world_size = world_size
-        self._input: dict[str, float] | None = None
+        self.cubes = [subject_cubes(store, subject, protocol, patch, count) for subject in mine]
+        self.input = self._mean_over_subjects({cubes.subject: _scores(cubes.hr, cubes.lr) for cubes in self.cubes})
 
     def run(
         self, generator: nn.Module, device: torch.device, precision: str = "fp32"
     ) -> tuple[dict[str, float], Figure | None]:
-        """Mean PSNR, SSIM and NRMSE of the generator and, once per run, of the zero-filled input; every rank calls it.
+        """Every metric's mean over all ranks' subjects, of the generator and of the zero-filled input.
 
         generator: a plain module in evaluation mode, equal on every rank; precision: see superresolve_cube. Returns the
         figures, equal on every rank, keyed `psnr`, `input_psnr`, `psnr_gain`, ..., and a picture of this rank's first
         cube (None without subjects).
         """
         scores: dict[str, dict[str, float]] = {}
-        inputs: dict[str, dict[str, float]] = {}
         figure = None
         for cubes in self.cubes:
-            outputs = [superresolve_cube(generator, lr, device, precision) for lr in cubes.lr]
-            scores[cubes.subject] = _mean([measure(h, s) for h, s in zip(cubes.hr, outputs, strict=True)])
-            if self._input is None:
-                inputs[cubes.subject] = _mean([measure(h, x) for h, x in zip(cubes.hr, cubes.lr, strict=True)])
+            outputs = np.stack([superresolve_cube(generator, lr, device, precision) for lr in cubes.lr])
+            scores[cubes.subject] = _scores(cubes.hr, outputs)
             if figure is None:
                 figure = validation_figure(cubes.lr[0], outputs[0], cubes.hr[0])
-        if self._input is None:
-            self._input = _mean(_gathered(inputs, self.world_size))
-        figures = _mean(_gathered(scores, self.world_size))
+        figures = self._mean_over_subjects(scores)
         result = dict(figures)
         for key, value in figures.items():
-            result[f"input_{key}"] = self._input[key]
-            result[f"{key}_gain"] = value - self._input[key]
+            result[f"input_{key}"] = self.input[key]
+            result[f"{key}_gain"] = value - self.input[key]
         return result, figure
+
+    def _mean_over_subjects(self, mine: dict[str, dict[str, float]]) -> dict[str, float]:
+        """Over every rank's subjects, in the order of their names, so that the sum is equal on every rank."""
+        parts = [mine]
+        if self.world_size > 1:
+            parts = [{} for _ in range(self.world_size)]
+            dist.all_gather_object(parts, mine)
+        every = {subject: figures for part in parts for subject, figures in part.items()}
+        return _mean([every[subject] for subject in sorted(every)])
 
 
 def validators(v: Validation, store: VolumeStore, rank: int, world_size: int) -> dict[str, Validator]:
@@ -110,23 +114,14 @@ def validate(
 def superresolve_cube(
     generator: nn.Module, lr: np.ndarray, device: torch.device, precision: str = "fp32"
 ) -> np.ndarray:
-    """One cube through the network in one piece: (P, P, P) -> (P, P, P) float32.
-
-    precision: bf16 under autocast, as whole volumes of such a run are evaluated; the image itself is float32 then too.
-    """
+    """One cube through the network in one piece: (P, P, P) -> (P, P, P) float32. bf16 runs under autocast."""
     x = torch.from_numpy(lr)[None, None].to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         return generator(x)[0, 0].float().cpu().numpy()
 
 
-def _gathered(mine: dict[str, dict[str, float]], world_size: int) -> list[dict[str, float]]:
-    """The figures of every rank's subjects, in the order of their names, so that sums agree on every rank."""
-    parts: list[dict[str, dict[str, float]] | None] = [mine]
-    if world_size > 1:
-        parts = [None] * world_size
-        dist.all_gather_object(parts, mine)
-    together = {subject: figures for part in parts if part for subject, figures in part.items()}
-    return [together[subject] for subject in sorted(together)]
+def _scores(references: np.ndarray, estimates: np.ndarray) -> dict[str, float]:
+    return _mean([measure(*pair) for pair in zip(references, estimates, strict=True)])
 
 
 def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
@@ -134,8 +129,9 @@ def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
 
 
 def describe(figures: Mapping[str, float]) -> str:
-    """Of `Validator.run`'s figures, for a terminal: `PSNR 30.02 dB (+0.45 dB over the input)`, metric by metric."""
-    return "  ".join(
-        f"{metric.label} {metric.text(figures[name])} ({metric.text(figures[f'{name}_gain'], '+')} over the input)"
+    """Of `Validator.run`'s figures, for a terminal: `PSNR 30.02 dB (+0.45 dB), SSIM ... against the input`."""
+    parts = (
+        f"{metric.label} {metric.text(figures[name])} ({metric.text(figures[f'{name}_gain'], '+')})"
         for name, metric in METRICS.items()
     )
+    return f"{', '.join(parts)} against the input"
