@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Set by jobs/*.py and by jobs/runtime_env.yaml.
 IN_JOB = "MRISR_IN_JOB"
@@ -30,3 +31,19 @@ def absolute_path(path: Path) -> Path:
             "a relative path inside a Ray job points into a copy that is thrown away; give an absolute path"
         )
     return path.absolute()
+
+
+def after_move(value: Any, was: str | Path, now: str | Path) -> Any:
+    """A path, or a list of paths, as it is named after the folder `was` became `now` by renaming some ancestor.
+
+    Whatever is not below that ancestor, and whatever is no path, stays.
+    """
+    old, new = list(Path(was).parts), list(Path(now).parts)
+    while old and new and old[-1] == new[-1]:
+        old.pop()
+        new.pop()
+    if isinstance(value, list):
+        return [after_move(item, was, now) for item in value]
+    parts = list(Path(value).parts) if isinstance(value, str) else []
+    below = old and parts[: len(old)] == old
+    return str(Path(*new, *parts[len(old) :])) if below else value

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import dump_experiment, load_experiment
+from mrisr.config.paths import after_move
 from mrisr.config.spaces import flat
 from mrisr.engine.checkpoint import PROGRESS, read_progress
 from mrisr.engine.networks import Networks
@@ -113,9 +114,12 @@ class RunFolder:
         before[key] = self.precision() or before[key]
         if now[key] == "auto":
             now[key] = before[key]
+        was, here = before["output"], str(self.path.parent)
         changed = sorted(
             key for key in before.keys() | now.keys()
-            if before.get(key) != now.get(key) and not key.startswith(_MAY_CHANGE)
+            # The folder may have been moved, together with its store: its paths moved with it.
+            if now.get(key) not in (before.get(key), after_move(before.get(key), was, here))
+            and not key.startswith(_MAY_CHANGE)
         )  # fmt: skip
         name = self.path.name
         if changed:

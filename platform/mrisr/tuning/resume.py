@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from mrisr.config import ConfigError, Experiment
+from mrisr.config.paths import after_move
 from mrisr.config.spaces import flat
 from mrisr.files import write_atomic
 from mrisr.tracking.redaction import MASK, mask_secrets
@@ -52,8 +54,9 @@ def begin_or_resume(plan: SearchPlan, fingerprint: str) -> None:
     if file.exists() and not _trained(plan):
         _forget(plan)
     elif file.exists():
-        before, now = yaml.safe_load(file.read_text()), yaml.safe_load(text)
-        if lines := _differences(before, now):
+        # Masked again: older versions masked less.
+        before, now = (mask_secrets(yaml.safe_load(one)) for one in (file.read_text(), text))
+        if lines := _differences(before, now, plan.folder):
             raise ConfigError(
                 f"name = {plan.base.name!r}: {plan.folder} holds a search of other settings; changed:\n"
                 + "\n".join(lines)
@@ -63,20 +66,26 @@ def begin_or_resume(plan: SearchPlan, fingerprint: str) -> None:
     write_atomic(file, text)
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    lines = [f"  {key}: was {was!r}, now {is_now!r}" for key, was, is_now in _changes(before, now)]
+def _differences(before: dict[str, Any], now: dict[str, Any], folder: Path) -> list[str]:
+    changes = _changes(before, now, partial(after_move, was=before["output"], now=folder.parent))
+    lines = [f"  {key}: was {was!r}, now {is_now!r}" for key, was, is_now in changes]
     if list(before["space"]) != list(now["space"]):
         lines.append("  the order of the searched keys, in which values are drawn")
     return lines
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Key and both values where they differ. A key that an older version did not have counts with its default."""
+def _changes(
+    before: dict[str, Any], now: dict[str, Any], moved: Callable[[Any], Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Key and both values where they differ. A key that an older version did not have counts with its default.
+
+    moved: an earlier value as it is named now, after the search's folder was moved.
+    """
     defaults = flat(Experiment().model_dump(mode="json"))
     left, right = flat(before), flat(now)
     for key in {**left, **right}:
         was, is_now = left.get(key, defaults.get(key, _ABSENT)), right.get(key, _ABSENT)
-        if was != is_now:
+        if is_now not in (was, moved(was)):
             yield key, was, is_now
 
 
@@ -84,15 +93,14 @@ def _trained(plan: SearchPlan) -> bool:
     """Whether an earlier start came to train anything. Its folders may have been deleted, but the study knows."""
     if plan.trials_folder.exists() or plan.pretrained_folder.exists():
         return True
-    study = stored_study(plan, open_storage(plan))
+    study = stored_study(plan)
     return study is not None and bool(begun(study))
 
 
 def _forget(plan: SearchPlan) -> None:
     """Delete the study, whose queue may hold points of another space, and leave the MLflow run as it ended."""
-    storage = open_storage(plan)
-    if stored_study(plan, storage) is not None:
-        optuna.delete_study(study_name=plan.folder.name, storage=storage)
+    if stored_study(plan) is not None:
+        optuna.delete_study(study_name=plan.folder.name, storage=open_storage(plan))
     RunFolder(plan.folder).mlflow_run.unlink(missing_ok=True)
 
 
@@ -137,10 +145,11 @@ def _earlier_study(plan: SearchPlan, folder: Path, fingerprint: str) -> optuna.S
         raise ConfigError(f"{key}: holds no {DESCRIPTION}; give the folder of a search, OUTPUT/NAME-search") from None
     storage, now = before["tuning"]["storage"], description(plan, fingerprint)
     searched = {*now.pop("space"), *before.pop("space")}
+    moved = partial(after_move, was=before["output"], now=folder.parent)
     for side in (now, before):
         side["tuning"] = {name: side["tuning"][name] for name in ("metrics", "protocols", "shared_pretraining")}
         del side["name"], side["output"]
-    if changed := sorted(key for key, _, _ in _changes(before, now) if key not in searched):
+    if changed := sorted(key for key, _, _ in _changes(before, now, moved) if key not in searched):
         raise ConfigError(
             f"{key}: is a search of another experiment (differs in {', '.join(changed)}): its figures do not compare"
         )

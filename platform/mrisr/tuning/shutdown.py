@@ -18,6 +18,7 @@ from mrisr.tracking.redaction import mask_secrets
 from mrisr.tracking.runs import Status
 from mrisr.training.outcome import Terminated
 from mrisr.training.run_folder import RunFolder
+from mrisr.training.stopping import keeping_ctrl_c
 from mrisr.tuning.summary import SearchSummary, TrialSummary
 
 # The MLflow status of a trial by its state, if not FINISHED. A trial that is still running here was interrupted.
@@ -77,14 +78,13 @@ def sigterm_interrupts() -> Iterator[None]:
 @contextmanager
 def tune_interruptible() -> Iterator[None]:
     """Around Tune: replaces its advice on an interruption, and restores the handler of Ctrl-C that Tune replaces."""
-    logger, ctrl_c = logging.getLogger("ray.tune.tune"), signal.getsignal(signal.SIGINT)
+    logger = logging.getLogger("ray.tune.tune")
     logger.addFilter(_in_our_words)
     try:
-        yield
+        with keeping_ctrl_c():
+            yield
     finally:
         logger.removeFilter(_in_our_words)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, ctrl_c)
 
 
 def _in_our_words(record: logging.LogRecord) -> bool:
