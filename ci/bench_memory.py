@@ -26,7 +26,7 @@ NETWORK: dict[str, Any] = {"growth_rate": 16, "blocks": 4, "units": 4, "residual
 
 
 class PlainMDCSRN(MDCSRN):
-    """The same network written the usual way: features are concatenated, everything is kept for the backward pass."""
+    """The same network written the usual way: features are concatenated and kept for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         whole = self.conv0(x)

@@ -1,7 +1,7 @@
-"""A training step of ours against a plain PyTorch loop of the same networks, in one run, as times and as ratios.
+"""Our training step against a plain PyTorch loop of the same networks, in one run, as times and as ratios.
 
-On a CPU, or on a CUDA device where there is one: layouts and precisions, and their gradients; what Ray Train and FSDP
-cost at one worker; how two workers on two cores (or GPUs) scale against one on one. Step times are medians.
+On a CUDA device if there is one, else on a CPU: layouts and precisions, and their gradients; the cost of Ray Train and
+FSDP at one worker; how two workers on two cores (or GPUs) scale against one on one. Step times are medians.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def median(seconds: Sequence[float]) -> float:
 
 
 def matmul_rate(device: torch.device) -> float:
-    """FLOP/s of a large matrix product in the precision that `auto` is, measured."""
+    """Measured FLOP/s of a large matrix product in the precision of `auto`."""
     n = 8192 if device.type == "cuda" else 2048
     a = torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(
         device, torch.bfloat16 if native_bf16(device) else torch.float32

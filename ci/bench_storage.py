@@ -1,4 +1,4 @@
-"""What chunks, shards and codecs cost: time and bytes of whole reads and slab reads.
+"""The cost of chunks, shards and codecs: time and bytes of whole reads and slab reads.
 
     PYTHONPATH=storage python ci/bench_storage.py [VOLUME.nii.gz]
 

@@ -4,13 +4,12 @@
     python ci/bench_stream.py [--rows 32] [--cores 2] [--folder bench]
 
 Four volumes of 256x320x320 int16 (synthetic heads), pairs of 64^3, a low-pass with a random strength per volume, 16
-patches per volume. Everyone ends with float32 torch tensors and uses `--cores` worker processes; files are in the page
-cache. Everyone's clock starts when its processes work: a few groups have been streamed (Ray takes seconds to start a
-process for every core), the peers have delivered the patches of as many volumes, and MONAI's cache is filled. The
-peers read uncompressed NIfTI and fork their workers. The stream, the loops and TorchIO are measured three times, in
-turns, and the median counts; MONAI, the slowest by far, once. Two loops without Ray and torch stand beside them, in as
-many processes: the same rows with whole volumes and full transforms, as one would write it with numpy and scipy, and
-the stream's own rows.
+patches per volume. Every loader ends with float32 torch tensors and uses `--cores` worker processes; files are in the
+page cache. Every clock starts when the processes work: the stream has delivered a few groups (Ray takes seconds to
+start a process for every core), the peers as many volumes, and MONAI's cache is filled. The peers read uncompressed
+NIfTI and fork their workers. The stream, the loops and TorchIO are measured three times in turns, and the median
+counts; MONAI, by far the slowest, once. Two loops without Ray and torch use as many processes: the same rows in plain
+numpy and scipy, with whole volumes and full transforms, and the stream's own rows.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ REPEATS = 3
 
 
 def make_data(folder: Path) -> list[Path]:
-    """Four NIfTI files and a store of them in `folder`; what is there is kept."""
+    """Four NIfTI files and a store of them in `folder`; existing files are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"sub-{i}.nii" for i in range(4)]
     store = VolumeStore.create(folder / "store.zarr")
@@ -80,7 +79,7 @@ def monai(paths: list[Path], folder: Path, cores: int, rows: int) -> float:
     )
 
     def with_lr(item: dict[str, Any]) -> dict[str, Any]:
-        # A function, unlike CopyItemsd, ends what is cached: one volume is, not two. RandGibbsNoised makes a new one.
+        # A plain function, unlike CopyItemsd, is not cached, so one volume is cached and not two.
         return {**item, "lr": item["hr"]}
 
     transform = Compose(
@@ -101,7 +100,7 @@ def monai(paths: list[Path], folder: Path, cores: int, rows: int) -> float:
 
 
 def torchio(paths: list[Path], cores: int, rows: int) -> float:
-    """Queue with UniformSampler and an FFT low-pass transform: one half of both in-plane axes, at random."""
+    """Queue with UniformSampler and an FFT low-pass transform: a random share of both in-plane axes."""
     import torchio as tio
 
     class LowPass(tio.Transform):
@@ -132,7 +131,7 @@ def torchio(paths: list[Path], cores: int, rows: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=32, help="volumes that everyone works through")
+    parser.add_argument("--rows", type=int, default=32, help="volumes per loader")
     parser.add_argument("--cores", type=int, default=2, help="worker processes")
     parser.add_argument("--folder", type=Path, default=Path("bench"), help="where the volumes are made")
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Finished searches beside each other, as a table: what they cost, what they found, and how soon.
+"""Finished searches in one table: their cost, their best figures, and after how many trials.
 
     python ci/bench_tuning.py OUTPUT/NAME-search ...
 
-A search whose only key is `seed` is one configuration repeated: its row tells the noise of a figure.
+A search whose only key is `seed` repeats one configuration: its row is the noise of a figure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ AFTER = (4, 8, 12)
 
 
 def row(folder: Path) -> list[str]:
-    """Name, trials by how they ended, steps, best validation figure after so many trials, the winner's test figures."""
+    """Name, trials by state, steps, best validation figure after so many trials, the winner's test figures."""
     settings = yaml.safe_load((folder / "search.yaml").read_text())
     metric = settings["tuning"]["metrics"][0]
     with (folder / "trials.csv").open() as file:

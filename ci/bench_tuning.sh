@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What early stopping saves and what it costs; TPE beside random search, both with early stopping; the noise of one
-# configuration over three seeds. Needs a store with a train, a validation and a test split: the one of $MRISR_HOME. See docs/measurements/tuning.md.
-# Parts may be named: asha whole random noise table. Each goes on where it stopped.
+# The gain and the cost of early stopping; TPE against random search, both with early stopping; the noise of one
+# configuration over three seeds. Needs the store of $MRISR_HOME, with a train, a validation and a test split.
+# Results: docs/measurements/tuning.md. Usage: bench_tuning.sh [asha|whole|random|noise|table ...]; each part resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin="${VENV:-.venv}/bin"

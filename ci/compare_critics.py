@@ -1,8 +1,8 @@
-"""What each critic does to held-out volumes, and at which cost: one shared L1 start, then WGAN-GP with each of them.
+"""The effect of each critic on held-out volumes, and its cost: one shared L1 start, then WGAN-GP with each critic.
 
-Beside them `none`: as many updates of the generator from the same start, on L1 alone. The recipe is
-jobs/configs/critics.yaml. Figures are over the whole held-out volumes (splits validation and test: the last weights are
-compared, not the best, so that neither chooses anything). What is done is kept in --home.
+`none` makes as many updates of the generator from the same start on L1 alone. The recipe is jobs/configs/critics.yaml.
+Figures are over the whole held-out volumes of the splits validation and test. The last weights are compared, not the
+best ones, so that neither split chooses anything. Results are kept in --home.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COSTS = {"seconds": "s / critic step", "peak": "peak, GiB", "parameters": "param
 
 
 def restore(start: Experiment, weights: Path | None) -> Callable[..., Any] | None:
-    """What superresolves a volume with the weights of a file; None for the zero-filled input itself."""
+    """A function that super-resolves a volume with the weights of a file; None for the zero-filled input itself."""
     if weights is None:
         return None
     from safetensors.torch import load_file
@@ -111,7 +111,7 @@ def second_stage(experiment: Experiment, kind: str) -> list[str]:
 
 
 def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], overrides: list[str]) -> None:
-    """Convert, train and measure what is not there yet, for these critics and seeds; then print the table of all."""
+    """Convert, train and measure these critics and seeds unless done before; then print the table of all."""
     from safetensors.torch import load_file
 
     from mrisr import cluster
@@ -128,7 +128,7 @@ def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], override
     begin = [*overrides, "name=start", f"schedule.total_steps={s.pretrain_steps}"]
     print(f"L1 start, {s.pretrain_steps} steps", flush=True)
     started = train(load_experiment(CONFIG, begin))
-    # Where the L1 stage ends, not its best: what the adversarial stage of a run would go on from.
+    # The end of the L1 stage, not its best weights: the adversarial stage of a run starts there.
     (home / "start").mkdir(exist_ok=True)
     start, _ = write_weights(home / "start", generator_config(whole), load_file(started.checkpoint / LAST_WEIGHTS))
     once(results / "input.json", lambda: held_out(whole, None))

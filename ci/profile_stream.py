@@ -3,7 +3,7 @@
     taskset -c 0 python ci/profile_stream.py [--folder bench]
 
 A volume of 256x320x320 int16 (a synthetic head), 16 patches of 64^3, truncate with f = 0.5. Best of three, files in the
-page cache. The plain variants compute the same numbers without the saving; the largest difference stands beside them.
+page cache. The plain variants compute the same numbers without the saving; the table has the largest difference.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def best(work: Callable[[], T], repeats: int = 3) -> tuple[float, T]:
 
 
 def whole(hr: np.ndarray, d: Degradation) -> np.ndarray:
-    """The transform of the whole volume at once, all columns, as the definition has it."""
+    """The transform of the whole volume at once, all columns, as defined."""
     spectrum = fft.rfftn(hr, axes=d.transform_axes) * spectral_weight(hr.shape, d)
     return fft.irfftn(spectrum, s=[hr.shape[a] for a in d.transform_axes], axes=d.transform_axes)
 

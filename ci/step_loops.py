@@ -1,6 +1,6 @@
-"""What the benchmark of steps times: a plain PyTorch loop of the networks, and ours, alone and under Ray Train.
+"""The loops that ci/bench_step.py times: a plain PyTorch loop of the networks, and ours, alone and under Ray Train.
 
-Needs torch only, but for `under_ray`.
+Only `under_ray` needs more than torch.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def plain_loop(lr: Tensor, hr: Tensor, bf16: bool, channels_last: bool) -> Steps
 
 
 def fast_plain_loop(count: int, size: int, device: torch.device) -> Steps:
-    """The plain loop as fast as the device has it: channels_last_3d, and bf16 where that is native."""
+    """The fastest plain loop of the device: channels_last_3d, and bf16 where it is native."""
     return plain_loop(*patches(count, size, device), bf16=native_bf16(device), channels_last=True)
 
 
@@ -82,21 +82,23 @@ def our_loop(
     own_depthwise: bool = True,
     **options: Any,
 ) -> Steps:
-    """train_step on this rank's patches, in training.precision=auto unless `options` say otherwise. batch_size: over
-    all ranks; own_depthwise: without it the critic has torch's depthwise convolutions."""
+    """train_step on this rank's patches, in training.precision=auto unless `options` say otherwise.
+
+    batch_size: over all ranks; own_depthwise=False: the critic uses torch's depthwise convolutions.
+    """
     own: dict[str, Any] = {"batch_size": batch_size or lr.shape[0], "micro_batch": lr.shape[0]}
     own["precision"] = chosen("auto", lr.device)
     config = StepConfig(**own | options)
     critic = build_critic("separable", lr.shape[-1])
     for part in critic.modules():
         if isinstance(part, DepthwiseConv3d) and not own_depthwise:
-            part.__class__ = nn.Conv3d  # type: ignore[assignment]  # which it is but for its derivatives
+            part.__class__ = nn.Conv3d  # type: ignore[assignment]  # the same but for its derivatives
     networks = build_networks(MDCSRN(**PUBLISHED), critic, config, lr.device, strategy)
     return {phase: partial(train_step, networks, config, phase, lr=lr, hr=hr) for phase in PHASES}
 
 
 def interleaved(steps: Mapping[str, Callable[[int], object]], repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Seconds of `repeats` calls of each, taken in turn, so that all of them meet the same state of the machine."""
+    """Seconds of `repeats` calls of each, taken in turn, so that the machine is in the same state for all."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for index in range(warm_up + repeats):
         for name, step in steps.items():
@@ -112,10 +114,10 @@ def interleaved(steps: Mapping[str, Callable[[int], object]], repeats: int, warm
 
 
 class Turn:
-    """Two processes that take turns, so that steps of both meet the same state of the machine.
+    """Two processes that take turns, so that the machine is in the same state for the steps of both.
 
-    folder: shared; it must hold the file `turn` with the name of who begins. own, other: the two names. partner: the
-    other side as a future, whose error ends the wait.
+    folder: shared; its file `turn` holds the name of the process that begins. own, other: the two names. partner: the
+    other process as a future, whose error ends the wait.
     """
 
     def __init__(self, folder: Path, own: str, other: str, partner: Future[Any] | None = None) -> None:
@@ -142,7 +144,7 @@ class Turn:
         return timed
 
     def by_phase(self, steps: Steps, repeats: int, warm_up: int = 2) -> Seconds:
-        """As the function of that name; both processes must ask for the same number of steps."""
+        """Like the function `by_phase`; both processes must ask for the same number of steps."""
         return {
             phase: [self(step)(index) for index in range(warm_up + repeats)][warm_up:] for phase, step in steps.items()
         }
@@ -167,7 +169,7 @@ def with_tf32(steps: Steps, tf32: bool) -> Steps:
 
 
 def _restrict(cores: list[int], device: torch.device) -> None:
-    float32_convolutions(tf32=False)  # of the plain loop too: as device_for_worker sets it for ours
+    float32_convolutions(tf32=False)  # for the plain loop too; device_for_worker does it for ours
     if device.type == "cpu":
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(len(cores))
@@ -191,7 +193,7 @@ def _followed(step: Callable[[int], object], after: Callable[[], object], index:
 
 
 def waited_for_core() -> float:
-    """Seconds that this thread has been ready to run while something else had its core (Linux)."""
+    """Seconds in which this thread was ready to run but something else had its core (Linux)."""
     return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
 
 
@@ -207,7 +209,7 @@ def _ray_worker(settings: dict[str, Any]) -> tuple[Seconds, float]:
     lr, hr = patches(settings["count"], settings["size"], device)
     requests = Requests(Path(settings["folder"]), device)
     steps = our_loop(lr, hr, "fsdp", batch_size=world * settings["count"], critic_samples=settings["samples"])
-    # What the worker's loop does after a step that is neither logged, validated nor saved.
+    # With the work of the worker's loop after a step that is neither logged, validated nor saved.
     whole: Steps = {phase: partial(_followed, steps[phase], requests.after_step) for phase in settings["phases"]}
     if settings["turns"]:
         return Turn(Path(settings["turns"]), "ray", "plain").by_phase(whole, settings["repeats"]), 0.0
@@ -239,10 +241,10 @@ def under_ray(
     samples: int | None = 1,
     phases: tuple[Phase, ...] = PHASES,
 ) -> tuple[Seconds, float]:
-    """Our step in Ray Train workers under FSDP, one per list of cores: rank 0's seconds, and which share of the time it
-    waited for its core. Ray must be connected.
+    """Our step in Ray Train workers under FSDP, one per list of cores. Ray must be connected.
 
-    turns: folder of a `Turn`, if any. samples: as `critic.samples_at_once`, whose default saves memory.
+    Returns rank 0's seconds and the share of the time that it waited for its core. turns: folder of a `Turn`, if any.
+    samples: as `critic.samples_at_once`, whose default saves memory.
     """
     import ray.train
     from ray.train.torch import TorchTrainer

@@ -15,7 +15,7 @@ class VolumeError(ValueError):
 
     def __init__(self, path: str | Path, reason: str, message: str) -> None:
         if reason not in self.REASONS:
-            raise ValueError(f"reason {reason!r} is none of {self.REASONS}")
+            raise ValueError(f"reason {reason!r} is not one of {self.REASONS}")
         super().__init__(f"{path}: {message}")
         self.path = str(path)
         self.reason = reason
