@@ -64,7 +64,7 @@ def plain_peaks(critic_kind: str) -> dict[str, int]:
 def cuda_peaks(critic_kind: str, precision: str, recompute: bool) -> dict[str, int]:
     """What the CUDA allocator reports for real steps, warm, and for what they leave allocated beside them."""
     device = torch.device("cuda")
-    config = StepConfig(batch_size=BATCH, micro_batch=BATCH, precision=precision, recompute=recompute)
+    config = StepConfig(batch_size=BATCH, micro_batch=BATCH, precision=precision, recompute=recompute, critic_samples=1)
     networks = build_networks(MDCSRN(**NETWORK), build_critic(critic_kind, PATCH), config, device, "single")
     hr = torch.rand(BATCH, 1, *[PATCH] * 3, generator=torch.Generator().manual_seed(0))
     evaluated = MDCSRN(**NETWORK, channels_last=config.channels_last).to(device).eval()

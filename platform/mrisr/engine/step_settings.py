@@ -34,14 +34,13 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class StepConfig(StepSettings):
-    """The same with nothing left open, and with what other sections add: all that the engine needs for a step.
+    """The same with nothing left open, and with what other sections add, which is off unless given.
 
-    Only seed, batch_size, the rates and the weights change the numbers by more than rounding. micro_batch: on a rank.
-    precision: of the generator; critic and penalty are always float32. sync_batchnorm: on CUDA, where torch can,
-    BatchNorm normalises over the forwards of all ranks together; see batchnorm_over, which is part of the numbers.
-    critic_samples: patches that the critic scores at a time, None for all. weight_clip: the critic's weights are cut
-    to [-c, c] after each of its steps, as in the first Wasserstein GAN (arXiv 1701.07875). ema_decay: of a moving
-    average of the generator's weights, None for none.
+    micro_batch: on a rank. precision: of the generator; critic and penalty are always float32. sync_batchnorm: on CUDA,
+    where torch can, BatchNorm normalises over the forwards of all ranks together; see batchnorm_over. critic_samples:
+    patches that the critic scores at a time, None for all. weight_clip: the critic's weights are cut to [-c, c] after
+    each of its steps, as in the first Wasserstein GAN (arXiv 1701.07875). ema_decay: of a moving average of the
+    generator's weights. Precision, memory format, recompute and critic_samples change the numbers by rounding only.
     Raises ValueError, naming the key.
     """
 
@@ -52,7 +51,7 @@ class StepConfig(StepSettings):
     adam_eps: float = 1e-8
     recompute: bool = False
     sync_batchnorm: bool = False
-    critic_samples: int | None = 1
+    critic_samples: int | None = None
     weight_clip: float | None = None
     ema_decay: float | None = None
 
