@@ -104,3 +104,16 @@ def test_a_start_that_trained_nothing_leaves_its_name_free_and_nothing_in_the_qu
     begin_or_resume(order, "data")  # the same, written differently
     with pytest.raises(ConfigError, match=r"changed:\n  the order of the searched keys, in which values are drawn"):
         begin_or_resume(other, "data")
+
+
+def test_a_search_of_a_version_without_some_key_goes_on_while_the_key_has_its_default(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    begin_or_resume(plan, "data")
+    searcher(plan).suggest("a")
+    written = plan.folder / DESCRIPTION
+    older = yaml.safe_load(written.read_text())
+    del older["stream"]["rounds"]
+    written.write_text(yaml.safe_dump(older, sort_keys=False))
+    begin_or_resume(plan, "data")
+    with pytest.raises(ConfigError, match=r"changed:\n  stream\.rounds: was 1, now 2\n"):
+        begin_or_resume(small_plan(tmp_path, "stream.rounds=2"), "data")

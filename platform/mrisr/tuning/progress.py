@@ -31,25 +31,22 @@ class Progress(tune.Callback):
         self.ended: list[Path] = []
         self.stopped: TrainingStopped | None = None
 
-    def _say(self, text: str) -> None:
-        print(text, flush=True)  # a rich console cannot be pickled, and Tune pickles callbacks
-
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         values = ", ".join(f"{key}={short(value)}" for key, value in trial.config["values"].items())
-        self._say(f"{trial.config['run']} starts: {values}")
+        print(f"{trial.config['run']} starts: {values}", flush=True)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         figures = ", ".join(f"{metric} {result[metric]:.4f}" for metric in self.metrics)
-        self._say(f"{trial.config['run']} step {result['step']:,}/{self.steps:,}: best {figures}")
+        print(f"{trial.config['run']} step {result['step']:,}/{self.steps:,}: best {figures}", flush=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.done += 1
         self.ended.append(self._folder(trial))
         step = (trial.last_result or {}).get("step", 0)
         how = "finished" if step >= self.steps else f"stopped early at step {step:,}"
-        self._say(f"{trial.config['run']} {how}; {self.done} of {self.wanted} trials done")
+        print(f"{trial.config['run']} {how}; {self.done} of {self.wanted} trials done", flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.ended.append(self._folder(trial))
@@ -60,7 +57,7 @@ class Progress(tune.Callback):
             )
             raise self.stopped
         self.done += 1
-        self._say(f"{trial.config['run']} failed; {self.done} of {self.wanted} trials done")
+        print(f"{trial.config['run']} failed; {self.done} of {self.wanted} trials done", flush=True)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         # Tune calls on_trial_complete before it stops the trial's process.
@@ -72,7 +69,10 @@ class Progress(tune.Callback):
         while (held := [folder for folder in held if not release_groups(folder)]) and time.monotonic() < deadline:
             time.sleep(0.1)
         for folder in held:
-            self._say(f"{folder.name}: its processes are still there after {_LAST_RELEASE_S:g} s; their room is taken")
+            print(
+                f"{folder.name}: its processes are still there after {_LAST_RELEASE_S:g} s; their room is taken",
+                flush=True,
+            )
             release_groups(folder, now=True)
 
     def _folder(self, trial: Any) -> Path:

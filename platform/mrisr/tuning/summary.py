@@ -91,15 +91,14 @@ def _summarize_trial(plan: SearchPlan, frozen: optuna.trial.FrozenTrial) -> Tria
 
 def _best(trials: list[TrialSummary], metrics: tuple[str, ...]) -> list[TrialSummary]:
     """Trials that no other trial beats in one metric without losing in another; failed trials do not count."""
-    ranked = [
-        (tuple(METRICS[metric].improvement(trial.figures[metric], 0.0) for metric in metrics), trial)
-        for trial in trials
-        if trial.figures and trial.state != "failed"
-    ]
-    front = [
-        (figures, trial)
-        for figures, trial in ranked
-        if not any(other != figures and all(o >= f for o, f in zip(other, figures, strict=True)) for other, _ in ranked)
-    ]
-    front.sort(key=lambda pair: (pair[0], -pair[1].number), reverse=True)
-    return [trial for _, trial in front][: 1 if len(metrics) == 1 else None]
+
+    def gains(trial: TrialSummary) -> tuple[float, ...]:
+        return tuple(METRICS[metric].improvement(trial.figures[metric], 0.0) for metric in metrics)
+
+    def beats(one: TrialSummary, other: TrialSummary) -> bool:
+        return gains(one) != gains(other) and all(a >= b for a, b in zip(gains(one), gains(other), strict=True))
+
+    scored = [trial for trial in trials if trial.figures and trial.state != "failed"]
+    front = [trial for trial in scored if not any(beats(other, trial) for other in scored)]
+    front.sort(key=lambda trial: (gains(trial), -trial.number), reverse=True)
+    return front[: 1 if len(metrics) == 1 else None]
