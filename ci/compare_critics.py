@@ -72,7 +72,7 @@ def cost(experiment: Experiment) -> dict[str, float]:
     from mrisr.engine.step import train_step
     from mrisr.models import build_critic
     from mrisr.training.build import initial_networks, step_config
-    from mrisr.training.plan import estimated_peaks
+    from mrisr.training.memory import estimated_peaks
 
     size, config = experiment.stream.patch_size, step_config(experiment)
     lr, hr = patches(config.batch_size, size, torch.device("cpu"))

@@ -41,12 +41,6 @@ class SourceLayout:
     prefix: bytes
     suffix: bytes
 
-    @property
-    def shape3d(self) -> tuple[int, int, int]:
-        """(D, H, W) on disk, without trailing singleton dimensions."""
-        d, h, w = self.shape[:3]
-        return d, h, w
-
 
 @dataclass(frozen=True)
 class ParsedFile:

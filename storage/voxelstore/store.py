@@ -24,9 +24,8 @@ from voxelstore.subject import (
     read_foreground,
     read_record,
     read_source,
+    update_record,
     write_group,
-    write_split,
-    write_stat,
     write_subject,
 )
 from voxelstore.volume import SourceVolume, to_physical
@@ -173,7 +172,7 @@ class VolumeStore:
     def note_source(self, subject: str, source: Path, size: int, mtime_ns: int) -> None:
         """Record where an unchanged source lies now, so that the next conversion need not hash it."""
         with locked(self.path / WRITERS_LOCK, shared=True):
-            write_stat(self._folder(subject), source, size, mtime_ns)
+            update_record(self._folder(subject), source=str(source.resolve()), size=size, mtime_ns=mtime_ns)
 
     def stored_records(self) -> dict[str, SubjectRecord]:
         """The records in the subjects' own folders, sorted by name, whether or not the manifest lists them."""
@@ -202,7 +201,7 @@ class VolumeStore:
             groups = {subject: record.group for subject, record in records.items()}
             for subject, split in assign_splits(assigned, records, fractions_or_counts, seed, groups).items():
                 if split != assigned[subject]:
-                    records[subject] = write_split(self._folder(subject), split)
+                    records[subject] = update_record(self._folder(subject), split=split)
             rule = SplitRule({name: float(share) for name, share in fractions_or_counts.items()}, seed)
             self._write_manifest(records, self._left_out if left_out is None else left_out, rule)
 

@@ -108,26 +108,17 @@ def read_source(folder: Path, voxels: np.ndarray) -> SourceVolume:
     return SourceVolume(voxels, record.slope, record.intercept, affine, path, layout, *file)
 
 
-def write_split(folder: Path, split: str | None) -> SubjectRecord:
-    """Put a subject's split into its own record."""
-    return _update_record(folder, replace(read_record(folder), split=split))
-
-
-def write_stat(folder: Path, source: Path, size: int, mtime_ns: int) -> SubjectRecord:
-    """Record path, size and time of an unchanged source, so that the next conversion need not hash it."""
-    changed = replace(read_record(folder), source=str(source.resolve()), size=size, mtime_ns=mtime_ns)
-    return _update_record(folder, changed)
+def update_record(folder: Path, **changes: Any) -> SubjectRecord:
+    """Change fields of a subject's own record."""
+    record = replace(read_record(folder), **changes)
+    write_group(folder, {**_attributes(folder), "record": record.to_json()})
+    return record
 
 
 def write_group(folder: Path, attributes: dict[str, Any]) -> None:
     """The metadata of a Zarr v3 group, atomically."""
     value = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     atomic_write_json(folder / "zarr.json", value)
-
-
-def _update_record(folder: Path, record: SubjectRecord) -> SubjectRecord:
-    write_group(folder, {**_attributes(folder), "record": record.to_json()})
-    return record
 
 
 def _attributes(folder: Path) -> dict[str, Any]:

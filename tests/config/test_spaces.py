@@ -175,13 +175,14 @@ def test_a_bad_space_is_named_before_the_first_trial(overrides: list[str], words
     assert not missing, f"{missing} not in: {error.value}"
 
 
-def test_known_good_points_are_tried_first() -> None:
+def test_known_good_points_are_tried_first(tmp_path: Path) -> None:
     plan = plan_search(None, [
         "training.gp_weight={log_uniform: [0.1, 100], fixed: 10}",
         "critic.kind={choice: [full, separable], fixed: full}",
-        "tuning.points=[{training.gp_weight: 1}]",
+        "tuning.points=[{training.gp_weight: 1}]", f"output={tmp_path}",
     ])  # fmt: skip
-    study = open_study(plan, optuna.storages.InMemoryStorage())
+    plan.folder.mkdir()
+    study = open_study(plan)
     found = [plan.draw(study.ask()) for _ in range(3)]
     assert found[0] == {"training.gp_weight": 10.0, "critic.kind": "full"}
     assert found[1]["training.gp_weight"] == 1.0

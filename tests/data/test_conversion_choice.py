@@ -11,7 +11,7 @@ import pytest
 
 from mrisr.config import ConfigError
 from mrisr.config.schema import Data
-from mrisr.data.conversion import ConversionSummary, SourceFile, convert_file, convert_folder
+from mrisr.data.conversion import ConversionSummary, LeftOut, SourceFile, convert_file, convert_folder
 from voxelstore import StoreError, VolumeStore
 
 
@@ -70,7 +70,8 @@ def test_a_file_beyond_the_memory_is_left_out_and_a_damaged_store_stops_the_task
         outcome = convert_file(SourceFile(huge, "sub-1", "sub-1", None), store.path, 32)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
-    assert (outcome.status, outcome.reason) == ("left-out", "too-large")
+    assert isinstance(outcome, LeftOut)
+    assert outcome.reason == "too-large"
     good = save(tmp_path / "sub-2.nii", volume(0))
     (store.path / "manifest.json").unlink()
     with pytest.raises(StoreError, match="manifest"):

@@ -14,17 +14,8 @@ import torch
 from ray.exceptions import RayTaskError, UserCodeException
 
 from mrisr.data import stream
-from mrisr.data.stream import (
-    Batch,
-    PatchMaker,
-    Row,
-    RowPlan,
-    StreamError,
-    StreamLimits,
-    interleave,
-    rank_batches,
-    rank_lanes,
-)
+from mrisr.data.rows import PatchMaker, Row, RowPlan
+from mrisr.data.stream import Batch, StreamError, StreamLimits, interleave, rank_batches, rank_lanes
 from mrisr.degradation import Degradation, DegradationRange, degrade
 from voxelstore import VolumeStore
 

@@ -32,7 +32,8 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 ray.init(num_cpus=2, object_store_memory=int(sys.argv[2]), include_dashboard=False, logging_level="ERROR")
 quiet()
 from mrisr.degradation import DegradationRange
-from mrisr.data.stream import PatchMaker, RowPlan, StreamLimits, rank_batches
+from mrisr.data.rows import PatchMaker, RowPlan
+from mrisr.data.stream import StreamLimits, rank_batches
 from voxelstore import VolumeStore
 store = VolumeStore.open(sys.argv[1])
 subjects = tuple(store.subjects("train"))

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from mrisr.data.patches import cut
-from mrisr.data.stream import PatchMaker, RowPlan, StreamLimits, rank_batches
+from mrisr.data.rows import PatchMaker, RowPlan
+from mrisr.data.stream import StreamLimits, rank_batches
 from mrisr.degradation import PROTOCOLS, DegradationRange, spectral_weight
 from mrisr.training.validation import subject_cubes
 from voxelstore import VolumeStore, convert_volume

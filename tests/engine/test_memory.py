@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from mrisr.config import Experiment
 from mrisr.engine.memory import peak_bytes
 from mrisr.models import MDCSRN
-from mrisr.training.plan import estimated_peaks, largest_batch, parse_bytes
+from mrisr.training.memory import estimated_peaks, largest_batch, parse_bytes
 
 BF16 = {"precision": "bf16"}  # auto would be what this machine is made for
 PUBLISHED = {"growth_rate": 16, "blocks": 4, "units": 4, "residual": False}

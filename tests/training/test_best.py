@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from mrisr.config.validation import Validation
-from mrisr.training.best import Best, score
 from mrisr.training.checkpoints import BEST_WEIGHTS
+from mrisr.training.state import Best, score
 from mrisr.tuning.history import TrialHistory
 
 # Step 0 is the best in every figure. After it: best by PSNR under the main protocol, by NRMSE, by the mean, none.

@@ -18,10 +18,10 @@ from mrisr.config.validation import Validation
 from mrisr.engine.checkpoint import CheckpointError
 from mrisr.engine.step import StepConfig, build_networks
 from mrisr.models import MDCSRN
-from mrisr.training.best import Best
 from mrisr.training.outcome import StorageStopped
 from mrisr.training.run import mend_ray_snapshot
 from mrisr.training.run_folder import RunFolder
+from mrisr.training.state import Best
 
 # python -c WRITER FOLDER RANK WORLD COUNT: writes COUNT checkpoints, says what became of each.
 WRITER = """

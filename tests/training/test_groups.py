@@ -29,8 +29,8 @@ from mrisr.training.groups import (
     replaced,
     stopped_by,
 )
+from mrisr.training.memory import memory_advice, out_of_memory
 from mrisr.training.outcome import TrainingStopped
-from mrisr.training.plan import memory_advice, out_of_memory
 from mrisr.training.stopping import STOP_FILE
 
 LOST = WorkerGroupError("a worker is gone", {0: RayActorError()})

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pathlib import Path
 from mrisr.config.validation import Validation
 from mrisr.models import MDCSRN
-from mrisr.training.best import Best
+from mrisr.training.state import Best
 from mrisr.engine.checkpoint import CheckpointError, load
 from mrisr.training.outcome import StorageStopped
 from mrisr.training.run_folder import RunFolder

@@ -8,7 +8,7 @@ import pytest
 
 from mrisr.engine.networks import StepConfig
 from mrisr.engine.schedule import Phase
-from mrisr.training.window import Window
+from mrisr.training.state import Window
 
 STEPS = [
     (Phase.CRITIC, {"loss": 2.0, "penalty": 0.5}, 0.1, 1.0),

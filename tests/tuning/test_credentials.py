@@ -18,7 +18,7 @@ from mrisr.tuning.report import winner_yaml
 from mrisr.tuning.resume import DESCRIPTION, description, learn
 from mrisr.tuning.scheduler import build_scheduler
 from mrisr.tuning.searcher import StudySearcher
-from mrisr.tuning.study import open_storage, open_study
+from mrisr.tuning.study import open_study
 from mrisr.tuning.summary import summarize
 from mrisr.tuning.trial import trial_experiment
 
@@ -33,8 +33,7 @@ def plan_of(folder: Path, *overrides: str) -> SearchPlan:
 def test_the_winner_keeps_no_password_and_is_trained_by_the_figure_that_chose_it(tmp_path: Path) -> None:
     address = "tracking.uri=https://user:hunter2@mlflow.example"
     plan = plan_of(tmp_path, address, "tuning.metrics=[nrmse]", "schedule.total_steps=4", "schedule.pretrain_steps=0")
-    storage = open_storage(plan)
-    search = StudySearcher(plan, storage, open_study(plan, storage))
+    search = StudySearcher(plan, open_study(plan))
     config = search.suggest("a")
     TrialHistory(plan.folder / "trials" / config["run"]).add(4, {"nrmse": 0.1})
     search.on_trial_complete("a", {"step": 4, "nrmse": 0.1})
@@ -52,7 +51,7 @@ def test_what_tune_and_the_trials_keep_in_the_folder_holds_no_password(tmp_path:
     storage = f"tuning.storage=sqlite:///file:{tmp_path}/all.db?uri=true&password=hunter2"
     plan = plan_of(tmp_path, "tracking.uri=https://user:hunter2@mlflow.example", storage)
     assert "hunter2" in plan.base.tuning.storage
-    search = StudySearcher(plan, open_storage(plan), open_study(plan, open_storage(plan)))
+    search = StudySearcher(plan, open_study(plan))
     search.save_to_dir(str(tmp_path), "session")
     assert not list(tmp_path.glob("searcher-state*"))
     # Tune's own snapshot pickles the searcher, the scheduler and the callbacks.
@@ -77,12 +76,11 @@ def test_the_folder_of_a_search_keeps_no_password_of_its_study(tmp_path: Path) -
     assert description(before, "data") == description(now, "data"), "a password may change"
 
     (earlier.folder / DESCRIPTION).write_text(text)
-    storage = open_storage(earlier)
-    search = StudySearcher(earlier, storage, open_study(earlier, storage))
+    search = StudySearcher(earlier, open_study(earlier))
     search.suggest("a")
     search.on_trial_complete("a", {"step": earlier.trial_steps, "psnr": 30.0})
     later = at("later", "all", f"tuning.learn_from=[{earlier.folder}]")
-    assert learn(later, "data", open_study(later, open_storage(later))) == 1
+    assert learn(later, "data", open_study(later)) == 1
     elsewhere = at("elsewhere", "other", f"tuning.learn_from=[{earlier.folder}]")
     with pytest.raises(ConfigError, match=r"whose credentials are not kept.*give this search the same tuning\.storage"):
         learn(elsewhere, "data", optuna.create_study())

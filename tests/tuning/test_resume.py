@@ -18,7 +18,7 @@ from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.progress import Progress
 from mrisr.tuning.resume import DESCRIPTION, begin_or_resume
 from mrisr.tuning.searcher import StudySearcher
-from mrisr.tuning.study import open_storage, open_study
+from mrisr.tuning.study import open_study
 from mrisr.tuning.summary import summarize
 
 GP_WEIGHT = "training.gp_weight={log_uniform: [0.1, 100], fixed: 10}"
@@ -32,8 +32,7 @@ def small_plan(folder: Path, *overrides: str) -> SearchPlan:
 
 
 def searcher(plan: SearchPlan) -> StudySearcher:
-    storage = open_storage(plan)
-    return StudySearcher(plan, storage, open_study(plan, storage))
+    return StudySearcher(plan, open_study(plan))
 
 
 def test_any_seed_makes_a_sampler(tmp_path: Path) -> None:
@@ -79,7 +78,7 @@ def test_what_lies_around_a_trial_ends_the_search_and_not_the_trial(tmp_path: Pa
 def test_a_start_that_trained_nothing_leaves_its_name_free_and_nothing_in_the_queue(tmp_path: Path) -> None:
     mistaken = small_plan(tmp_path, "tuning.trials=5")
     begin_or_resume(mistaken, "data")
-    open_study(mistaken, open_storage(mistaken))  # with the known-good point, gp_weight = 10
+    open_study(mistaken)  # with the known-good point, gp_weight = 10
     (mistaken.folder / "mlflow_run_id.txt").write_text("its parent run, which ended")
 
     plan = small_plan(tmp_path, "training.gp_weight={log_uniform: [20, 100], fixed: 30}", "tuning.metrics=[psnr, ssim]")

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from mrisr.config import ConfigError
-from mrisr.training.best import score
+from mrisr.training.state import score
 from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan, plan_search
 from mrisr.tuning.report import cost_lines, plots, study_of_results, trials_table, write_csv
@@ -35,8 +35,7 @@ def small_plan(folder: Path, *overrides: str) -> SearchPlan:
 
 def searcher(plan: SearchPlan) -> StudySearcher:
     """A searcher as a new process makes it."""
-    storage = open_storage(plan)
-    return StudySearcher(plan, storage, open_study(plan, storage))
+    return StudySearcher(plan, open_study(plan))
 
 
 def validate(plan: SearchPlan, run: str, *psnrs: float) -> dict[str, Any]:
@@ -62,7 +61,7 @@ def test_a_killed_search_goes_on_from_its_study(tmp_path: Path, storage: str) ->
     d = second.suggest("y")
     assert d["run"] == "trial-0003"
     assert d["values"] not in (a["values"], b["values"], c["values"])
-    states = [trial.state for trial in open_study(plan, open_storage(plan)).trials]
+    states = [trial.state for trial in open_study(plan).trials]
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.RUNNING]
     summary = summarize(plan)
     assert [trial.state for trial in summary.trials] == ["finished", "failed", "running", "running"]
@@ -85,7 +84,7 @@ def test_a_stopped_trial_is_pruned_in_the_study_and_its_steps_are_the_cost(tmp_p
     search = searcher(plan)
     for name, psnrs in (("a", range(20, 36)), ("b", (19.0,)), ("c", (23.0, 22.0, 21.0))):
         tell(search, plan, name, *psnrs)
-    study = open_study(plan, open_storage(plan))
+    study = open_study(plan)
     assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
     assert study.trials[1].intermediate_values == {4: 19.0}, "also the figure that stopped it, at the first rung"
     assert study.trials[2].intermediate_values == {4: 23.0, 8: 23.0, 12: 23.0}, "the best so far, by training step"
@@ -160,19 +159,19 @@ def test_a_later_search_learns_from_an_earlier_one(tmp_path: Path) -> None:
     search.suggest("unfinished")
 
     plan = small_plan(tmp_path, "name=later", f"tuning.learn_from=[{earlier.folder}]", "tuning.storage=journal")
-    study = open_study(plan, open_storage(plan))
+    study = open_study(plan)
     assert [learn(plan, "data", study), learn(plan, "data", study)] == [2, 2]
     known = [t for t in study.trials if t.state.is_finished()]
     assert [(t.state, t.value) for t in known] == [(TrialState.COMPLETE, 30.0), (TrialState.PRUNED, 20.0)]
     assert not summarize(plan, study).trials, "they cannot win"
     for name, narrower in (("key", "critic.kind=full"), ("range", "training.gp_weight={log_uniform: [11, 12]}")):
         narrow = small_plan(tmp_path, f"name=narrow-{name}", f"tuning.learn_from=[{earlier.folder}]", narrower)
-        known = learn(narrow, "data", open_study(narrow, open_storage(narrow)))
+        known = learn(narrow, "data", open_study(narrow))
         assert known == 0, "outside of its space"
     for other, word in (("validation.every=8", r"validation\.every"), (f"output={tmp_path}", "dataset")):
         plan = small_plan(tmp_path, "name=other", other, f"tuning.learn_from=[{earlier.folder}]")
         with pytest.raises(ConfigError, match=word):
-            learn(plan, "other data", open_study(plan, open_storage(plan)))
+            learn(plan, "other data", open_study(plan))
 
 
 def test_a_database_that_two_searches_of_one_name_share_is_an_error(tmp_path: Path) -> None:
@@ -180,10 +179,10 @@ def test_a_database_that_two_searches_of_one_name_share_is_an_error(tmp_path: Pa
     for home in ("one", "one", "other"):
         plan = small_plan(tmp_path / home, storage)
         if home == "one":
-            open_study(plan, open_storage(plan))
+            open_study(plan)
         else:
             with pytest.raises(ConfigError, match="belongs to the search in"):
-                open_study(plan, open_storage(plan))
+                open_study(plan)
 
 
 def test_trials_start_from_the_shared_generator_and_do_not_pay_for_l1(tmp_path: Path) -> None:
@@ -228,9 +227,9 @@ def test_a_search_keeps_the_precision_that_its_first_trial_began_with(tmp_path: 
 
 def test_a_known_point_whose_trial_was_killed_while_it_was_drawn_is_not_lost(tmp_path: Path) -> None:
     plan = small_plan(tmp_path)
-    open_study(plan, open_storage(plan)).ask()
+    open_study(plan).ask()
     assert searcher(plan).suggest("a")["values"]["training.gp_weight"] == 10.0
-    assert [t.state for t in open_study(plan, open_storage(plan)).trials] == [TrialState.RUNNING]
+    assert [t.state for t in open_study(plan).trials] == [TrialState.RUNNING]
 
 
 def test_a_sampler_does_not_repeat_its_draws_after_a_restart(tmp_path: Path) -> None:

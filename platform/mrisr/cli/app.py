@@ -65,7 +65,7 @@ def train(
     """
     experiment = load_experiment(config, overrides or [])
     if fit_memory is not None:
-        from mrisr.training.plan import fitting_overrides
+        from mrisr.training.memory import fitting_overrides
 
         fitting = fitting_overrides(experiment, fit_memory)
         typer.echo(f"--fit-memory {fit_memory}: {' '.join(fitting)}")
@@ -112,7 +112,7 @@ def replay(
 
     Exit code 0: the losses are reproduced; 1: they are not.
     """
-    from mrisr.training.replay import replay as again
+    from mrisr.training.failed_step import replay as again
 
     result = again(absolute(folder, "FOLDER"))
     typer.echo("\n".join(result.lines))

@@ -17,18 +17,15 @@ from mrisr.tracking.redaction import mask_secrets
 def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment file (None: the defaults), apply overrides such as `training.gp_weight=5`, check it all.
 
-    Values of overrides are YAML: `degradation.fraction=[0.3,0.8]`, `generator.init_from=null`.
-    A key that holds a search space counts with its `fixed` value. Raises ConfigError naming the file, or each wrong
-    key with its value and the remedy.
+    Overrides are YAML: `degradation.fraction=[0.3,0.8]`, `generator.init_from=null`. A search space stands for its
+    `fixed` value. Raises ConfigError naming the file, or each wrong key with its value and the remedy.
     """
     raw, spaces = load_search(path, overrides)
-    experiment = validate_experiment(raw)
+    experiment = checked(Experiment, raw)
     values = flat(experiment.model_dump(mode="json"))
     if still_open := [space.key for space in spaces.values() if not space.has_fixed and active(space, values)]:
-        raise ConfigError(
-            "\n".join(f"{key}: is a search space without a `fixed` value; use `mrisr tune`, or set {key}=VALUE"
-                      for key in still_open)
-        )  # fmt: skip
+        remedy = "is a search space without a `fixed` value; use `mrisr tune`, or set"
+        raise ConfigError("\n".join(f"{key}: {remedy} {key}=VALUE" for key in still_open))
     return experiment
 
 
@@ -43,16 +40,11 @@ def load_search(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[
         raise ConfigError(str(error)) from None
 
 
-def validate_experiment(raw: dict[str, Any]) -> Experiment:
-    """Check a mapping that holds no spaces. Raises ConfigError with a line per wrong key."""
-    return checked(Experiment, raw)
-
-
 def dump_experiment(experiment: Experiment, without: Sequence[str] = ()) -> str:
-    """The resolved experiment as YAML that `load_experiment` reads back to an equal object. without: sections.
+    """The resolved experiment as YAML, without some sections; `load_experiment` reads it back to an equal object.
 
-    It is printed and kept in files, so that no credentials are in it: they are masked, and a `tracking.uri` that holds
-    some is null, with a word about it.
+    It is printed and kept in files, so credentials are masked. A `tracking.uri` with credentials becomes null, and a
+    comment says so.
     """
     plain = experiment.model_dump(mode="json", exclude=set(without))
     shown = mask_secrets(plain)
@@ -69,7 +61,7 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """A SafeLoader that refuses a key given twice, of which YAML would quietly take the last."""
+    """A SafeLoader that refuses a key given twice. YAML would take the last one without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -101,7 +93,7 @@ def _override(raw: dict[str, Any], item: str) -> None:
         raise ConfigError(f"{item!r} is not an override; write section.key=value, e.g. training.gp_weight=5")
     key = key.lstrip("-")
     try:
-        # A star would be YAML's alias, of which there can be none here: it is a glob.
+        # In YAML a leading star is an alias. There are none in an override, so it starts a glob.
         set_key(raw, key, text if text.startswith("*") else yaml.safe_load(text))
     except yaml.YAMLError:
         raise ConfigError(f"{key}: {text!r} is not a YAML value; quote it, e.g. {key}='\"text\"'") from None

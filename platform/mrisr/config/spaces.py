@@ -1,4 +1,4 @@
-"""Search spaces in an experiment file: what stands where a value would stand, and which values it allows.
+"""Search spaces of an experiment file. A space stands in the place of a value and says which values a search may try.
 
     training:
       gp_weight: {log_uniform: [0.1, 100], fixed: 10}
@@ -7,8 +7,8 @@
       mix: {interval: [0, 1], when: {degradation.kind: mixed}}
 
 Kinds: uniform, log_uniform (floats); int, log_int (both ends included); choice (a list); interval (two ordered
-ends). `fixed` is the value that `mrisr train` takes and the first that a search tries. `when` makes a key part of the
-space only where another key has one of the given values; elsewhere it keeps its fixed value, or its default.
+ends). `mrisr train` takes the `fixed` value, and a search tries it first. With `when`, a key is searched only while
+another key has one of the given values; otherwise it keeps its fixed value or its default.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 NUMERIC = ("uniform", "log_uniform", "int", "log_int")
 KINDS = (*NUMERIC, "choice", "interval")
-# What may not be searched, and why: the yardstick, the data, the identity and the budget of a search.
+# Keys that may not be searched, and why.
 _CLOSED = {
     "validation": "it is the scale that trials are compared on",
     "data": "all trials see the same volumes",
@@ -35,7 +35,7 @@ _CLOSED = {
 
 
 class _Absent(Enum):
-    """No value; not an `object()`, which is another one in every process and after pickling."""
+    """No value. An enum member is the same object in every process and after pickling."""
 
     ABSENT = "absent"
 
@@ -54,7 +54,11 @@ class Suggester(Protocol):
 
 @dataclass(frozen=True)
 class Space:
-    """One searched key. options: the ends of a range, or the choices; when: (key, values under which it is)."""
+    """One searched key.
+
+    options: the ends of a range, or the choices; when: (other key, its values under which this one is searched).
+    A search keeps the repr of its spaces and compares it when it resumes: fields and repr must stay as they are.
+    """
 
     key: str
     kind: str
@@ -68,11 +72,11 @@ class Space:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The sampler's parameters: one, or for an interval its lower end and how far up it reaches from there."""
+        """The sampler's parameters: one, or for an interval the lower end and the share of the rest that it covers."""
         return (f"{self.key}.low", f"{self.key}.reach") if self.kind == "interval" else (self.key,)
 
     def suggest(self, trial: Suggester) -> Any:
-        """Draw the key's value. An interval's ends are ordered by construction, under distributions that never vary."""
+        """Draw the key's value. The two distributions of an interval give ordered ends and never change."""
         if self.kind == "choice":
             return trial.suggest_categorical(self.key, self.options)
         low, high = self.options
@@ -85,7 +89,7 @@ class Space:
         return trial.suggest_float(self.key, low, high, log=self.kind == "log_uniform")
 
     def parameters(self, value: Any) -> dict[str, Any]:
-        """The sampler's parameters that give `value`. Raises SpaceError for a value outside of the space."""
+        """The sampler's parameters for `value`. Raises SpaceError for a value outside of the space."""
         if self.kind == "choice":
             if value in self.options:
                 return {self.key: value}
@@ -105,34 +109,32 @@ class Space:
         )
 
     def grid(self, points: int) -> list[dict[str, Any]]:
-        """Sampler parameters of every different grid value: `points` per numeric range, ends included; every choice."""
+        """Sampler parameters of the grid: `points` values per numeric range with both ends, or every choice."""
         if self.kind == "choice":
             return [{self.key: option} for option in self.options]
         low, high = self.options
         share = [i / (points - 1) for i in range(points)]
         if self.kind == "interval":
             lower = [low + s * (high - low) for s in share[:-1]]
-            # From the upper end there is nothing left to reach.
-            return [{self.names[0]: bottom, self.names[1]: reach} for bottom in lower for reach in share] + [
-                {self.names[0]: high, self.names[1]: 0.0}
-            ]
+            pairs = [(bottom, reach) for bottom in lower for reach in share] + [(high, 0.0)]
+            return [dict(zip(self.names, pair, strict=True)) for pair in pairs]
         log = self.kind.startswith("log")
         values = [low * (high / low) ** s if log else low + s * (high - low) for s in share]
         values[-1] = high
         return [{self.key: v} for v in (sorted({round(v) for v in values}) if "int" in self.kind else values)]
 
     def grid_count(self, points: int) -> int:
-        """How many `grid` has."""
+        """The length of `grid`, without making it for an interval."""
         return points * (points - 1) + 1 if self.kind == "interval" else len(self.grid(points))
 
 
 def active(space: Space, value_of: Mapping[str, Any]) -> bool:
-    """Whether the key is searched where the other keys have these values."""
+    """Whether the key is searched while the other keys have these values."""
     return all(value_of.get(key) in values for key, values in space.when)
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted key."""
+    """Nested mappings as one mapping with dotted keys."""
     if not isinstance(node, dict):
         return {prefix: node}
     return {
@@ -141,9 +143,9 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def take_spaces(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Space]]:
-    """Split an experiment's mapping: the same without spaces (their fixed values in place), and the spaces by key.
+    """An experiment's mapping with fixed values in the place of spaces, and the spaces by dotted key.
 
-    Keys come in an order in which every `when` follows what it asks about. Raises SpaceError naming the key.
+    A space comes after those that its `when` asks about. Raises SpaceError naming the key.
     """
     closed = deepcopy(dict(raw))
     spaces = {space.key: space for space in _take(closed, "")}
@@ -176,28 +178,26 @@ def _parse(key: str, value: dict[str, Any]) -> Space:
         what = f"unknown {unknown}" if unknown else f"more than one of {kinds}"
         raise SpaceError(f"{key} = {value!r}: {what}; a space is one of {', '.join(KINDS)}, with `fixed` and `when`")
     kind, options = kinds[0], value[kinds[0]]
-    if not isinstance(options, list) or (kind != "choice" and len(options) != 2):
-        raise SpaceError(
-            f"{key} = {value!r}: {kind} takes a list{'' if kind == 'choice' else ' of two ends, [low, high]'}"
-        )
     if kind == "choice":
-        if (
-            not options
-            or any(isinstance(o, list | dict) for o in options)
-            or len({repr(o) for o in options}) < len(options)
-        ):
-            raise SpaceError(f"{key} = {value!r}: choice takes one or more different plain values")
+        _check_choices(key, options, value)
     else:
         _check_ends(key, kind, options, value)
-    space = Space(
-        key, kind, tuple(options), value.get("fixed", _Absent.ABSENT), _conditions(key, value.get("when", {}))
-    )
+    when = _conditions(key, value.get("when", {}))
+    space = Space(key, kind, tuple(options), value.get("fixed", _Absent.ABSENT), when)
     if space.has_fixed:
         space.parameters(space.fixed)
     return space
 
 
-def _check_ends(key: str, kind: str, options: list[Any], value: dict[str, Any]) -> None:
+def _check_choices(key: str, options: Any, value: dict[str, Any]) -> None:
+    plain = isinstance(options, list) and not any(isinstance(option, list | dict) for option in options)
+    if not plain or not options or len(set(map(repr, options))) < len(options):
+        raise SpaceError(f"{key} = {value!r}: choice takes a list of one or more different plain values")
+
+
+def _check_ends(key: str, kind: str, options: Any, value: dict[str, Any]) -> None:
+    if not isinstance(options, list) or len(options) != 2:
+        raise SpaceError(f"{key} = {value!r}: {kind} takes a list of two ends, [low, high]")
     if not all(map(_number, options)):
         raise SpaceError(f"{key} = {value!r}: the ends of {kind} are numbers (1.0e-5 in YAML, not 1e-5)")
     low, high = options
@@ -218,13 +218,11 @@ def _conditions(key: str, when: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
 def _ordered(spaces: dict[str, Space]) -> dict[str, Space]:
     done: dict[str, Space] = {}
     while len(done) < len(spaces):
-        ready = [
-            s for s in spaces.values() if s.key not in done and all(k in done or k not in spaces for k, _ in s.when)
-        ]
+        rest = {key: space for key, space in spaces.items() if key not in done}
+        ready = {key: space for key, space in rest.items() if not any(other in rest for other, _ in space.when)}
         if not ready:
-            rest = ", ".join(key for key in spaces if key not in done)
-            raise SpaceError(f"{rest}: the conditions (`when`) go round in a circle; let one of them stand without")
-        done |= {space.key: space for space in ready}
+            raise SpaceError(f"{', '.join(rest)}: the conditions (`when`) form a circle; give one of them no condition")
+        done |= ready
     return done
 
 

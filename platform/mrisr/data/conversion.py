@@ -30,11 +30,19 @@ TRY_AGAIN = ("unreadable", "worker-died", "name-clash", "too-large")
 
 
 class LeftOut(NamedTuple):
-    """A file that is not in the store: its path, a short reason (`VolumeError.reason`), and what to do about it."""
+    """A file that is not in the store: a short reason (`VolumeError.reason`), and what to do about it.
 
-    path: str
+    twin: of a duplicate, the subject that stays.
+    """
+
+    path: Path
     reason: str
     message: str
+    twin: str = ""
+
+
+Outcome = Literal["converted", "unchanged"] | LeftOut
+Outcomes = dict[Path, Outcome]
 
 
 @dataclass(frozen=True)
@@ -99,18 +107,6 @@ class SourceFile(NamedTuple):
         return self.known is not None and self.known.source == str(self.path.resolve())
 
 
-class Outcome(NamedTuple):
-    """What became of a file. reason, message: why it was left out. twin: of a duplicate, the subject that stays."""
-
-    status: Literal["converted", "unchanged", "left-out"]
-    reason: str = ""
-    message: str = ""
-    twin: str = ""
-
-
-Outcomes = dict[Path, Outcome]
-
-
 def convert_folder(
     source: str | Path, data: Data, *, verify: bool = False, progress: bool = True, console: Console | None = None
 ) -> ConversionSummary:
@@ -155,9 +151,9 @@ def _name_clashes(files: Sequence[SourceFile]) -> Outcomes:
     return {f.path: _name_clash(f, str(owners[f.subject])) for f in files if owners[f.subject] != f.path}
 
 
-def _name_clash(file: SourceFile, other: str) -> Outcome:
+def _name_clash(file: SourceFile, other: str) -> LeftOut:
     text = f"its subject name {file.subject!r} is that of {other}; rename the file or its folder"
-    return Outcome("left-out", "name-clash", text)
+    return LeftOut(file.path, "name-clash", text)
 
 
 def _without_reading(
@@ -168,7 +164,7 @@ def _without_reading(
     for file in files:
         stat, known, entry = _stat(file.path), file.known, left_out.get(str(file.path))
         if known is not None and file.is_source_of_known() and stat == (known.size, known.mtime_ns):
-            outcomes[file.path] = Outcome("unchanged")
+            outcomes[file.path] = "unchanged"
         elif (
             entry is not None
             and entry["reason"] not in TRY_AGAIN
@@ -177,7 +173,7 @@ def _without_reading(
             and stat == tuple(entry["stat"])
             and (entry["reason"] != "duplicate" or entry["twin"] in records)
         ):
-            outcomes[file.path] = Outcome("left-out", entry["reason"], entry["message"], entry["twin"])
+            outcomes[file.path] = LeftOut(file.path, entry["reason"], entry["message"], entry["twin"])
     return outcomes
 
 
@@ -197,12 +193,14 @@ def _run_tasks(
             [done], _ = ray.wait(list(waiting), num_returns=1)
             file = waiting.pop(done)
             try:
-                outcome = ray.get(done)
+                outcome: Outcome = ray.get(done)
             except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
                 text = f"its task died twice ({type(error).__name__}); give a task more memory and convert again"
-                outcome = Outcome("left-out", "worker-died", text)
+                outcome = LeftOut(file.path, "worker-died", text)
             outcomes[file.path] = outcome
-            bar.update(row, advance=1, last=f"{file.subject} {outcome.reason or outcome.status}")
+            bar.update(
+                row, advance=1, last=f"{file.subject} {outcome.reason if isinstance(outcome, LeftOut) else outcome}"
+            )
     return outcomes
 
 
@@ -216,58 +214,51 @@ def convert_file(file: SourceFile, store: Path, min_size: int) -> Outcome:
             stat = _stat(file.path)
             if stat is not None and os.access(file.path, os.R_OK) and file_hash(file.path) == file.known.sha256:
                 VolumeStore.open(store).note_source(file.subject, file.path.resolve(), *stat)
-                return Outcome("unchanged")
+                return "unchanged"
             if not file.is_source_of_known() and Path(file.known.source).exists():
                 return _name_clash(file, file.known.source)
         convert_volume(file.path, store, file.subject, min_size, file.person)
     except VolumeError as error:
         kept = "; the store keeps what was converted before" if file.known is not None else ""
-        return Outcome("left-out", error.reason, error.message + kept)
+        return LeftOut(file.path, error.reason, error.message + kept)
     except StoreError:
         raise
     except MemoryError as error:
         text = f"does not fit into the memory of its task ({str(error) or 'MemoryError'}); crop it, or leave it out"
-        return Outcome("left-out", "too-large", text)
+        return LeftOut(file.path, "too-large", text)
     except ValueError as error:
-        return Outcome("left-out", "unusable", f"{error}; export the volume again, or leave it out")
-    return Outcome("converted")
+        return LeftOut(file.path, "unusable", f"{error}; export the volume again, or leave it out")
+    return "converted"
 
 
 def _leave_out_duplicates(store: VolumeStore, files: Sequence[SourceFile], outcomes: Outcomes) -> None:
-    paths = {file.subject: file.path for file in files if outcomes[file.path].status != "left-out"}
+    paths = {file.subject: file.path for file in files if not isinstance(outcomes[file.path], LeftOut)}
     for subject, (record, twin) in drop_duplicates(store).items():
-        outcomes[paths.get(subject, Path(record.source))] = Outcome(
-            "left-out", "duplicate", f"holds the same voxels as subject {twin!r}; remove one of the two files", twin
-        )
+        path = paths.get(subject, Path(record.source))
+        text = f"holds the same voxels as subject {twin!r}; remove one of the two files"
+        outcomes[path] = LeftOut(path, "duplicate", text, twin)
+
+
+def _left_out(outcomes: Outcomes) -> list[LeftOut]:
+    return sorted(outcome for outcome in outcomes.values() if isinstance(outcome, LeftOut))
 
 
 def _left_out_entries(store: VolumeStore, root: Path, outcomes: Outcomes, min_size: int) -> dict[str, dict[str, Any]]:
     """The manifest's entries of files left out: new ones for this folder, the present ones for other folders."""
     entries = {path: entry for path, entry in store.left_out.items() if not Path(path).is_relative_to(root)}
-    for path, outcome in outcomes.items():
-        if outcome.status == "left-out":
-            _, reason, message, twin = outcome
-            entries[str(path)] = {
-                "reason": reason, "message": message, "twin": twin, "min_size": min_size, "stat": _stat(path)
-            }  # fmt: skip
+    for path, reason, message, twin in _left_out(outcomes):
+        entry = {"reason": reason, "message": message, "twin": twin, "min_size": min_size, "stat": _stat(path)}
+        entries[str(path)] = entry
     return entries
 
 
 def _summary(store: VolumeStore, root: Path, files: Sequence[SourceFile], outcomes: Outcomes) -> ConversionSummary:
-    def with_status(status: str) -> list[str]:
-        return [file.subject for file in files if outcomes[file.path].status == status]
-
-    left_out = [
-        LeftOut(str(path), outcome.reason, outcome.message)
-        for path, outcome in sorted(outcomes.items())
-        if outcome.status == "left-out"
-    ]
     records = {subject: store.record(subject) for subject in store.subjects()}
     chosen = {str(file.path.resolve()) for file in files}
     return ConversionSummary(
-        with_status("converted"),
-        with_status("unchanged"),
-        left_out,
+        converted=[file.subject for file in files if outcomes[file.path] == "converted"],
+        unchanged=[file.subject for file in files if outcomes[file.path] == "unchanged"],
+        left_out=_left_out(outcomes),
         splits={name: len(members) for name, members in store.splits().items()},
         people=len({record.group for record in records.values()}),
         unassigned=[s for s, record in records.items() if record.split is None],

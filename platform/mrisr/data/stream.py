@@ -24,24 +24,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mrisr.data.rows import WIRE_DTYPE, PatchMaker, Row, RowPlan
+from mrisr.data.rows import WIRE_DTYPE, PatchMaker
 from voxelstore import StoreError
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-
-__all__ = [
-    "Batch",
-    "PatchMaker",
-    "Row",
-    "RowPlan",
-    "StreamError",
-    "StreamLimits",
-    "group_dataset",
-    "rank_batches",
-    "rank_lanes",
-]
-
 
 # Rounds that are computed while one is consumed.
 AHEAD = 2

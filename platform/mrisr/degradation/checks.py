@@ -7,6 +7,14 @@ import numpy as np
 from mrisr.degradation.kinds import BASES, KINDS
 from mrisr.degradation.parameters import APODISATIONS, Degradation
 
+# The largest value of a parameter, whose least is 0, and what it is.
+_LIMITS = {
+    "mix": (1.0, "a mixing ratio lies in [0, 1]"),
+    "sigma": (np.inf, "a standard deviation in voxels is finite and not negative"),
+    "taper": (1.0, "the tapered share of the band lies in [0, 1]"),
+    "slice_thickness": (np.inf, "voxels, finite and not negative"),
+    "noise": (np.inf, "a standard deviation of intensity, finite and not negative"),
+}
 _SYMBOLS = {"mix": "a=", "base": ""}
 
 
@@ -43,14 +51,23 @@ def check(d: Degradation, shape: tuple[int, ...] | None = None) -> None:
             "give one number, or one per axis"
         )
     _check_bands(d, shape)
-    if not 0.0 <= d.mix <= 1.0:
-        raise ValueError(f"degradation.mix = {d.mix}: a mixing ratio lies in [0, 1]")
-    if not 0.0 <= d.sigma < np.inf:
-        raise ValueError(f"degradation.sigma = {d.sigma}: a standard deviation in voxels is finite and not negative")
-    if "base" in KINDS[d.kind].uses and d.base not in BASES:
-        raise ValueError(f"degradation.base = {d.base!r}: use {' or '.join(BASES)} under a {d.kind}")
-    _check_acquisition(d, ndim)
-    _check_noise(d)
+    for name, (most, words) in _LIMITS.items():
+        value = getattr(d, name)
+        if not 0.0 <= value <= most or value == np.inf:
+            raise ValueError(f"degradation.{name} = {value}: {words}")
+    for name, names in (("base", BASES), ("apodisation", APODISATIONS)):
+        if getattr(d, name) not in names:
+            raise ValueError(f"degradation.{name} = {getattr(d, name)!r}: use one of {', '.join(names)}")
+    if d.slice_axis is not None and not 0 <= d.slice_axis < ndim:
+        raise ValueError(f"degradation.slice_axis = {d.slice_axis}: name one axis of 0..{ndim - 1}, or null")
+    if d.slice_thickness > 0 and d.slice_axis is None:
+        raise ValueError(
+            f"degradation.slice_thickness = {d.slice_thickness} needs degradation.slice_axis, the axis of the slices"
+        )
+    if d.noise > 0 and d.noise_seed is None:
+        raise ValueError(f"degradation.noise = {d.noise} needs a noise_seed: noise is drawn from nothing else")
+    if d.noise_seed is not None and d.noise_seed < 0:
+        raise ValueError(f"degradation.noise_seed = {d.noise_seed}: a seed is not negative")
     if KINDS[d.kind].weight is None and (d.apodisation != "none" or d.slice_thickness > 0 or d.noise > 0):
         raise ValueError(
             f"degradation.kind = {d.kind!r} is a program of its own; apodisation, slice_thickness and noise combine "
@@ -69,27 +86,3 @@ def _check_bands(d: Degradation, shape: tuple[int, ...] | None) -> None:
                 f"degradation.{key} = {value} on axis {axis} leaves an empty passband or none at all; "
                 "the zeroed part must be at least 0 and less than the whole axis"
             )
-
-
-def _check_acquisition(d: Degradation, ndim: int) -> None:
-    if d.apodisation not in APODISATIONS:
-        raise ValueError(f"degradation.apodisation = {d.apodisation!r}: use one of {', '.join(APODISATIONS)}")
-    if not 0.0 <= d.taper <= 1.0:
-        raise ValueError(f"degradation.taper = {d.taper}: the tapered share of the band lies in [0, 1]")
-    if not 0.0 <= d.slice_thickness < np.inf:
-        raise ValueError(f"degradation.slice_thickness = {d.slice_thickness}: voxels, finite and not negative")
-    if d.slice_axis is not None and not 0 <= d.slice_axis < ndim:
-        raise ValueError(f"degradation.slice_axis = {d.slice_axis}: name one axis of 0..{ndim - 1}, or null")
-    if d.slice_thickness > 0 and d.slice_axis is None:
-        raise ValueError(
-            f"degradation.slice_thickness = {d.slice_thickness} needs degradation.slice_axis, the axis of the slices"
-        )
-
-
-def _check_noise(d: Degradation) -> None:
-    if not 0.0 <= d.noise < np.inf:
-        raise ValueError(f"degradation.noise = {d.noise}: a standard deviation of intensity, finite and not negative")
-    if d.noise > 0 and d.noise_seed is None:
-        raise ValueError(f"degradation.noise = {d.noise} needs a noise_seed: noise is drawn from nothing else")
-    if d.noise_seed is not None and d.noise_seed < 0:
-        raise ValueError(f"degradation.noise_seed = {d.noise_seed}: a seed is not negative")

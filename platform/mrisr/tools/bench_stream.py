@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,6 @@ STAGES = ("draw", "read", "transform", "cut", "mix")
 WORKER_CPUS = 0.01  # of the Ray Train worker, which only receives: a data task must fit on every core
 WARM_UP = 6  # groups of every lane before the clock starts: Ray takes seconds to start a process for each core
 SIZED = 100  # subjects whose sizes are averaged
-REPORTED_S = 60.0  # how long reports of groups that have arrived may take
 
 
 class Stopwatch:
@@ -50,17 +51,16 @@ class Stopwatch:
 class TimedPatchMaker(PatchMaker):
     """A PatchMaker that times its stages from outside: `cut` is `write_row`, `mix` is `group_patches`, less the rest.
 
-    sink: the actor that is told the seconds of every group.
+    reports: the folder for the seconds of every group, one file each; every node must see it.
     """
 
+    reports: Path | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
-    sink: Any = None
 
     @classmethod
-    def of(cls, maker: PatchMaker, sink: Any = None) -> TimedPatchMaker:
+    def of(cls, maker: PatchMaker, reports: Path | None = None) -> TimedPatchMaker:
         """The same rows as `maker`, timed."""
-        fields = maker.store, maker.plan, maker.degradation, maker.patch_size, maker.min_foreground
-        return cls(*fields, sink=sink)
+        return cls(maker.store, maker.plan, maker.degradation, maker.patch_size, maker.min_foreground, reports)
 
     def prepare(self, row: Row) -> PreparedRow:
         with self.watch.stage("draw"):
@@ -70,13 +70,12 @@ class TimedPatchMaker(PatchMaker):
             with self.watch.stage("transform"):
                 return prepared.degrade(part)
 
-        return prepared._replace(parts=self._read(prepared.parts), degrade=transform)
+        return prepared._replace(parts=self._read(iter(prepared.parts)), degrade=transform)
 
-    def _read(self, parts: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
-        iterator = iter(parts)
+    def _read(self, parts: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
         while True:
             with self.watch.stage("read"):
-                part = next(iterator, None)
+                part = next(parts, None)
             if part is None:
                 return
             yield part
@@ -89,25 +88,10 @@ class TimedPatchMaker(PatchMaker):
         before = dict(self.watch.seconds)
         with self.watch.stage("mix"):
             group = super().group_patches(turn, lane, skip)
-        self.sink.add.remote({name: seconds - before[name] for name, seconds in self.watch.seconds.items()})
+        seconds = {name: total - before[name] for name, total in self.watch.seconds.items()}
+        assert self.reports is not None
+        (self.reports / f"{turn}-{lane}.json").write_text(json.dumps(seconds))
         return group
-
-
-class Reports:
-    """The actor that gathers the seconds of the data tasks' groups."""
-
-    def __init__(self) -> None:
-        self.groups: list[dict[str, float]] = []
-
-    def add(self, seconds: dict[str, float]) -> None:
-        self.groups.append(seconds)
-
-    def take(self, count: int) -> list[dict[str, float]]:
-        """The seconds of `count` groups; nothing while fewer have reported, since reports may follow their patches."""
-        if len(self.groups) < count:
-            return []
-        taken, self.groups = self.groups[:count], self.groups[count:]
-        return taken
 
 
 @dataclass(frozen=True)
@@ -153,19 +137,20 @@ class Measured:
             "Ray Train worker": self.stream,
         }
         head = "".join(f"{name:>11}" for name in (*STAGES, "rest"))
-        out = [f"{'':<26}{'patches/s':>10}{head}"]
+        rates, seconds = (
+            [f"{'':<26}{'patches/s':>10}{head}"],
+            [f"{'seconds of a core a volume':<26}{'in all':>10}{head}"],
+        )
         for name, speed in speeds.items():
-            shares = "".join(f"{share:>11.1%}" for share in speed.shares().values())
-            out.append(f"{name:<26}{speed.per_second:>10.1f}{shares}")
-        out += [f"shares of {self.stream.cores:g} cores' time; mix: patches put in their order, batches", ""]
-        out.append(f"{'seconds of a core a volume':<26}{'in all':>10}{head}")
-        for name, speed in speeds.items():
-            total = self.per_row * speed.cores / speed.per_second
-            parts = "".join(f"{share * total:>11.3f}" for share in speed.shares().values())
-            out.append(f"{name:<26}{total:>10.3f}{parts}")
+            shares, total = speed.shares().values(), self.per_row * speed.cores / speed.per_second
+            rates.append(f"{name:<26}{speed.per_second:>10.1f}" + "".join(f"{share:>11.1%}" for share in shares))
+            seconds.append(f"{name:<26}{total:>10.3f}" + "".join(f"{share * total:>11.3f}" for share in shares))
         transform = self.per_row * self.plain.stages["transform"] / self.plain.patches
         return [
-            *out,
+            *rates,
+            f"shares of {self.stream.cores:g} cores' time; mix: patches put in their order, batches",
+            "",
+            *seconds,
             f"the floor, a volume: at most {self.stored / 1e6:.1f} MB read and {self.decoded / 1e6:.1f} MB decoded, "
             f"and {transform:.3f} s of a core in the full rfftn and irfftn",
             f"{self.per_row} patches of {self.patch}^3 a volume; stream / plain loop "
@@ -200,16 +185,14 @@ def plain_patches(maker: PatchMaker, row: Row, watch: Stopwatch) -> tuple[np.nda
     return low, high
 
 
-def plain_rows(maker: PatchMaker, rows: Sequence[Row]) -> dict[str, float]:
-    """Seconds by stage of the rows as `plain_patches` makes them."""
+def _plain_rows(maker: PatchMaker, rows: Sequence[Row]) -> dict[str, float]:
     watch = Stopwatch()
     for row in rows:
         plain_patches(maker, row, watch)
     return watch.seconds
 
 
-def stream_rows(maker: PatchMaker, rows: Sequence[Row]) -> dict[str, float]:
-    """Seconds by stage of the rows as the stream makes them."""
+def _stream_rows(maker: PatchMaker, rows: Sequence[Row]) -> dict[str, float]:
     timed = TimedPatchMaker.of(maker)
     for row in rows:
         timed.row_patches(row)
@@ -219,7 +202,7 @@ def stream_rows(maker: PatchMaker, rows: Sequence[Row]) -> dict[str, float]:
 def bare_loop(
     loop: Callable[[PatchMaker, Sequence[Row]], dict[str, float]], maker: PatchMaker, rows: Sequence[Row], cores: int
 ) -> Speed:
-    """`loop` over the rows in as many processes as cores, without Ray."""
+    """`loop`, which returns its seconds by stage, over the rows in as many processes as cores, without Ray."""
     with _one_thread(), ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
         parts = [list(rows[i::cores]) for i in range(cores)]
         list(pool.map(loop, [maker] * cores, [part[:1] for part in parts]))  # imports, opens, page cache
@@ -245,41 +228,41 @@ def _one_thread() -> Iterator[None]:
 
 def ray_stream(maker: PatchMaker, turns: int, limits: StreamLimits, cores: int) -> Speed:
     """The stream as in training: Ray Data tasks, float32 torch tensors inside one Ray Train worker."""
-    import ray
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    timed = TimedPatchMaker.of(maker, ray.remote(Reports).options(num_cpus=0).remote())
     with tempfile.TemporaryDirectory() as folder:
         trainer = TorchTrainer(
             _consume,
-            train_loop_config={"maker": timed, "limits": limits, "turns": turns},
+            train_loop_config={"maker": TimedPatchMaker.of(maker, Path(folder)), "limits": limits, "turns": turns},
             scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": WORKER_CPUS}),
             run_config=ray.train.RunConfig(name=f"bench-{os.getpid()}", storage_path=folder),
         )
-        found: Any = trainer.fit().return_value
-    stages = _summed(found["groups"])
-    stages["mix"] += found["mixed"]
-    return Speed(found["patches"], found["wall"], cores, stages)
+        patches, wall, mixed = trainer.fit().return_value
+        groups = [(turn, lane) for turn in range(WARM_UP, WARM_UP + turns) for lane in range(maker.plan.lanes)]
+        stages = _summed([json.loads(Path(folder, f"{turn}-{lane}.json").read_text()) for turn, lane in groups])
+    stages["mix"] += mixed
+    return Speed(patches, wall, cores, stages)
 
 
-def _consume(settings: dict[str, Any]) -> dict[str, Any]:
-    """The Ray Train worker: takes every batch as float32 tensors, as training does, and throws it away."""
+def _consume(settings: dict[str, Any]) -> tuple[int, float, float]:
+    """The Ray Train worker: takes every batch as float32 tensors, as training does, and throws it away.
+
+    Returns the patches after the warm-up, the seconds for them, and those of stacking and converting batches.
+    """
     import torch
 
     from mrisr import cluster
 
     cluster.quiet()
     torch.set_num_threads(1)
-    maker, limits, turns = settings["maker"], settings["limits"], settings["turns"]
-    size, lanes = maker.plan.group_size, maker.plan.lanes
-    step = WARM_UP * size
+    maker, limits = settings["maker"], settings["limits"]
+    size, step = maker.plan.group_size, WARM_UP * maker.plan.group_size
     for _ in rank_batches(maker, 0, 1, 0, step, limits):  # until Ray has started a process for every core
         pass
-    _reported(maker.sink, WARM_UP * lanes)
     seen, mixed = 0, 0.0
     start = last = time.perf_counter()
-    for i, batch in enumerate(rank_batches(maker, 0, 1, step, step + turns * size, limits)):
+    for i, batch in enumerate(rank_batches(maker, 0, 1, step, step + settings["turns"] * size, limits)):
         lr, hr = torch.from_numpy(batch.lr).float(), torch.from_numpy(batch.hr).float()
         assert lr.shape == hr.shape
         seen += len(lr)
@@ -287,19 +270,7 @@ def _consume(settings: dict[str, Any]) -> dict[str, Any]:
         # The first batch of a round may have had to wait for its patches.
         mixed += now - last if i % (size * limits.rounds) else 0.0
         last = now
-    return {"patches": seen, "wall": last - start, "mixed": mixed, "groups": _reported(maker.sink, turns * lanes)}
-
-
-def _reported(sink: Any, groups: int) -> list[dict[str, float]]:
-    """The seconds of `groups` groups, once all have reported."""
-    import ray
-
-    deadline = time.monotonic() + REPORTED_S
-    while not (taken := ray.get(sink.take.remote(groups))):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"fewer than {groups} groups reported their seconds within {REPORTED_S:g} s; run again")
-        time.sleep(0.05)
-    return list(taken)
+    return seen, last - start, mixed
 
 
 def _summed(parts: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -329,6 +300,6 @@ def measure_stream(experiment: Experiment, rows: int, cores: int | None = None) 
     limits = StreamLimits((cores - WORKER_CPUS) / cores, cores - WORKER_CPUS, experiment.stream.rounds)
     stream = ray_stream(maker, turns, limits, cores)
     measured = [plan.row(WARM_UP * per_turn + i) for i in range(turns * per_turn)]
-    plain, bare = (bare_loop(loop, maker, measured, cores) for loop in (plain_rows, stream_rows))
+    plain, bare = (bare_loop(loop, maker, measured, cores) for loop in (_plain_rows, _stream_rows))
     stored, decoded = np.mean([store.sizes(subject) for subject in subjects[:SIZED]], axis=0)
     return Measured(plain, bare, stream, maker.patch_size, plan.patches_per_row, float(stored), float(decoded))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from mrisr.config import Experiment
-from mrisr.data.stream import PatchMaker, RowPlan
+from mrisr.data.rows import PatchMaker, RowPlan
 from mrisr.engine.compiling import compile_generator, why_eager
 from mrisr.engine.networks import Networks, build_networks
 from mrisr.engine.precision import chosen

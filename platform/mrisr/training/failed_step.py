@@ -1,29 +1,38 @@
-"""Recording a non-finite step with all that `mrisr replay` needs: weights, rows of the batch, seeds, losses."""
+"""A training step that was not finite: recorded with all that it needs, and computed again by `mrisr replay`."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from mrisr.data.stream import Batch, PatchMaker
+from mrisr.config import ConfigError, Experiment, load_experiment
+from mrisr.data.checks import open_store
+from mrisr.data.rows import PatchMaker
+from mrisr.data.stream import Batch
+from mrisr.engine import checkpoint
 from mrisr.engine.networks import Networks, StepConfig
-from mrisr.engine.sharding import world_size
-from mrisr.engine.step import NonFiniteError
+from mrisr.engine.schedule import Phase
+from mrisr.engine.sharding import device_for_worker, world_size
+from mrisr.engine.step import NonFiniteError, on_ranks, train_step
+from mrisr.training.build import initial_networks, patch_maker, step_config
 from mrisr.training.run_folder import RunFolder
 
 
 def record(
-    run_folder: Path, networks: Networks, config: StepConfig, maker: PatchMaker, batch: Batch, error: NonFiniteError
+    folder: RunFolder, networks: Networks, config: StepConfig, maker: PatchMaker, batch: Batch, error: NonFiniteError
 ) -> Path:
-    """Write run_folder/nonfinite_<step>; every rank calls it with its part of the batch. Returns the folder.
+    """Write nonfinite_<step> into the run's folder; every rank calls it with its part of the batch. Returns the path.
 
-    It holds a checkpoint of the weights, which the failed step has not touched, and in progress.json under `replay`:
-    step, phase, which value was not finite and where, the seed of the interpolation, micro_batch, over how many patches
-    BatchNorm normalised, the precision, per patch of the global batch its row, epoch, subject, patch number and the
-    row's seed, and per micro-batch all losses.
+    It is a checkpoint of the weights, which the failed step has not changed. Its progress.json holds under `replay`:
+    step, phase, which value was not finite and on which ranks, the seed, micro_batch, the number of patches that
+    BatchNorm normalised over, the precision, all losses per micro-batch, and for each patch of the global batch its
+    row, epoch, subject, patch number and the row's seed. Raises StorageStopped on every rank if it cannot be written.
     """
     mine = [(int(row), int(patch)) for row, patch in zip(batch.row, batch.patch, strict=True)]
     parts: list[Any] = [mine]
@@ -41,10 +50,100 @@ def record(
         "batchnorm_over": networks.batchnorm_over, "precision": config.precision, "batch": patches,
         "losses": [{name: _text(value) for name, value in terms.items()} for terms in error.terms],
     }  # fmt: skip
-    progress = {"step": error.step, "replay": told}
-    return RunFolder(run_folder).write_failed_step(error.step, networks, progress)
+    return folder.write_failed_step(error.step, networks, {"step": error.step, "replay": told})
 
 
 def _text(value: float) -> float | str:
     """JSON has no NaN and no infinity."""
     return value if math.isfinite(value) else repr(value)
+
+
+class Replayed(NamedTuple):
+    """What a replay found. lines: for people; reproduced: the same value is not finite, with the same losses."""
+
+    lines: list[str]
+    reproduced: bool
+
+
+def replay(folder: Path) -> Replayed:
+    """Compute a recorded step again, in this process, from the store and the recorded weights. Changes nothing.
+
+    folder: nonfinite_<step>, or a run's folder, which stands for its newest record. Raises ConfigError for a folder
+    without a record, CheckpointError for a damaged one.
+    """
+    folder = _record_in(folder)
+    told = checkpoint.read_progress(folder)["replay"]
+    whole = load_experiment(RunFolder(folder.parent).settings)
+    # What several ranks normalised together, with synchronised BatchNorm, is one micro-batch here.
+    experiment = on_one_worker(whole, told["batchnorm_over"], told.get("precision", whole.training.precision))
+    store = open_store(experiment)
+    maker = patch_maker(experiment, store.subjects("train"))
+    networks = initial_networks(
+        experiment, None, device_for_worker(torch.cuda.is_available(), experiment.training.tf32)
+    )
+    checkpoint.load(folder, networks)
+    phase = Phase(told["phase"])
+    where = f"step {told['step']:,} ({phase}) of {experiment.name!r}"
+    lines = [f"{where}: {told['value']} not finite {on_ranks(told['ranks'])}"]
+    for place, patch in enumerate(told["batch"]):
+        source = f"row {patch['index']}, {patch['subject']}, epoch {patch['epoch']}, cut {patch['patch']}"
+        lines.append(f"  patch {place}: {source}")
+    try:
+        train_step(networks, step_config(experiment), phase, told["step"], *_batch(maker, told["batch"]))
+    except NonFiniteError as error:
+        then = regrouped(told["losses"], told["batchnorm_over"] // told["micro_batch"])
+        lines += _compared(then, error.terms)
+        same = error.value == told["value"] and _alike(then, error.terms)
+        lines.append("reproduced" if same else f"not finite again ({error.value}), but with other losses")
+        return Replayed(lines, same)
+    lines.append("not reproduced: every value is finite here")
+    return Replayed(lines, False)
+
+
+def _record_in(folder: Path) -> Path:
+    records = [folder] if folder.name.startswith("nonfinite_") else RunFolder(folder).failed_steps()
+    if not records or not (records[-1] / checkpoint.PROGRESS).is_file():
+        raise ConfigError(f"{folder}: holds no nonfinite_<step> folder; give a run's folder in which a step went wrong")
+    return records[-1]
+
+
+def on_one_worker(experiment: Experiment, micro_batch: int, precision: str) -> Experiment:
+    """The experiment on one worker, in the run's precision; micro_batch: the patches that BatchNorm normalised over."""
+    return experiment.changed({
+        "resources.workers": 1, "resources.min_workers": None, "training.micro_batch": micro_batch,
+        "training.precision": precision, "training.strategy": "single", "training.compile": False,
+    })  # fmt: skip
+
+
+def regrouped(losses: list[dict[str, float | str]], together: int) -> list[dict[str, float]]:
+    """The recorded losses of micro-batches (numbers, or `nan` and `inf` as text) as means of `together` at a time."""
+    numbers = [{name: float(value) for name, value in terms.items()} for terms in losses]
+    groups = [numbers[first : first + together] for first in range(0, len(numbers), together)]
+    return [{name: sum(terms[name] for terms in group) / len(group) for name in group[0]} for group in groups]
+
+
+def _batch(maker: PatchMaker, patches: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    rows = {patch["index"]: maker.row_patches(maker.plan.row(patch["index"])) for patch in patches}
+    lr, hr = (
+        np.stack([rows[patch["index"]][side][patch["patch"]] for patch in patches])[:, None] for side in (0, 1)
+    )  # fmt: skip
+    return torch.from_numpy(lr).float(), torch.from_numpy(hr).float()
+
+
+def _compared(losses: list[dict[str, float]], again: list[dict[str, float]]) -> list[str]:
+    """A line per micro-batch."""
+    return [
+        f"  micro-batch {number}: "
+        + ", ".join(f"{name} {then[name]:.6g} then, {value:.6g} now" for name, value in now.items())
+        for number, (then, now) in enumerate(zip(losses, again, strict=True))
+    ]
+
+
+def _alike(losses: list[dict[str, float]], again: list[dict[str, float]]) -> bool:
+    pairs = [(then[name], value) for then, now in zip(losses, again, strict=True) for name, value in now.items()]
+    return all(
+        math.isclose(then, now, rel_tol=1e-3, abs_tol=1e-6)
+        if math.isfinite(then) and math.isfinite(now)
+        else math.isfinite(then) == math.isfinite(now)
+        for then, now in pairs
+    )

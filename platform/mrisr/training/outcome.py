@@ -1,33 +1,34 @@
-"""How a run ends when it does not reach its last step."""
+"""How a run, or a group of its workers, ends before the last step."""
 
 from __future__ import annotations
 
 
 class TrainingStopped(RuntimeError):
-    """A run that new workers would not mend: values that are not finite, a full disk, too little memory. The message
-    says the remedy."""
+    """New workers would fail again: values that are not finite, a full disk, too little memory. The message says the
+    remedy."""
 
 
 class StorageStopped(TrainingStopped):
-    """A run that could not write to its folder; raised on every rank. What was there before is untouched, and the next
-    start continues from it."""
+    """A run could not write to its folder; raised on every rank. What was there before is untouched, and the next start
+    continues from it."""
 
 
 class TrackingUnreachable(TrainingStopped):
-    """A run that could not be begun in MLflow, which says nothing of its settings."""
+    """A run could not be begun in MLflow. Its settings are not at fault."""
 
 
 class SubjectAtFault(TrainingStopped):
-    """A run that has come to a subject of the store that no run can use."""
+    """A subject of the store that no run can use; raised on the rank that read it, and on no other."""
 
 
-# What stops a run and would stop another one of the same store and the same machines as well.
+# What stops a run and would stop another run of the same store on the same machines as well.
 SURROUNDINGS = (StorageStopped, TrackingUnreachable, SubjectAtFault, OSError)
 
 
 class Terminated(RuntimeError):
-    """A run that SIGTERM stopped: after a checkpoint, or while it had no workers."""
+    """SIGTERM stopped a run: after a checkpoint, or while it had no workers."""
 
 
-class FiguresNotFinite(ArithmeticError):
-    """Validation figures that are NaN or infinite; equal on every rank, so every rank raises it."""
+# Why all workers of a group ended together; None at the end of the schedule. Workers return it: what a worker raises
+# instead ends its whole group, and Ray logs it as a failure.
+Ending = TrainingStopped | Terminated | None

@@ -21,11 +21,11 @@ from mrisr.tracking.availability import first_line
 from mrisr.tracking.outbox import Outbox
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.training.checkpoints import best_weights
-from mrisr.training.outcome import StorageStopped, Terminated, TrackingUnreachable, TrainingStopped
+from mrisr.training.outcome import Ending, Terminated, TrackingUnreachable
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.stopping import stop_on_sigterm
 from mrisr.training.warm_start import prepare_initial_weights
-from mrisr.training.worker import LAST_DELIVERY_S, train_worker
+from mrisr.training.worker import LAST_DELIVERY_S, WorkerSettings, train_worker
 from voxelstore import VolumeStore
 
 
@@ -104,17 +104,8 @@ def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun
     initial = prepare_initial_weights(experiment, uri)
     run_id = _tracked_run(experiment, store, uri, host.parent_run_id)
     counts, elastic = experiment.worker_counts, experiment.resources.min_workers is not None
-    settings = {
-        "experiment": experiment.model_dump(mode="json"),
-        "tracking_uri": uri,
-        "mlflow_run_id": run_id,
-        "initial": None if initial is None else str(initial),
-        "gpu": share.gpu,
-        "node_cpus": max(1, int(min(node_cpus for node_cpus, _ in nodes) / host.runs)),
-        "cpus_per_worker": share.cpus,
-        "runs": host.runs,
-        "driver_cpus": host.driver_cpus,
-    }
+    node_cpus = max(1, int(min(cpus for cpus, _ in nodes) / host.runs))
+    settings = WorkerSettings(experiment, uri, run_id, initial, share, node_cpus, host.runs, host.driver_cpus)
     scaling_config = ray.train.ScalingConfig(
         num_workers=(counts[-1], counts[0]) if elastic else counts[0],
         use_gpu=share.gpu,
@@ -134,7 +125,7 @@ def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun
         run_folder=folder,
         scaling=scaling,
         patient=patient or elastic,
-        train_loop_config=settings,
+        train_loop_config=settings._asdict(),
         scaling_config=scaling_config,
         run_config=ray.train.RunConfig(
             name=experiment.name,
@@ -162,10 +153,10 @@ def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun
         if (stopped := stopped_by(error)) is not None:
             raise stopped from None
         raise
-    if told := result.return_value["stopped"]:
-        kind, message = told
-        tracking.finish_if_reachable(uri, run_id, "KILLED" if kind == "terminated" else "FAILED")
-        raise {"terminated": Terminated, "storage": StorageStopped}.get(kind, TrainingStopped)(message)
+    ending: Ending = result.return_value
+    if ending is not None:
+        tracking.finish_if_reachable(uri, run_id, "KILLED" if isinstance(ending, Terminated) else "FAILED")
+        raise ending
     _deliver_rest(experiment, uri, run_id)
     return outcome(experiment, run_id, uri, run_folder.checkpoints()[-1])
 

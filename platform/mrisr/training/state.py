@@ -1,33 +1,38 @@
-"""What a run has come to beside its networks: what `progress.json` of a checkpoint holds."""
+"""The state of a run beside its networks: what progress.json and best.safetensors of a checkpoint hold."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mrisr.engine.networks import Networks
-from mrisr.training.best import Best
-from mrisr.training.window import Window
+from torch import Tensor
+
+from mrisr.config.validation import Validation
+from mrisr.engine.checkpoint import refused_together
+from mrisr.engine.networks import Networks, StepConfig
+from mrisr.engine.schedule import Phase
+from mrisr.metrics import METRICS
+from mrisr.training.checkpoints import best_weights
 
 
 @dataclass
 class RunState:
-    """The same on every rank, but for the clock in `window`.
+    """The same on every rank, except for the clock in `window`.
 
-    step: steps done, which is the position in the stream as well, so that a checkpoint that knows its step knows its
-    row; critic_norms: of the critic's gradient since its last picture; latest: figures of the last validation, and
-    after which step: `validated`.
+    step: steps done, which is also the position in the stream; critic_norms: of the critic's gradient since its last
+    picture; latest: figures of the last validation, with its step under `validated`.
     """
 
     best: Best
     step: int = 0
-    window: Window = field(default_factory=Window)
+    window: Window = field(default_factory=lambda: Window())
     critic_norms: list[float] = field(default_factory=list)
     latest: dict[str, float] = field(default_factory=dict)
 
     def progress(self, networks: Networks, precision: str) -> dict[str, Any]:
-        """For a checkpoint's JSON; with it what depends on the hardware that the run began on, and must stay."""
+        """For progress.json, with what depends on the hardware that the run began on and must not change."""
         return {
             "step": self.step, "best": self.best.progress(), "window": self.window.progress(),
             "critic_norms": self.critic_norms, "latest": self.latest, "batchnorm_over": networks.batchnorm_over,
@@ -35,7 +40,7 @@ class RunState:
         }  # fmt: skip
 
     def restore(self, progress: dict[str, Any], folder: Path) -> None:
-        """Take what a checkpoint told, and the best weights from its folder; every rank must call it.
+        """Take over a checkpoint's progress, and the best weights from its folder; every rank must call it.
 
         Raises CheckpointError on every rank if those weights are missing or damaged for any of them.
         """
@@ -43,3 +48,112 @@ class RunState:
         self.step = progress["step"]
         self.window.restore(progress["window"])
         self.critic_norms, self.latest = progress["critic_norms"], progress["latest"]
+
+
+def score(figures: Mapping[str, Any], metric: str, main: str, protocols: tuple[str, ...]) -> float:
+    """A metric's mean over protocols, from a validation's figures. Those of the protocol `main` have no prefix."""
+    keys = [metric if protocol == main else f"{protocol}/{metric}" for protocol in protocols or (main,)]
+    return sum(float(figures[key]) for key in keys) / len(keys)
+
+
+class Best:
+    """The best weights so far by the validation's score, on every rank's CPU and in every checkpoint.
+
+    step: after which they were validated, None before the first validation that counts; figures: of that validation;
+    state: the generator's state dict, empty while step is None.
+    """
+
+    def __init__(self, validation: Validation) -> None:
+        self.validation = validation
+        self.step: int | None = None
+        self.figures: dict[str, float] = {}
+        self.state: dict[str, Tensor] = {}
+
+    def offer(self, step: int, figures: dict[str, float], state: dict[str, Tensor]) -> bool:
+        """Keep the weights if they are better than all before. Of equal ones the first stay."""
+        counts = step > 0 or self.validation.start_counts
+        better = counts and (self.step is None or self._beats(figures))
+        if better:
+            self.step, self.figures, self.state = step, dict(figures), state
+        return better
+
+    def _beats(self, figures: dict[str, float]) -> bool:
+        v = self.validation
+        now, before = (score(f, v.metric, v.protocol, v.mean_over) for f in (figures, self.figures))
+        return METRICS[v.metric].improvement(now, before) > 0
+
+    def progress(self) -> dict[str, Any]:
+        return {"step": self.step, "figures": self.figures}
+
+    def restore(self, progress: dict[str, Any], folder: Path) -> None:
+        """Take over what `progress` returned, and the weights from a checkpoint's folder; every rank must call it.
+
+        Raises CheckpointError on every rank if the weights are missing or damaged for any of them.
+        """
+        self.step, self.figures = progress["step"], progress["figures"]
+        with refused_together():
+            if self.step is not None:
+                self.state = best_weights(folder)
+
+
+class Window:
+    """Sums since the last record. It travels in checkpoints, so that a resumed run's records are those of one run."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._waited = self._busy = 0.0
+        self._steps = 0
+        self._seconds_per_step = 0.0
+
+    def add(self, phase: Phase, metrics: dict[str, float], waited: float, seconds: float) -> None:
+        """One step. waited: seconds until its batch was there; seconds: the whole step, waiting included."""
+        for name, value in metrics.items():
+            key = f"{phase}/{name}"
+            self._sums[key] = self._sums.get(key, 0.0) + value
+            self._counts[key] = self._counts.get(key, 0) + 1
+        self._waited += waited
+        self._busy += seconds
+        self._steps += 1
+
+    def close(self, config: StepConfig, batch_size: int) -> dict[str, float]:
+        """The record: means per phase, learning rates of the networks that moved, throughput; then starts anew.
+
+        Throughput is this rank's clock times the global batch; data_wait_share is this rank's share of time without a
+        batch (the worker reports the largest of all ranks').
+        """
+        record = {key: total / self._counts[key] for key, total in self._sums.items()}
+        rates = {
+            Phase.PRETRAIN: config.pretrain_lr, Phase.CRITIC: config.critic_lr, Phase.GENERATOR: config.generator_lr,
+        }  # fmt: skip
+        for phase, rate in rates.items():
+            if f"{phase}/loss" in record:
+                record[f"{phase}/learning_rate"] = rate
+        if self._steps and self._busy > 0:
+            record["throughput/steps_per_second"] = self._steps / self._busy
+            record["throughput/patches_per_second"] = self._steps * batch_size / self._busy
+            record["throughput/data_wait_share"] = self._waited / self._busy
+            self._seconds_per_step = self._busy / self._steps
+        self._sums, self._counts = {}, {}
+        self._waited = self._busy = 0.0
+        self._steps = 0
+        return record
+
+    def line(self, step: int, total: int, phase: Phase, record: dict[str, float]) -> str:
+        """One line for the terminal."""
+        eta = int((total - step) * self._seconds_per_step)
+        return (
+            f"step {step:>7,}/{total:,} {phase:<9} loss {record[f'{phase}/loss']:.5f}  "
+            f"{record['throughput/patches_per_second']:.1f} patches/s  "
+            f"data wait {record['throughput/data_wait_share']:.0%}  "
+            f"eta {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}"
+        )
+
+    def progress(self) -> dict[str, Any]:
+        return {
+            "sums": self._sums, "counts": self._counts, "waited": self._waited, "busy": self._busy, "steps": self._steps
+        }  # fmt: skip
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        self._sums, self._counts = dict(progress["sums"]), dict(progress["counts"])
+        self._waited, self._busy, self._steps = progress["waited"], progress["busy"], progress["steps"]

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import nn
 
+from mrisr.config.validation import Validation
 from mrisr.data.patches import cut, sample_corners
 from mrisr.degradation import PROTOCOLS, degrade
 from mrisr.evaluation.pictures import validation_figure
@@ -88,6 +89,25 @@ class Validator:
             dist.all_gather_object(parts, mine)
         every = {subject: figures for part in parts for subject, figures in part.items()}
         return _mean([every[subject] for subject in sorted(every)])
+
+
+def validators(v: Validation, store: VolumeStore, rank: int, world_size: int) -> dict[str, Validator]:
+    """A rank's validators by protocol, that of the experiment first."""
+    subjects = store.subjects(v.split)[: v.max_subjects]
+    return {
+        protocol: Validator(store, subjects, protocol, v.patch_size, v.patches_per_subject, rank, world_size)
+        for protocol in dict.fromkeys((v.protocol, *v.further_protocols, *v.mean_over))
+    }
+
+
+def validate(
+    validators: Mapping[str, Validator], generator: nn.Module, device: torch.device, precision: str
+) -> tuple[dict[str, float], Figure | None]:
+    """Figures and picture of the first protocol, and under `PROTOCOL/` the figures of the others; see Validator.run."""
+    (figures, picture), *others = (v.run(generator, device, precision) for v in validators.values())
+    for protocol, (further, _) in zip(list(validators)[1:], others, strict=True):
+        figures |= {f"{protocol}/{key}": value for key, value in further.items()}
+    return figures, picture
 
 
 @torch.no_grad()

@@ -1,132 +1,272 @@
-"""What every Ray Train worker runs: it makes its part of a run ready, from the last checkpoint if there is one."""
+"""A rank of a run: what every Ray Train worker does, from the newest checkpoint to the end of the schedule."""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray.train
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 
 from mrisr import cluster
 from mrisr.config import Experiment
-from mrisr.data.stream import StreamLimits, rank_batches
+from mrisr.data.stream import Batch, StreamError, StreamLimits, rank_batches
 from mrisr.engine import checkpoint
-from mrisr.engine.sharding import device_for_worker
+from mrisr.engine.networks import average_statistics, evaluated_state
+from mrisr.engine.schedule import Phase, phase
+from mrisr.engine.sharding import device_for_worker, full_state, largest
+from mrisr.engine.step import NonFiniteError, train_step
+from mrisr.evaluation.pictures import critic_figure
+from mrisr.metrics import METRICS
 from mrisr.models import MDCSRN
 from mrisr.tracking.outbox import Outbox
-from mrisr.training.best import Best
-from mrisr.training.build import (
-    generator_config,
-    initial_networks,
-    patch_maker,
-    step_config,
-)
-from mrisr.training.loop import Loop, Stopped, report
-from mrisr.training.outcome import StorageStopped, TrainingStopped
+from mrisr.training import failed_step
+from mrisr.training.build import generator_config, initial_networks, patch_maker, step_config
+from mrisr.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS
+from mrisr.training.memory import memory_advice, out_of_memory
+from mrisr.training.outcome import Ending, StorageStopped, SubjectAtFault, Terminated, TrainingStopped
 from mrisr.training.placement_groups import note_group
-from mrisr.training.plan import memory_advice, out_of_memory
 from mrisr.training.precision import settle_precision
 from mrisr.training.run_folder import RunFolder
-from mrisr.training.state import RunState
-from mrisr.training.stopping import Requests
-from mrisr.training.validation import Validator
+from mrisr.training.state import Best, RunState
+from mrisr.training.stopping import Request, Requests
+from mrisr.training.validation import describe, validate, validators
 from voxelstore import VolumeStore
 
-# How long the end of a run waits for an MLflow that takes nothing, and after SIGTERM in all; what is left is delivered
-# by the next start.
+# Seconds that the end of a run waits for an MLflow that takes nothing, and after SIGTERM in all. The next start
+# delivers the rest.
 LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S = 60.0, 3.0
 
 
-def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """`train_rank`; an error of memory, which the same step would meet again, becomes one that ends the run."""
+class WorkerSettings(NamedTuple):
+    """What the driver tells every worker.
+
+    initial_weights: safetensors file, None for seeded ones; share: of the cluster, per worker; node_cpus: logical CPUs
+    of the smallest node for this run; runs: of a search that share the cluster; driver_cpus: of each of their drivers.
+    """
+
+    experiment: Experiment
+    tracking_uri: str
+    mlflow_run_id: str
+    initial_weights: Path | None
+    share: cluster.Share
+    node_cpus: int
+    runs: int = 1
+    driver_cpus: float = 0.0
+
+
+def train_worker(config: dict[str, Any]) -> Ending:
+    """Train one rank; returns why all ranks end before the end of the schedule. config: fields of WorkerSettings.
+
+    Raises SubjectAtFault, and TrainingStopped for too little memory: they end this rank alone.
+    """
+    cluster.quiet()
+    settings = WorkerSettings(**config)
     try:
-        return train_rank(settings)
+        return _train_rank(settings)
     except Exception as error:
         if not out_of_memory(error):
             raise
-        experiment = Experiment.model_validate(settings["experiment"])
-        advice = memory_advice(RunFolder.of(experiment).as_recorded(experiment), error)
+        advice = memory_advice(RunFolder.of(settings.experiment).as_recorded(settings.experiment), error)
     raise TrainingStopped(advice)
 
 
-def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
-    """One rank of a run. settings: experiment (JSON), tracking_uri, mlflow_run_id, initial weights, gpu,
-    cpus_per_worker, node_cpus, and of a search: runs that share the cluster, driver_cpus of each.
-
-    Returns step, best and `stopped`: None at the end of the schedule, else [kind, message] with kind `terminated`,
-    `non-finite`, `storage` or `checkpoint`: what starting the workers again would not mend. What ends one rank alone in
-    that way, a row that cannot be made, it raises: SubjectAtFault.
-    """
-    cluster.quiet()
-    experiment = Experiment.model_validate(settings["experiment"])
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    if rank == 0 and settings["driver_cpus"]:  # in a trial of a search
-        note_group(experiment.run_folder)
-    device = device_for_worker(settings["gpu"], experiment.training.tf32)
-    if device.type == "cpu":
-        threads = experiment.resources.threads_per_worker
-        torch.set_num_threads(threads or max(1, settings["node_cpus"] // context.get_local_world_size()))
-
-    store, folder = VolumeStore.open(experiment.data.store), RunFolder.of(experiment)
-    state = RunState(Best(experiment.validation))
-    found, known = folder.agreed_checkpoint(), ray.train.get_checkpoint()
-    if known is not None and (found is None or found.name < Path(known.path).name):
-        # Saved again, it would be twice in Ray's list, and its folder deleted with the older of the two entries.
-        told = f"{known.path} is gone or damaged since it was written; the same command goes on from the one before it"
-        return _ended(state, ["checkpoint", told])
+def _train_rank(settings: WorkerSettings) -> Ending:
+    rank: Rank | None = None
+    ending: Ending = None
     try:
-        experiment = settle_precision(experiment, device)
-    except StorageStopped as error:
-        return _ended(state, ["storage", str(error)])
-    schedule, config = experiment.schedule, step_config(experiment, device)
-    initial = Path(settings["initial"]) if settings["initial"] else None
-    networks = initial_networks(experiment, initial, device)
-    evaluated = MDCSRN(**generator_config(experiment), channels_last=config.channels_last).to(device).eval()
-    if found is not None:
-        try:
-            state.restore(checkpoint.load(found, networks), found)
-        except checkpoint.CheckpointError as error:
-            return _ended(state, ["checkpoint", str(error)])
-        if known is None or Path(known.path).name != found.name:
-            # Whole on the disk, but the process died before Ray heard of it.
-            report(found, state)
+        rank = Rank(settings)
+        rank.train()
+    except SubjectAtFault:
+        raise
+    except (TrainingStopped, Terminated) as error:
+        ending = error
+    if rank is not None and rank.outbox is not None:
+        at_most = LAST_DELIVERY_WHEN_TERMINATED_S if isinstance(ending, Terminated) else math.inf
+        rank.outbox.close(LAST_DELIVERY_S, at_most)
+    return ending
 
-    if rank == 0 and experiment.resources.min_workers is not None:
-        print(
-            f"{world} of {experiment.resources.workers} workers from step {state.step:,} on, each with "
-            f"{config.local_batch(world)} of the {config.batch_size} patches of a step",
-            flush=True,
+
+class Rank:
+    """One rank's part of a run. All ranks do the same at the same time; rank 0 also speaks to MLflow and the terminal.
+
+    Made from the newest checkpoint, if there is one. Raises TrainingStopped on every rank if it cannot be loaded.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        experiment, share = settings.experiment, settings.share
+        self.device = device_for_worker(share.gpu, experiment.training.tf32)
+        if self.device.type == "cpu":
+            threads = experiment.resources.threads_per_worker
+            torch.set_num_threads(threads or max(1, settings.node_cpus // context.get_local_world_size()))
+
+        self.folder = RunFolder.of(experiment)
+        if self.rank == 0 and settings.driver_cpus:  # in a trial of a search
+            note_group(self.folder.path)
+        newest = self.folder.agreed_checkpoint()
+        self.experiment = experiment = settle_precision(experiment, self.device)
+        self.schedule, self.config = experiment.schedule, step_config(experiment, self.device)
+        self.networks = initial_networks(experiment, settings.initial_weights, self.device)
+        self.evaluated = MDCSRN(**generator_config(experiment), channels_last=self.config.channels_last)
+        self.evaluated.to(self.device).eval()
+        self.state = RunState(Best(experiment.validation))
+        if newest is not None:
+            self._resume(newest)
+        if self.rank == 0 and experiment.resources.min_workers is not None:
+            print(
+                f"{self.world} of {experiment.resources.workers} workers from step {self.state.step:,} on, each with "
+                f"{self.config.local_batch(self.world)} of the {self.config.batch_size} patches of a step",
+                flush=True,
+            )
+
+        store = VolumeStore.open(experiment.data.store)
+        self.validators = validators(experiment.validation, store, self.rank, self.world)
+        self.outbox: Outbox | None = None
+        if self.rank == 0:
+            self.outbox = Outbox(settings.tracking_uri, settings.mlflow_run_id, self.folder.outbox)
+        self.requests = Requests(self.folder.path, self.device)
+        self.maker = patch_maker(experiment, store.subjects("train"))
+        # The cluster as it is now: after the loss of a node there are fewer workers and fewer CPUs beside them.
+        cpus = cluster.available()[0] / settings.runs - settings.driver_cpus
+        task = experiment.stream.cpus_per_task
+        self.limits = StreamLimits(
+            task, cluster.data_share(cpus, share.cpus, self.world, task), experiment.stream.rounds
         )
 
-    v = experiment.validation
-    subjects = store.subjects(v.split)[: v.max_subjects]
-    validators: dict[str, Validator] = {
-        protocol: Validator(store, subjects, protocol, v.patch_size, v.patches_per_subject, rank, world)
-        for protocol in dict.fromkeys((v.protocol, *v.further_protocols, *v.mean_over))
-    }
-    outbox = Outbox(settings["tracking_uri"], settings["mlflow_run_id"], folder.outbox) if rank == 0 else None
-    requests = Requests(folder.path, device)
-    maker = patch_maker(experiment, store.subjects("train"))
-    # Of the cluster as it is now: a group that comes after a lost node has fewer workers and fewer CPUs beside them.
-    task, each = experiment.stream.cpus_per_task, settings["cpus_per_worker"]
-    cpus = cluster.available()[0] / settings["runs"] - settings["driver_cpus"]
-    limits = StreamLimits(task, cluster.data_share(cpus, each, world, task), experiment.stream.rounds)
-    batches = rank_batches(maker, rank, world, state.step, schedule.total_steps, limits)
+    def _resume(self, newest: Path) -> None:
+        try:
+            self.state.restore(checkpoint.load(newest, self.networks), newest)
+        except checkpoint.CheckpointError as error:
+            raise TrainingStopped(str(error)) from error
+        self._report()  # the group before may have died between writing it and reporting it
 
-    try:
-        stopped = Loop(
-            experiment, schedule, config, networks, evaluated, state, validators, maker, batches, requests, outbox
-        ).run()
-    finally:
-        batches.close()
-    if outbox is not None:
-        terminated = stopped is not None and stopped[0] == "terminated"
-        outbox.close(LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S if terminated else math.inf)
-    return _ended(state, stopped)
+    def train(self) -> None:
+        """Train to the end of the schedule.
+
+        Raises on every rank Terminated after SIGTERM, and TrainingStopped for values that are not finite or a disk that
+        cannot be written; on one rank SubjectAtFault for a row that cannot be made.
+        """
+        total = self.schedule.total_steps
+        if self.state.step == 0:
+            self._validate()
+        batches = rank_batches(self.maker, self.rank, self.world, self.state.step, total, self.limits)
+        try:
+            while self.state.step < total:
+                self._step(batches)
+        finally:
+            batches.close()
+
+    def _step(self, batches: Iterator[Batch]) -> None:
+        """A step, and what is due after it."""
+        state, t = self.state, self.experiment.training
+        started = time.perf_counter()
+        batch = self._next(batches)
+        waited = time.perf_counter() - started
+        now = phase(self.schedule, state.step)
+        try:
+            metrics = train_step(self.networks, self.config, now, state.step, *_tensors(batch))
+        except NonFiniteError as error:
+            raise TrainingStopped(self._recorded(batch, error)) from None
+        state.step += 1
+        state.window.add(now, metrics, waited, time.perf_counter() - started)
+        if "interpolate_gradient_norm" in metrics:
+            state.critic_norms.append(metrics["interpolate_gradient_norm"])
+
+        last = state.step == self.schedule.total_steps
+        if state.step % t.log_every == 0 or last:
+            self._log(now)
+        if state.step % self.experiment.validation.every == 0 or last:
+            self._validate()
+        request = self.requests.after_step()
+        if state.step % t.checkpoint_every == 0 or last or request is not Request.NOTHING:
+            self._save()
+        if request is Request.STOP and not last:
+            raise Terminated(f"stopped by SIGTERM after step {state.step:,}, which is checkpointed")
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        try:
+            return next(batches)
+        except StreamError as error:
+            # The other ranks have their batches. They wait in the step's collectives, and end with this worker.
+            raise SubjectAtFault(
+                f"{error}. Another store needs a new run, which may begin at this one's weights: name=... "
+                f"generator.init_from={self.folder.path}"
+            ) from None
+
+    def _recorded(self, batch: Batch, error: NonFiniteError) -> str:
+        try:
+            record = failed_step.record(self.folder, self.networks, self.config, self.maker, batch, error)
+        except StorageStopped as full:
+            return f"{error}. It is not recorded for replay: {full}"
+        return f"{error}. To see it again: mrisr replay {record}"
+
+    def _log(self, now: Phase) -> None:
+        state, window = self.state, self.state.window
+        record = window.close(self.config, batch_size=self.experiment.training.batch_size)
+        # One rank that waits holds up all: the others spend that time in the step's collectives.
+        share = "throughput/data_wait_share"
+        record[share] = largest(record.get(share, 0.0), self.device)
+        if self.outbox is not None:
+            self.outbox.metrics(state.step, record)
+            print(window.line(state.step, self.schedule.total_steps, now, record), flush=True)
+
+    def _validate(self) -> None:
+        state, networks = self.state, self.networks
+        average_statistics(networks)
+        weights = evaluated_state(networks)
+        self.evaluated.load_state_dict(weights)
+        figures, picture = validate(self.validators, self.evaluated, self.device, self.config.precision)
+        if not all(math.isfinite(value) for key, value in figures.items() if key.rpartition("/")[2] in METRICS):
+            raise TrainingStopped(
+                f"after step {state.step} the validation figures are not finite: {figures}; start a new run from the "
+                f"best weights with a smaller learning rate: name=... generator.init_from={self.folder.path}"
+            )
+        state.latest = {**figures, "validated": state.step}
+        better = state.best.offer(state.step, figures, weights)
+        trained = networks.critic is not None and state.step > self.schedule.pretrain_steps
+        critic = full_state(networks.critic) if networks.critic is not None and trained else None  # by all ranks
+        if self.outbox is not None:
+            self._log_validation(self.outbox, figures, picture, critic)
+            best = "  best so far" if better else ""
+            print(f"step {state.step:>7,} validation  {describe(figures)}{best}", flush=True)
+        if trained:
+            state.critic_norms.clear()
+
+    def _log_validation(
+        self, outbox: Outbox, figures: dict[str, float], picture: Figure | None, critic: dict[str, Tensor] | None
+    ) -> None:
+        step = self.state.step
+        outbox.metrics(step, {f"validation/{key}": value for key, value in figures.items()})
+        if picture is not None:
+            outbox.figure(step, "validation", picture)
+        if critic is not None:
+            weights = {name: value.numpy() for name, value in critic.items()}
+            histogram, spread = critic_figure(weights, self.state.critic_norms, self.config.weight_clip)
+            outbox.figure(step, "critic", histogram)
+            outbox.metrics(step, {f"critic_weights/{key}": value for key, value in spread.items()})
+
+    def _save(self) -> None:
+        average_statistics(self.networks)
+        state, best = self.state, self.state.best
+        weights = {LAST_WEIGHTS: evaluated_state(self.networks)} | ({BEST_WEIGHTS: best.state} if best.state else {})
+        progress = state.progress(self.networks, self.config.precision)
+        self.folder.write_checkpoint(state.step, self.networks, progress, weights, generator_config(self.experiment))
+        self._report()
+        if self.rank == 0:
+            self.folder.remove_old_checkpoints(self.experiment.training.keep_checkpoints)
+
+    def _report(self) -> None:
+        """Tell a search of the last validation; every rank must call it."""
+        ray.train.report({"step": self.state.step, **self.state.latest})
 
 
-def _ended(state: RunState, stopped: Stopped | None) -> dict[str, Any]:
-    return {"step": state.step, "best": state.best.progress(), "stopped": stopped}
+def _tensors(batch: Batch) -> tuple[Tensor, Tensor]:
+    """(lr, hr) float32. Patches travel as float16."""
+    return torch.from_numpy(batch.lr).float(), torch.from_numpy(batch.hr).float()

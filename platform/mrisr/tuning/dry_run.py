@@ -9,7 +9,7 @@ import torch
 
 from mrisr import cluster
 from mrisr.training.build import step_config
-from mrisr.training.plan import estimated_peaks
+from mrisr.training.memory import estimated_peaks
 from mrisr.training.precision import Assumed, precision_here
 from mrisr.tuning.concurrency import trials_at_once
 from mrisr.tuning.plan import SearchPlan, plan_search, short

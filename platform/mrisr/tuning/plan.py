@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from mrisr.config import ConfigError, Experiment
-from mrisr.config.loading import load_search, validate_experiment
+from mrisr.config.loading import load_search
+from mrisr.config.reference import checked
 from mrisr.config.spaces import Space, SpaceError, Suggester, active, flat
 from mrisr.tuning.conditions import check_conditions, without_excluded
 from mrisr.tuning.grid import MOST_POINTS, grid_points, grid_size
@@ -87,7 +88,7 @@ def plan_search(path: Path | None, overrides: Sequence[str] = ()) -> SearchPlan:
     an impossible condition, a known-good point outside of the space.
     """
     raw, spaces = load_search(path, overrides)
-    base = validate_experiment(raw)
+    base = checked(Experiment, raw)
     overridden = {override.partition("=")[0].lstrip("-") for override in overrides}
     spaces = without_excluded(spaces, flat(base.model_dump(mode="json")), overridden)
     if not spaces:

@@ -17,7 +17,7 @@ from rich.table import Table
 from mrisr.config.loading import dump_experiment
 from mrisr.metrics import METRICS
 from mrisr.tuning.plan import SearchPlan, short
-from mrisr.tuning.study import directions, name_metrics
+from mrisr.tuning.study import create_study
 from mrisr.tuning.summary import SearchSummary, TrialSummary
 from mrisr.tuning.trial import score_settings, with_known_precision
 
@@ -129,8 +129,7 @@ def study_of_results(plan: SearchPlan, summary: SearchSummary) -> optuna.Study:
     Optuna's plots of importance and slices leave pruned trials out, which are most trials of a search with ASHA.
     """
     metrics = plan.base.tuning.metrics
-    study = optuna.create_study(directions=directions(metrics))
-    name_metrics(study, metrics)
+    study = create_study(metrics)
     for t in summary.trials:
         if t.figures:
             study.add_trial(

@@ -93,14 +93,15 @@ def _trained(plan: SearchPlan) -> bool:
     """Whether an earlier start came to train anything. Its folders may have been deleted, but the study knows."""
     if plan.trials_folder.exists() or plan.pretrained_folder.exists():
         return True
-    study = stored_study(plan)
+    study = stored_study(plan, open_storage(plan))
     return study is not None and bool(begun(study))
 
 
 def _forget(plan: SearchPlan) -> None:
     """Delete the study, whose queue may hold points of another space, and leave the MLflow run as it ended."""
-    if stored_study(plan) is not None:
-        optuna.delete_study(study_name=plan.folder.name, storage=open_storage(plan))
+    storage = open_storage(plan)
+    if stored_study(plan, storage) is not None:
+        optuna.delete_study(study_name=plan.folder.name, storage=storage)
     RunFolder(plan.folder).mlflow_run.unlink(missing_ok=True)
 
 

@@ -30,7 +30,7 @@ from mrisr.tuning.resume import begin_or_resume, learn
 from mrisr.tuning.scheduler import build_scheduler, judged
 from mrisr.tuning.searcher import StudySearcher
 from mrisr.tuning.shutdown import end_trials, ending_in_tracking, sigterm_interrupts, tune_interruptible
-from mrisr.tuning.study import open_storage, open_study
+from mrisr.tuning.study import open_study
 from mrisr.tuning.summary import SearchSummary, summarize
 from mrisr.tuning.trial import DRIVER_CPUS, TrialSettings, run_trial, score_settings
 from voxelstore import VolumeStore
@@ -101,8 +101,8 @@ def open_search_store(plan: SearchPlan) -> VolumeStore:
 
 
 def _run_trials(settings: TrialSettings, fingerprint: str, console: Console) -> None:
-    plan, storage = settings.plan, open_storage(settings.plan)
-    study = open_study(plan, storage)
+    plan = settings.plan
+    study = open_study(plan)
     if learnt := learn(plan, fingerprint, study):
         console.print(f"the sampler knows {learnt} trials of earlier searches")
     earlier = summarize(plan, study)
@@ -121,7 +121,7 @@ def _run_trials(settings: TrialSettings, fingerprint: str, console: Console) -> 
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, settings=settings), {"CPU": DRIVER_CPUS}),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearcher(plan, storage, study),
+            search_alg=StudySearcher(plan, study),
             scheduler=build_scheduler(plan, histories),
             num_samples=earlier.missing,
             max_concurrent_trials=settings.concurrent,

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan
-from mrisr.tuning.study import RUN, begun, build_sampler, running_trial
+from mrisr.tuning.study import RUN, begun, build_sampler, open_storage, running_trial
 
 
 class StudySearcher(Searcher):
@@ -22,9 +21,9 @@ class StudySearcher(Searcher):
     was stopped early is stored as pruned, which TPE expects.
     """
 
-    def __init__(self, plan: SearchPlan, storage: BaseStorage, study: optuna.Study) -> None:
+    def __init__(self, plan: SearchPlan, study: optuna.Study) -> None:
         super().__init__()
-        self._plan, self._storage, self._study = plan, storage, study
+        self._plan, self._study = plan, study
         self._trials: dict[str, optuna.Trial] = {}  # by Tune's id
         study.sampler = build_sampler(plan, len(begun(study)))
         # A trial that was killed while its parameters were drawn is among them; the rest of them is drawn now.
@@ -39,7 +38,7 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         if self._unfinished:
-            trial = running_trial(self._study, self._storage, self._unfinished.pop(0))
+            trial = running_trial(self._study, open_storage(self._plan), self._unfinished.pop(0))
         else:
             trial = self._study.ask()
         self._trials[trial_id] = trial

@@ -18,7 +18,6 @@ from mrisr.tracking.redaction import mask_secrets
 from mrisr.tracking.runs import Status
 from mrisr.training.outcome import Terminated
 from mrisr.training.run_folder import RunFolder
-from mrisr.training.stopping import keeping_ctrl_c
 from mrisr.tuning.summary import SearchSummary, TrialSummary
 
 # The MLflow status of a trial by its state, if not FINISHED. A trial that is still running here was interrupted.
@@ -78,13 +77,14 @@ def sigterm_interrupts() -> Iterator[None]:
 @contextmanager
 def tune_interruptible() -> Iterator[None]:
     """Around Tune: replaces its advice on an interruption, and restores the handler of Ctrl-C that Tune replaces."""
-    logger = logging.getLogger("ray.tune.tune")
+    logger, ctrl_c = logging.getLogger("ray.tune.tune"), signal.getsignal(signal.SIGINT)
     logger.addFilter(_in_our_words)
     try:
-        with keeping_ctrl_c():
-            yield
+        yield
     finally:
         logger.removeFilter(_in_our_words)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, ctrl_c)
 
 
 def _in_our_words(record: logging.LogRecord) -> bool:

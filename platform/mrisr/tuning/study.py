@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -56,35 +57,38 @@ def build_sampler(plan: SearchPlan, trials_before: int) -> optuna.samplers.BaseS
                 )
 
 
-def open_study(plan: SearchPlan, storage: BaseStorage) -> optuna.Study:
-    """The search's study. A new one has the known-good points in its queue."""
+def create_study(metrics: tuple[str, ...], **options: Any) -> optuna.Study:
+    """A study with an objective for each metric. options: of `optuna.create_study`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    t = plan.base.tuning
-    study = optuna.create_study(
-        storage=storage, study_name=plan.folder.name, directions=directions(t.metrics), load_if_exists=True
-    )  # fmt: skip
+    directions = ["maximize" if METRICS[metric].higher_is_better else "minimize" for metric in metrics]
+    study = optuna.create_study(directions=directions, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(metrics))
+    return study
+
+
+def open_study(plan: SearchPlan) -> optuna.Study:
+    """The search's study. A new one has the known-good points in its queue. Raises ConfigError as `stored_study`."""
+    t, storage = plan.base.tuning, open_storage(plan)
+    stored_study(plan, storage)
+    study = create_study(t.metrics, storage=storage, study_name=plan.folder.name, load_if_exists=True)
     if "://" in t.storage:
-        _refuse_of_another_folder(plan, study)
         study.set_user_attr(FOLDER, str(plan.folder))
-    name_metrics(study, t.metrics)
     if t.sampler != "grid":
         for point in plan.points:
             study.enqueue_trial(point, skip_if_exists=True)
     return study
 
 
-def stored_study(plan: SearchPlan) -> optuna.Study | None:
-    """The study of an earlier start, with whatever settings; None if there is none."""
-    storage = open_storage(plan)
+def stored_study(plan: SearchPlan, storage: BaseStorage) -> optuna.Study | None:
+    """The study of an earlier start, with whatever settings; None if there is none.
+
+    Raises ConfigError if a study of this name in a shared database belongs to a search in another folder.
+    """
     if plan.folder.name not in optuna.get_all_study_names(storage):
         return None
     study = optuna.load_study(study_name=plan.folder.name, storage=storage)
-    _refuse_of_another_folder(plan, study)
-    return study
-
-
-def _refuse_of_another_folder(plan: SearchPlan, study: optuna.Study) -> None:
-    """Raise ConfigError if a study of this name in a shared database belongs to a search elsewhere."""
     folder = study.user_attrs.get(FOLDER)
     # A folder that is gone, with a search in this one: it was moved.
     moved = folder is not None and not Path(folder).exists() and any(plan.folder.glob("*.yaml"))
@@ -93,16 +97,7 @@ def _refuse_of_another_folder(plan: SearchPlan, study: optuna.Study) -> None:
             f"tuning.storage = {mask_secrets(plan.base.tuning.storage)!r}: its study {plan.folder.name!r} belongs to "
             f"the search in {folder}; use another name=..."
         )
-
-
-def directions(metrics: tuple[str, ...]) -> list[str]:
-    return ["maximize" if METRICS[metric].higher_is_better else "minimize" for metric in metrics]
-
-
-def name_metrics(study: optuna.Study, metrics: tuple[str, ...]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names(list(metrics))
+    return study
 
 
 def begun(study: optuna.Study) -> list[FrozenTrial]:

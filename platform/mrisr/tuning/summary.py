@@ -12,7 +12,7 @@ from mrisr.metrics import METRICS
 from mrisr.training.run_folder import RunFolder
 from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan
-from mrisr.tuning.study import RUN, begun, open_storage, open_study
+from mrisr.tuning.study import RUN, begun, open_study
 
 _STATES = {
     TrialState.COMPLETE: "finished",
@@ -59,7 +59,7 @@ class SearchSummary(NamedTuple):
 def summarize(plan: SearchPlan, study: optuna.Study | None = None) -> SearchSummary:
     """Read the study and the trials' folders."""
     if study is None:
-        study = open_study(plan, open_storage(plan))
+        study = open_study(plan)
     trials = [_summarize_trial(plan, frozen) for frozen in begun(study)]
     ended = [trial for trial in trials if trial.ended]
     return SearchSummary(trials, _best(ended, plan.base.tuning.metrics), max(0, plan.trials - len(ended)))

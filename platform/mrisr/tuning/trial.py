@@ -15,10 +15,10 @@ from mrisr.config import Experiment, load_experiment
 from mrisr.config.tuning import Tuning
 from mrisr.engine.checkpoint import read_progress
 from mrisr.metrics import METRICS
-from mrisr.training.best import score
 from mrisr.training.outcome import SURROUNDINGS, TrainingStopped
 from mrisr.training.run import Host, train
 from mrisr.training.run_folder import RunFolder
+from mrisr.training.state import score
 from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.study import RUN
@@ -85,7 +85,7 @@ def trial_experiment(plan: SearchPlan, run: str, values: dict[str, Any]) -> Expe
         "name": run,
         "output": plan.trials_folder,
         "training.checkpoint_every": experiment.validation.every,
-        "training.keep_checkpoints": 1,
+        "training.keep_checkpoints": 2,  # the newest may hold a validation that Tune has not heard of
         "training.max_failures": plan.base.tuning.max_failures,
     })  # fmt: skip
 

@@ -12,7 +12,7 @@ from mrisr.engine.schedule import Phase
 from mrisr.engine.step import StepConfig, build_networks, train_step
 from mrisr.models import MDCSRN, build_critic
 from mrisr.training.build import step_config
-from mrisr.training.replay import alone, regrouped
+from mrisr.training.failed_step import on_one_worker, regrouped
 
 
 def test_ranks_that_normalised_together_are_one_micro_batch() -> None:
@@ -22,8 +22,8 @@ def test_ranks_that_normalised_together_are_one_micro_batch() -> None:
     for gpu, over in ((True, 4), (False, 2)):
         assert step_config(experiment).batchnorm_over(2, gpu) == over
         for precision in ("fp32", "bf16"):
-            assert step_config(alone(experiment, over, precision)).precision == precision
-        config = step_config(alone(experiment, over, "fp32"))
+            assert step_config(on_one_worker(experiment, over, precision)).precision == precision
+        config = step_config(on_one_worker(experiment, over, "fp32"))
         assert (config.micro_batch, config.batchnorm_over(1, gpu), config.local_batch(1)) == (over, over, 4)
 
 

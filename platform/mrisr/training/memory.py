@@ -1,0 +1,133 @@
+"""The memory of a worker: what an experiment needs, the largest batch that fits, and advice where it did not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from mrisr.config import Experiment
+from mrisr.engine.memory import peak_bytes
+from mrisr.training.build import generator_config
+from mrisr.training.precision import assumed_precision
+
+# Messages of plain RuntimeErrors for failed allocations: by torch's CPU allocator and its asynchronous CUDA errors, by
+# cuBLAS and cuDNN (their own workspace), and by NCCL (buffers outside torch's allocator).
+_SAYS_SO = ("DefaultCPUAllocator: can't allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a device or on the CPU; the same step would fail again."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAYS_SO)
+
+
+def memory_advice(experiment: Experiment, error: BaseException) -> str:
+    """What failed, the estimate of `--dry-run`, and the keys that would lower it."""
+    micro_batch = experiment.micro_batch
+    name, peak = max(estimated_peaks(experiment, micro_batch).items(), key=lambda item: item[1])
+    same_run = []
+    if not experiment.generator.recompute:
+        same_run.append("generator.recompute=true")
+    if experiment.schedule.total_steps > experiment.schedule.pretrain_steps and experiment.critic.samples_at_once != 1:
+        same_run.append("critic.samples_at_once=1")
+    other_run = ["training.micro_batch=1"] if micro_batch > 1 else []
+    other_run += ["a smaller stream.patch_size", "mrisr train --fit-memory AMOUNT, which chooses the batch"]
+    helps = f"{' or '.join(same_run)} for this run; " if same_run else ""
+    return (
+        f"a worker ran out of memory ({str(error).splitlines()[0][:300]}). The estimate for its largest kind of step, "
+        f"{name}, is {peak / 2**30:.2f} GiB with {micro_batch} patches per forward pass, without kernel workspace. "
+        f"What helps: {helps}as a new run (name=...) {', or '.join(other_run)}"
+    )
+
+
+# The share of the memory that estimates may fill: they leave out kernel workspace, rounding and the CUDA context.
+USABLE = 0.85
+_UNITS = {"": 1, "B": 1, **{f"{p}iB": 2 ** (10 * i) for i, p in enumerate("KMGT", 1)},
+          **{f"{p}B": 10 ** (3 * i) for i, p in enumerate("KMGT", 1)}}  # fmt: skip
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of `8GiB`, `7.5 GB`, `900MiB` or a plain number. Raises ValueError that says what the option takes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?\s*", text)
+    if match is None or (match[2] or "") not in _UNITS or float(match[1]) <= 0:
+        raise ValueError(f"--fit-memory {text!r} is no amount of memory; write 8GiB, 7.5GB or 900MiB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def largest_batch(peak: Callable[[int], int], budget: int) -> int:
+    """The largest n >= 1 with peak(n) <= budget. Raises ValueError if not even 1 fits.
+
+    peak must not fall with n and must grow in the end. It may be level at first.
+    """
+    first = peak(1)
+    if first > budget:
+        raise ValueError(
+            f"--fit-memory: a single patch needs {first / 2**30:.2f} GiB and {budget / 2**30:.2f} GiB are usable; set "
+            "generator.recompute=true, training.precision=bf16, critic.kind=separable or a smaller stream.patch_size "
+            "and validation.patch_size"
+        )
+    fits, too_many = 1, 2
+    while peak(too_many) <= budget:
+        fits, too_many = too_many, 2 * too_many
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if peak(middle) <= budget else (fits, middle)
+    return fits
+
+
+FEW = 4
+
+
+def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
+    """Peak bytes of this experiment per kind of step, with that many patches per forward pass, and of a validation.
+
+    For a worker of the smallest group that the run may go on with, which accumulates the most; see `peak_bytes`.
+    """
+    return _peaks_by_patches(experiment)(micro_batch)
+
+
+def _peaks_by_patches(experiment: Experiment) -> Callable[[int], dict[str, int]]:
+    """`estimated_peaks` as a function of the patches.
+
+    Up to FEW patches are counted; counting hundreds would take minutes. Beyond, activations grow linearly.
+    """
+    precision = assumed_precision(experiment).precision
+
+    @cache
+    def counted(patches: int) -> dict[str, int]:
+        return peak_bytes(
+            generator_config(experiment),
+            experiment.critic.kind if experiment.schedule.needs_critic else None,
+            experiment.stream.patch_size,
+            patches,
+            precision,
+            experiment.generator.recompute,
+            experiment.critic.samples_at_once,
+            validation_patch=experiment.validation.patch_size,
+            ema=experiment.generator.ema_decay is not None,
+            accumulates=experiment.training.batch_size > experiment.worker_counts[-1] * experiment.micro_batch,
+        )
+
+    def peaks(patches: int) -> dict[str, int]:
+        if patches <= FEW:
+            return counted(patches)
+        before, last = counted(FEW - 1), counted(FEW)
+        return {name: last[name] + (patches - FEW) * (last[name] - before[name]) for name in last}
+
+    return peaks
+
+
+def fitting_overrides(experiment: Experiment, memory: str) -> list[str]:
+    """The overrides that make `experiment` use the largest batch whose estimate fits into `memory` on each worker.
+
+    memory: such as 8GiB; USABLE of it is filled. Raises ValueError for text that is no amount, or too small a one.
+    """
+    workers = experiment.resources.workers
+    # The resulting run has as many patches in a forward pass as a worker of the full group.
+    peaks = _peaks_by_patches(experiment.changed({"training.batch_size": workers, "training.micro_batch": None}))
+    fits = largest_batch(lambda patches: max(peaks(patches).values()), int(USABLE * parse_bytes(memory)))
+    return [f"training.batch_size={fits * workers}", "training.micro_batch=null"]
