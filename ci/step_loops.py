@@ -201,13 +201,14 @@ def _ray_worker(settings: dict[str, Any]) -> tuple[Seconds, float]:
     import ray.train
 
     from mrisr.engine.sharding import device_for_worker
+    from mrisr.training.run_folder import RunFolder
     from mrisr.training.stopping import Requests
 
     context, device = ray.train.get_context(), device_for_worker(settings["gpu"])
     world, cores = context.get_world_size(), settings["cores"]
     _restrict(cores[context.get_world_rank()], device)
     lr, hr = patches(settings["count"], settings["size"], device)
-    requests = Requests(Path(settings["folder"]), device)
+    requests = Requests(RunFolder(Path(settings["folder"])), device)
     steps = our_loop(lr, hr, "fsdp", batch_size=world * settings["count"], critic_samples=settings["samples"])
     # With the work of the worker's loop after a step that is neither logged, validated nor saved.
     whole: Steps = {phase: partial(_followed, steps[phase], requests.after_step) for phase in settings["phases"]}

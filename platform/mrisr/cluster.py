@@ -1,19 +1,19 @@
-"""Connecting to Ray, and dividing what a cluster has among workers and data tasks."""
+"""Connecting to Ray, and dividing a cluster among workers and data tasks."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from mrisr.config import Experiment
 
-# Authentication is explicit because a token file left by an earlier local session turns
-# it on in `ray start` but not in `ray job submit`; export RAY_AUTH_MODE=token to use tokens.
+# Ray's authentication is explicit: a token file of an earlier local session turns it on in `ray start` but not in
+# `ray job submit`. To use tokens, export RAY_AUTH_MODE=token.
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -22,17 +22,21 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    # Ray's processes inherit these. glibc would hand the memory of every step's tensors back to the kernel, and take it
-    # again, page by page, in the next: on a CPU that is a quarter of a critic step at 2 x 64^3. Blocks of 32 MiB and
-    # more it maps anew each time, unless it may not, and in every arena but the main one whatever it may.
+    # Ray's processes inherit these. Without them, glibc gives the memory of every step's tensors back to the kernel and
+    # takes it again, page by page, in the next step: a quarter of a critic step at 2 x 64^3 on a CPU. It does so with
+    # blocks of 32 MiB and more (MMAP_MAX_), and in every arena but the main one (ARENA_MAX).
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_ARENA_MAX": "1",
 }
 
 
+# A machine: logical CPUs, GPUs.
+Node = tuple[float, float]
+
+
 class ResourceError(RuntimeError):
-    """A request that this cluster can never place. The message says what would fit."""
+    """Workers that this cluster can never hold. The message says what would fit."""
 
 
 class Share(NamedTuple):
@@ -42,9 +46,14 @@ class Share(NamedTuple):
     gpu: bool
     data_cpus: float
 
+    @property
+    def bundle(self) -> dict[str, float]:
+        """A worker's resources by Ray's names."""
+        return {"CPU": self.cpus, "GPU": 1} if self.gpu else {"CPU": self.cpus}
+
 
 def connect() -> None:
-    """Join the cluster of $RAY_ADDRESS or a running local one; otherwise start one in this process' name."""
+    """Join the cluster of $RAY_ADDRESS or a running local one; otherwise start one that ends with this process."""
     prepare_environment()
     import ray
 
@@ -54,49 +63,40 @@ def connect() -> None:
 
 
 def prepare_environment() -> None:
-    """Settings that Ray and MLflow read when they are imported; what the user has set stays."""
+    """Set what Ray and MLflow read when they are imported. What the user has set stays."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
 
 
 def quiet() -> None:
-    """Keep the libraries' progress notes out of the log, in drivers and workers; warnings and errors stay.
-
-    Ray Data's warning that no task can run yet is one of these notes here: `divide` has made room for the tasks, and
-    two ranks' executors that share it wait for each other now and then.
-    """
-    reporting = sys.modules.get("ray.train.v2._internal.execution.context")
-    # Ray names that module's logger after its file, so that `ray.train` does not reach it.
-    names = ["ray.train", "ray.tune", "mlflow", "alembic", *([str(reporting.__file__)] if reporting else [])]
-    for name in names:
+    """Keep the libraries' progress notes out of the log, in drivers and workers; warnings and errors stay."""
+    # Ray names some loggers after their files, so that they are not below `ray.train`.
+    by_file = [name for name in logging.root.manager.loggerDict if "/ray/train/" in name]
+    for name in ("ray.train", "ray.tune", "mlflow", "alembic", *by_file):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns that no task can run yet. `divide` has made room for the tasks, but two ranks that share it may wait.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # It prints a traceback of whatever it raises, and a locked database is told in a line by the one who meets it.
+    # It prints a traceback of whatever it raises. A locked database is reported in one line elsewhere.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
-def divide(experiment: Experiment, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] = ()) -> Share:
-    """Divide a cluster's logical CPUs and GPUs. Raises ResourceError if the workers can never be placed.
+def divide(experiment: Experiment, cpus: float, gpus: float, nodes: Sequence[Node] = ()) -> Share:
+    """Divide a cluster's logical CPUs and GPUs among the largest number of workers that fits.
 
-    nodes: (logical CPUs, GPUs) of each machine; by default one machine has them all. Workers that took every CPU would
-    leave none to the data tasks that feed them, which hangs without an error; so at least one data task must fit beside
-    them, and on one machine: what several machines have left does not add up. With resources.min_workers, for as many
-    workers as fit now.
+    nodes: (logical CPUs, GPUs) of each machine; by default one machine has them all. At least one data task must fit
+    beside the workers, on one machine: if the workers took every CPU, the run would hang without an error. Raises
+    ResourceError if not even the smallest number of workers fits.
     """
     *larger, fewest = experiment.worker_counts
     for workers in larger:
-        try:
-            return _divide(experiment, workers, fewest, cpus, gpus, nodes or [(cpus, gpus)])
-        except ResourceError:
-            continue
-    return _divide(experiment, fewest, fewest, cpus, gpus, nodes or [(cpus, gpus)])
+        with suppress(ResourceError):
+            return _divide_among(workers, experiment, cpus, gpus, nodes or [(cpus, gpus)])
+    return _divide_among(fewest, experiment, cpus, gpus, nodes or [(cpus, gpus)])
 
 
-def _divide(
-    experiment: Experiment, workers: int, fewest: int, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]]
-) -> Share:
+def _divide_among(workers: int, experiment: Experiment, cpus: float, gpus: float, nodes: Sequence[Node]) -> Share:
     want, task = experiment.resources, experiment.stream.cpus_per_task
-    gpu = gpus >= fewest if want.gpus is None else want.gpus
+    gpu = gpus >= experiment.worker_counts[-1] if want.gpus is None else want.gpus
     if gpu and gpus < workers:
         fewer = f"resources.workers={int(gpus)} or " if gpus >= 1 else ""
         raise ResourceError(
@@ -104,31 +104,30 @@ def _divide(
             f"{gpus:g}. Set {fewer}resources.gpus=false"
         )
 
-    def placed(cents: int) -> bool:
-        return fits(nodes, workers, cents / 100, gpu, task)
+    def largest(limit: float) -> float:
+        """The largest share up to a limit that fits, in hundredths of a CPU; 0 if none does."""
+        hundredths = range(math.floor(limit * 100 + 1e-9), 0, -1)
+        return next((n / 100 for n in hundredths if fits(nodes, workers, n / 100, gpu, task)), 0.0)
 
     room = (cpus - task) / workers
-    share = want.cpus_per_worker
-    if share is None:
-        share = next((cents / 100 for cents in range(min(100, math.floor(room * 100)), 0, -1) if placed(cents)), 0.0)
-    if share <= 0 or not fits(nodes, workers, share, gpu, task):
-        most = next((cents / 100 for cents in range(math.floor(room * 100 + 1e-9), 0, -1) if placed(cents)), 0.0)
-        on = f" on {len(nodes)} machines" if len(nodes) > 1 else ""
-        raise ResourceError(
-            f"{workers} workers of {max(share, 0.01):g} CPUs and a data task of {task:g} do not fit into "
-            f"{cpus:g} logical CPUs{on}; what fits: resources.cpus_per_worker={most:.2f} at most, fewer "
-            "resources.workers, or a smaller stream.cpus_per_task (0.5, say)"
-        )
-    return Share(share, gpu, data_share(cpus, share, workers, task))
+    share = want.cpus_per_worker or largest(min(1.0, room))
+    if share > 0 and fits(nodes, workers, share, gpu, task):
+        return Share(share, gpu, data_share(cpus, share, workers, task))
+    on = f" on {len(nodes)} machines" if len(nodes) > 1 else ""
+    raise ResourceError(
+        f"{workers} workers of {max(share, 0.01):g} CPUs and a data task of {task:g} do not fit into {cpus:g} logical "
+        f"CPUs{on}; what fits: resources.cpus_per_worker={largest(room):.2f} at most, fewer resources.workers, or a "
+        "smaller stream.cpus_per_task (0.5, say)"
+    )
 
 
 def data_share(cpus: float, cpus_per_worker: float, workers: int, task: float) -> float:
-    """Logical CPUs for the data tasks of each of `workers`, out of a cluster's `cpus`; at least one task's."""
+    """Logical CPUs for the data tasks of each worker; at least one task's."""
     return max(task, (cpus - cpus_per_worker * workers) / workers)
 
 
-def fits(nodes: Iterable[tuple[float, float]], workers: int, share: float, gpu: bool, task: float) -> bool:
-    """Whether workers of `share` CPUs, packed onto machines as Ray packs them, leave a machine with room for a task."""
+def fits(nodes: Iterable[Node], workers: int, share: float, gpu: bool, task: float) -> bool:
+    """Whether one machine has room for a data task beside workers of `share` CPUs, packed as Ray packs them."""
     room_for_task, unplaced = False, workers
     for cpus, gpus in sorted(nodes, reverse=True):
         here = min(unplaced, math.floor(cpus / share + 1e-9), int(gpus) if gpu else unplaced)
@@ -137,15 +136,15 @@ def fits(nodes: Iterable[tuple[float, float]], workers: int, share: float, gpu: 
     return unplaced == 0 and room_for_task
 
 
-def nodes() -> list[tuple[float, float]]:
-    """(logical CPUs, GPUs) of each living machine of the connected cluster that has CPUs."""
+def nodes() -> list[Node]:
+    """The living machines of the connected cluster that have CPUs."""
     import ray
 
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [(float(node["CPU"]), float(node.get("GPU", 0))) for node in found if node.get("CPU")]
 
 
-def available() -> tuple[float, float]:
+def available() -> Node:
     """(logical CPUs, GPUs) of the connected cluster."""
     import ray
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -19,7 +18,6 @@ from mrisr.engine.checkpoint import CheckpointError
 from mrisr.engine.step import StepConfig, build_networks
 from mrisr.models import MDCSRN
 from mrisr.training.outcome import StorageStopped
-from mrisr.training.run import mend_ray_snapshot
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.state import Best
 
@@ -152,27 +150,6 @@ def test_weights_that_are_cut_short_make_no_whole_checkpoint(
     best = Best(Validation())
     with pytest.raises(CheckpointError, match=f"{damaged} cannot be read: best.safetensors.*delete this folder"):
         best.restore({"step": 1, "figures": {}}, damaged)
-
-
-def test_rays_list_is_put_aside_unless_all_of_it_is_whole(tmp_path: Path) -> None:
-    weights = safetensors.torch.save({"w": torch.zeros(4)})
-    folders = [make_checkpoint(tmp_path, step, weights) for step in (1, 2)]
-    snapshot, torn = (tmp_path / f"checkpoint_manager_snapshot.{end}" for end in ("json", "torn"))
-    mend_ray_snapshot(RunFolder(tmp_path))
-    listed = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": folder.name} for folder in folders]})
-    snapshot.write_text(listed)
-    mend_ray_snapshot(RunFolder(tmp_path))
-    assert snapshot.exists()
-    (folders[1] / "progress.json").write_text("")
-    mend_ray_snapshot(RunFolder(tmp_path))
-    assert torn.read_text() == listed
-    assert not snapshot.exists()
-    for broken in (listed[:-5], "[]", '{"checkpoint_results": [1]}', json.dumps(
-        {"checkpoint_results": [{"checkpoint_dir_name": folders[0].name}] * 2}
-    )):  # fmt: skip
-        snapshot.write_text(broken)
-        mend_ray_snapshot(RunFolder(tmp_path))
-        assert not snapshot.exists(), broken
 
 
 def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(

@@ -29,6 +29,10 @@ class Terminated(RuntimeError):
     """SIGTERM stopped a run: after a checkpoint, or while it had no workers."""
 
 
+class RoomForMore(RuntimeError):
+    """A group of workers saved a checkpoint and ended, because a larger one can go on."""
+
+
 # Why all workers of a group ended together; None at the end of the schedule. Workers return it: what a worker raises
 # instead ends its whole group, and Ray logs it as a failure.
-Ending = TrainingStopped | Terminated | None
+Ending = TrainingStopped | Terminated | RoomForMore | None

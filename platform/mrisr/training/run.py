@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,11 @@ from mrisr.tracking.availability import first_line
 from mrisr.tracking.outbox import Outbox
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.training.checkpoints import best_weights
-from mrisr.training.outcome import Ending, Terminated, TrackingUnreachable
+from mrisr.training.outcome import Terminated, TrackingUnreachable
 from mrisr.training.run_folder import RunFolder
-from mrisr.training.stopping import stop_on_sigterm
+from mrisr.training.supervisor import Supervisor
 from mrisr.training.warm_start import prepare_initial_weights
-from mrisr.training.worker import LAST_DELIVERY_S, WorkerSettings, train_worker
+from mrisr.training.worker import LAST_DELIVERY_S, WorkerSettings
 from voxelstore import VolumeStore
 
 
@@ -56,11 +57,11 @@ class TrainedRun(NamedTuple):
 
 
 def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
-    """Train to the end of the schedule, or go on where an earlier start of the same run stopped.
+    """Train to the end of the schedule, or continue where an earlier start of the same run stopped.
 
-    Raises ConfigError for an experiment that does not fit its store or its own earlier start, or a run that another
-    process trains now; cluster.ResourceError for workers that can never be placed; TrainingStopped where a step, the
-    disk or a damaged checkpoint stops it; Terminated after SIGTERM.
+    Raises ConfigError if the experiment does not fit its store or the run's earlier start, or if another process trains
+    it; cluster.ResourceError if its workers can never be placed; TrainingStopped if a step, the disk or a damaged
+    checkpoint stops it; Terminated after SIGTERM.
     """
     store = open_store(experiment)
     experiment = settle_splits(experiment, store)
@@ -70,9 +71,20 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
         return finished
     _check_address(experiment)
     cluster.connect()
+    share = _share(experiment, host)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.locked():
-        return _train(experiment, store, host)
+        folder.refuse_other_batchnorm(experiment, share.gpu)
+        folder.begin(experiment, store)
+        uri = tracking.resolve_uri(experiment.tracking.uri, home())
+        initial = prepare_initial_weights(experiment, uri)
+        run_id = _tracked_run(experiment, store, uri, host.parent_run_id)
+        node_cpus = max(1, int(min(cpus for cpus, _ in cluster.nodes()) / host.runs))
+        settings = WorkerSettings(experiment, uri, run_id, initial, share, node_cpus, host.runs, host.driver_cpus)
+        with ending_in_tracking(uri, run_id):
+            Supervisor(settings, host.callbacks).run()
+        _deliver_rest(experiment, uri, run_id)
+        return outcome(experiment, run_id, uri, folder.checkpoints()[-1])
 
 
 def _check_address(experiment: Experiment) -> None:
@@ -85,80 +97,25 @@ def _check_address(experiment: Experiment) -> None:
             raise TrackingUnreachable(str(error)) from None
 
 
-def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun:
-    import ray.train
+def _share(experiment: Experiment, host: Host) -> cluster.Share:
+    """What each worker gets of the connected cluster, or of this run's part of it."""
+    cpus, gpus = cluster.available()
+    # The search has made sure that its runs fit onto the machines together.
+    nodes = cluster.nodes() if host.runs == 1 else ()
+    return cluster.divide(experiment, cpus / host.runs - host.driver_cpus, gpus // host.runs, nodes)
 
-    from mrisr.training.elastic import BatchSharingPolicy
-    from mrisr.training.groups import StopRequested, SupervisedTrainer, WholeGroupPolicy, stopped_by
 
-    total_cpus, gpus = cluster.available()
-    nodes = cluster.nodes()
-    cpus = total_cpus / host.runs - host.driver_cpus
-    # Several runs at a time: the search has seen to it that they fit onto the machines together.
-    share = cluster.divide(experiment, cpus, gpus // host.runs, nodes if host.runs == 1 else ())
-    run_folder = RunFolder.of(experiment)
-    run_folder.refuse_other_batchnorm(experiment, share.gpu)
-    run_folder.begin(experiment, store)
-    mend_ray_snapshot(run_folder)
-    uri = tracking.resolve_uri(experiment.tracking.uri, home())
-    initial = prepare_initial_weights(experiment, uri)
-    run_id = _tracked_run(experiment, store, uri, host.parent_run_id)
-    counts, elastic = experiment.worker_counts, experiment.resources.min_workers is not None
-    node_cpus = max(1, int(min(cpus for cpus, _ in nodes) / host.runs))
-    settings = WorkerSettings(experiment, uri, run_id, initial, share, node_cpus, host.runs, host.driver_cpus)
-    scaling_config = ray.train.ScalingConfig(
-        num_workers=(counts[-1], counts[0]) if elastic else counts[0],
-        use_gpu=share.gpu,
-        resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.gpu else {})},
-        elastic_resize_monitor_interval_s=experiment.resources.resize_every_s,
-    )
-    # The trials of a search share the cluster, so that one of them cannot tell from the nodes what it will get.
-    patient, failures = host.runs == 1, experiment.training.max_failures
-    task, folder = experiment.stream.cpus_per_task, experiment.run_folder
-    scaling: BatchSharingPolicy | WholeGroupPolicy | None = None
-    if elastic:
-        scaling = BatchSharingPolicy(scaling_config, counts, task, folder)
-    elif patient:
-        scaling = WholeGroupPolicy(scaling_config, task, folder)
-    trainer = SupervisedTrainer(
-        train_worker,
-        run_folder=folder,
-        scaling=scaling,
-        patient=patient or elastic,
-        train_loop_config=settings._asdict(),
-        scaling_config=scaling_config,
-        run_config=ray.train.RunConfig(
-            name=experiment.name,
-            storage_path=str(experiment.output),
-            failure_config=ray.train.FailureConfig(
-                max_failures=failures,
-                controller_failure_limit=failures if patient or elastic else 0,
-            ),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=experiment.training.keep_checkpoints),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-            callbacks=list(host.callbacks),
-        ),
-    )
+@contextmanager
+def ending_in_tracking(uri: str, run_id: str) -> Iterator[None]:
+    """If the block ends by an error or an interruption, MLflow shows the run as failed or killed."""
     try:
-        with stop_on_sigterm(folder):
-            result = trainer.fit()
-    except (KeyboardInterrupt, SystemExit):
+        yield
+    except (KeyboardInterrupt, SystemExit, Terminated):
         tracking.finish_if_reachable(uri, run_id, "KILLED")
         raise
-    except StopRequested as error:
-        tracking.finish_if_reachable(uri, run_id, "KILLED")
-        raise Terminated(str(error)) from None
-    except Exception as error:
+    except Exception:
         tracking.finish_if_reachable(uri, run_id, "FAILED")
-        if (stopped := stopped_by(error)) is not None:
-            raise stopped from None
         raise
-    ending: Ending = result.return_value
-    if ending is not None:
-        tracking.finish_if_reachable(uri, run_id, "KILLED" if isinstance(ending, Terminated) else "FAILED")
-        raise ending
-    _deliver_rest(experiment, uri, run_id)
-    return outcome(experiment, run_id, uri, run_folder.checkpoints()[-1])
 
 
 def _finished(experiment: Experiment) -> TrainedRun | None:
@@ -211,17 +168,3 @@ def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str, parent: s
         ) from error
     write_atomic(file, run_id)
     return run_id
-
-
-def mend_ray_snapshot(folder: RunFolder) -> None:
-    """Put Ray's own list of checkpoints aside if it is cut short or names one that is not whole."""
-    snapshot = folder.path / "checkpoint_manager_snapshot.json"
-    try:
-        listed = [entry["checkpoint_dir_name"] for entry in json.loads(snapshot.read_text())["checkpoint_results"]]
-        sound = {*listed} <= {found.name for found in folder.checkpoints()} and len({*listed}) == len(listed)
-    except FileNotFoundError:
-        return
-    except (ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        snapshot.replace(snapshot.with_suffix(".torn"))

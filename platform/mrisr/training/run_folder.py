@@ -53,7 +53,8 @@ class RunFolder:
         self.initial_weights = path / "initial.safetensors"
         self.published = path / "published.json"
         self.stop_request = path / "stop-requested"
-        self.checkpoint_request = path / "checkpoint-requested"
+        self.resize_request = path / "resize-requested"
+        self.ray = path / "ray"  # of one group of workers; deleted with it, since Ray would resume from its own files
         self._dataset = path / "dataset.txt"
         self._precision = path / "precision.txt"  # only read: older versions kept there what `auto` became
 

@@ -29,7 +29,7 @@ from mrisr.training import failed_step
 from mrisr.training.build import generator_config, initial_networks, patch_maker, step_config
 from mrisr.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS
 from mrisr.training.memory import memory_advice, out_of_memory
-from mrisr.training.outcome import Ending, StorageStopped, SubjectAtFault, Terminated, TrainingStopped
+from mrisr.training.outcome import Ending, RoomForMore, StorageStopped, SubjectAtFault, Terminated, TrainingStopped
 from mrisr.training.placement_groups import note_group
 from mrisr.training.precision import settle_precision
 from mrisr.training.run_folder import RunFolder
@@ -84,10 +84,10 @@ def _train_rank(settings: WorkerSettings) -> Ending:
         rank.train()
     except SubjectAtFault:
         raise
-    except (TrainingStopped, Terminated) as error:
+    except (TrainingStopped, Terminated, RoomForMore) as error:
         ending = error
     if rank is not None and rank.outbox is not None:
-        at_most = LAST_DELIVERY_WHEN_TERMINATED_S if isinstance(ending, Terminated) else math.inf
+        at_most = LAST_DELIVERY_WHEN_TERMINATED_S if isinstance(ending, (Terminated, RoomForMore)) else math.inf
         rank.outbox.close(LAST_DELIVERY_S, at_most)
     return ending
 
@@ -131,7 +131,7 @@ class Rank:
         self.outbox: Outbox | None = None
         if self.rank == 0:
             self.outbox = Outbox(settings.tracking_uri, settings.mlflow_run_id, self.folder.outbox)
-        self.requests = Requests(self.folder.path, self.device)
+        self.requests = Requests(self.folder, self.device)
         self.maker = patch_maker(experiment, store.subjects("train"))
         # The cluster as it is now: after the loss of a node there are fewer workers and fewer CPUs beside them.
         cpus = cluster.available()[0] / settings.runs - settings.driver_cpus
@@ -150,8 +150,9 @@ class Rank:
     def train(self) -> None:
         """Train to the end of the schedule.
 
-        Raises on every rank Terminated after SIGTERM, and TrainingStopped for values that are not finite or a disk that
-        cannot be written; on one rank SubjectAtFault for a row that cannot be made.
+        Raises on every rank Terminated after SIGTERM, RoomForMore if a larger group is to go on, and TrainingStopped
+        for values that are not finite or a disk that cannot be written; on one rank SubjectAtFault for a row that
+        cannot be made.
         """
         total = self.schedule.total_steps
         if self.state.step == 0:
@@ -187,6 +188,8 @@ class Rank:
         request = self.requests.after_step()
         if state.step % t.checkpoint_every == 0 or last or request is not Request.NOTHING:
             self._save()
+        if request is Request.RESIZE and not last:
+            raise RoomForMore
         if request is Request.STOP and not last:
             raise Terminated(f"stopped by SIGTERM after step {state.step:,}, which is checkpointed")
 

@@ -20,7 +20,7 @@ from mrisr.files import locked, write_atomic
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.addresses import check_address
 from mrisr.tracking.runs import Tracking
-from mrisr.training.run import Host, train
+from mrisr.training.run import Host, ending_in_tracking, train
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.worker import LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S
 from mrisr.tuning.concurrency import trials_at_once
@@ -29,7 +29,7 @@ from mrisr.tuning.progress import Progress
 from mrisr.tuning.resume import begin_or_resume, learn
 from mrisr.tuning.scheduler import build_scheduler, judged
 from mrisr.tuning.searcher import StudySearcher
-from mrisr.tuning.shutdown import end_trials, ending_in_tracking, sigterm_interrupts, tune_interruptible
+from mrisr.tuning.shutdown import end_trials, sigterm_interrupts, tune_interruptible
 from mrisr.tuning.study import open_study
 from mrisr.tuning.summary import SearchSummary, summarize
 from mrisr.tuning.trial import DRIVER_CPUS, TrialSettings, run_trial, score_settings

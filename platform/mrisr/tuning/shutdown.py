@@ -32,19 +32,6 @@ _TUNE_SAYS: dict[str, str | None] = {
 
 
 @contextmanager
-def ending_in_tracking(uri: str, run_id: str) -> Iterator[None]:
-    """If the block ends by an error or an interruption, MLflow shows the search as failed or killed."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, Terminated):
-        tracking.finish_if_reachable(uri, run_id, "KILLED")
-        raise
-    except Exception:
-        tracking.finish_if_reachable(uri, run_id, "FAILED")
-        raise
-
-
-@contextmanager
 def sigterm_interrupts() -> Iterator[None]:
     """SIGTERM (`ray job stop`, Slurm) acts as Ctrl-C, inside Tune and outside, and the block raises Terminated.
 

@@ -1,0 +1,265 @@
+"""The driver's loop around Ray Train: one group of workers after another, until the run has ended.
+
+A group is one `TorchTrainer.fit()` with a fixed number of workers. It starts from the newest checkpoint in the run's
+folder and keeps no other state, so Ray's own restarts, scaling and list of checkpoints are not used.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+import ray.train
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mrisr import cluster
+from mrisr.training.outcome import Ending, RoomForMore, Terminated, TrainingStopped
+from mrisr.training.run_folder import RunFolder
+from mrisr.training.stopping import stop_on_sigterm
+from mrisr.training.worker import WorkerSettings, train_worker
+
+LOOK_EVERY_S = 0.5
+# How long to wait for room before a smaller group is tried. The workers of the group before may still be ending.
+LARGEST_GROUP_S, SMALLER_GROUP_S = 5.0, 1.0
+LONGEST_PAUSE_S = 30.0
+
+
+class Supervisor:
+    """Trains one run. settings: of its workers; callbacks: of Ray Train."""
+
+    def __init__(self, settings: WorkerSettings, callbacks: tuple[Any, ...] = ()) -> None:
+        self.settings, self.callbacks = settings, callbacks
+        self.experiment, self.share = settings.experiment, settings.share
+        self.folder, self.counts = RunFolder.of(self.experiment), self.experiment.worker_counts
+        self.failures = Failures(self.experiment.training.max_failures, self.folder, in_search=settings.runs > 1)
+        self.launcher: Any = None  # a Launcher, from the first group on
+
+    def run(self) -> None:
+        """Train to the end of the schedule.
+
+        Raises TrainingStopped if new workers would fail again, Terminated after SIGTERM, KeyboardInterrupt at once, and
+        Ray's error after training.max_failures.
+        """
+        try:
+            with stop_on_sigterm(self.folder):
+                while True:
+                    workers = self._wait_for_room()
+                    try:
+                        ending = self._train(workers)
+                    except (TrainingFailedError, RayActorError) as error:
+                        self._pause(self.failures.add(error))
+                        continue
+                    if ending is None:
+                        return
+                    if not isinstance(ending, RoomForMore):
+                        raise ending
+        finally:
+            self._end_group()
+
+    def _train(self, workers: int) -> Ending:
+        """One group, from its start to its end."""
+        self.folder.resize_request.unlink(missing_ok=True)
+        storage, every = self.folder.ray, self.experiment.resources.resize_every_s
+        shutil.rmtree(storage, ignore_errors=True)
+        if self.launcher is None:
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            environment = {key: value for key, value in os.environ.items() if key.startswith("RAY_TRAIN_")}
+            self.launcher = ray.remote(num_cpus=0, scheduling_strategy=here)(Launcher).remote(environment)
+        ended = self.launcher.fit.remote(workers, self.settings, storage, self.callbacks)
+        look_at = time.monotonic() + every
+        while not ray.wait([ended], timeout=LOOK_EVERY_S)[0]:
+            if workers < self.counts[0] and time.monotonic() > look_at:
+                self._grow(workers)
+                look_at = time.monotonic() + every
+        try:
+            ending, error = ray.get(ended)
+        except RayActorError:
+            self._end_group()
+            raise
+        if error is not None:
+            raise error
+        return cast(Ending, ending)
+
+    def _end_group(self) -> None:
+        """End the launcher and with it, after Ctrl-C, a group that still runs."""
+        if self.launcher is not None:
+            ray.kill(self.launcher)
+            self.launcher = None
+        shutil.rmtree(self.folder.ray, ignore_errors=True)
+
+    def _fitting(self) -> list[int]:
+        """The group sizes that the living nodes can hold beside a data task, largest first."""
+        nodes, task = cluster.nodes(), self.experiment.stream.cpus_per_task
+        return [n for n in self.counts if cluster.fits(nodes, n, self.share.cpus, self.share.gpu, task)]
+
+    def _wait_for_room(self) -> int:
+        """Wait until a group can be placed now; how many workers. Raises Terminated after SIGTERM."""
+        self._look_for_sigterm()
+        if self.settings.runs > 1 and len(self.counts) == 1:
+            return self.counts[0]  # the search has kept room for it
+        told = False
+        while True:
+            fitting = self._fitting()
+            for workers in fitting or self.counts[-1:]:
+                patience = LARGEST_GROUP_S if workers == max(fitting, default=0) else SMALLER_GROUP_S
+                if self._placed(workers, fitting, patience):
+                    return workers
+            if not told:
+                print(f"waiting for nodes: no room for {self.counts[-1]} workers and a data task", flush=True)
+            told = True
+
+    def _placed(self, workers: int, fitting: list[int], seconds: float) -> bool:
+        """Whether there is room for a group before the nodes change and the time is over."""
+        end = time.monotonic() + seconds
+        with reserved(workers, self.share) as group:
+            while time.monotonic() < end and self._fitting() == fitting:
+                self._look_for_sigterm()
+                if workers not in fitting:  # an autoscaler, if there is one, sees what is missing
+                    time.sleep(LOOK_EVERY_S)
+                elif group.wait(LOOK_EVERY_S):
+                    return True
+        return False
+
+    def _grow(self, workers: int) -> None:
+        """Ask the workers to save and return if there is room for more of them."""
+        for more in self._fitting():
+            if more <= workers:
+                return
+            with reserved(more - workers, self.share) as group:
+                if not group.wait(SMALLER_GROUP_S):
+                    continue
+            with suppress(OSError):  # a full disk; the group then stays as it is
+                self.folder.resize_request.touch()
+            return
+
+    def _pause(self, seconds: float) -> None:
+        """Sleep, but not longer than until SIGTERM."""
+        end = time.monotonic() + seconds
+        while not self.folder.stop_request.exists() and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK_EVERY_S))
+
+    def _look_for_sigterm(self) -> None:
+        if self.folder.stop_request.exists():
+            newest = self.folder.newest()
+            kept = f"{newest.name} is the last checkpoint" if newest else "there is no checkpoint yet"
+            raise Terminated(f"stopped by SIGTERM while no worker ran; {kept}")
+
+
+class Failures:
+    """Counts failures since the newest checkpoint.
+
+    most: how many are followed by another group; -1: all. in_search: workers that cannot be placed are a failure, since
+    the search has kept room for them.
+    """
+
+    def __init__(self, most: int, folder: RunFolder, in_search: bool = False) -> None:
+        self.most, self.folder, self.in_search = most, folder, in_search
+        self.newest: Path | None = None
+        self.count = 0
+        self.pause = 1.0
+
+    def add(self, error: Exception) -> float:
+        """Seconds until the next group may start. Raises TrainingStopped, or the error, if there is to be none."""
+        if (stopped := stopped_by(error)) is not None:
+            raise stopped from None
+        newest = self.folder.newest()
+        if newest != self.newest:
+            self.newest, self.count, self.pause = newest, 0, 1.0
+        if not self.in_search and _not_placed(error):
+            return 0.0  # another job took the room: wait for it again
+        self.count += not announced(error)
+        since = newest.name if newest else "the start"
+        if 0 <= self.most < self.count:
+            print(f"the workers failed and are given up: training.max_failures = {self.most} restarts since {since} "
+                  "were of no use", flush=True)  # fmt: skip
+            raise error
+        print(f"the workers failed ({_reason(error)}); they are started again from {since}", flush=True)
+        if isinstance(error, WorkerGroupError) or announced(error):
+            return 0.0
+        # The group did not start or its process died. A node that has just died is missed only after a while.
+        pause, self.pause = self.pause, min(2 * self.pause, LONGEST_PAUSE_S)
+        return pause
+
+
+class Launcher:
+    """An actor on the driver's node that runs `fit()`; when it is killed, its group of workers ends at once.
+
+    In the driver itself, `fit()` would replace the handler of Ctrl-C by one that waits for workers to be placed.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        os.environ.update(environment)  # Ray Train passes these on to the workers
+        cluster.quiet()
+
+    def fit(
+        self, workers: int, settings: WorkerSettings, storage: Path, callbacks: tuple[Any, ...]
+    ) -> tuple[Ending, TrainingFailedError | None]:
+        """Why the group ended, or the error that ended it."""
+        no_restarts = {"max_failures": 0, "controller_failure_limit": 0}
+        if hasattr(ray.train.FailureConfig, "max_preemption_failures"):  # since Ray 2.60
+            no_restarts["max_preemption_failures"] = 0
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=settings._asdict(),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers, use_gpu=settings.share.gpu, resources_per_worker=settings.share.bundle
+            ),
+            run_config=ray.train.RunConfig(
+                name=uuid.uuid4().hex,
+                storage_path=str(storage),
+                failure_config=ray.train.FailureConfig(**no_restarts),
+                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+                callbacks=list(callbacks),
+            ),
+        )
+        try:
+            return trainer.fit().return_value, None
+        except TrainingFailedError as error:
+            return None, error
+
+
+@contextmanager
+def reserved(workers: int, share: cluster.Share) -> Iterator[Any]:
+    """A placement group like that of so many workers, removed at the end: it shows whether there is room now."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group([share.bundle] * workers)
+    try:
+        yield group
+    finally:
+        remove_placement_group(group)
+
+
+def announced(error: Exception) -> bool:
+    """Whether Ray knew that the node would go: a failure that nobody is to blame for and that does not count."""
+    causes = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    preempted = getattr(ray.train, "PreemptionError", ())  # since Ray 2.60
+    return isinstance(error, preempted) or any(getattr(cause, "preempted", False) for cause in causes)
+
+
+def stopped_by(error: BaseException) -> TrainingStopped | None:
+    """The error of a worker that new workers would meet again; None if there is none."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return next((failure for failure in failures if isinstance(failure, TrainingStopped)), None)
+
+
+def _not_placed(error: Exception) -> bool:
+    """Whether the workers of a group could not be placed within Ray's time limit. The class is known by name only."""
+    cause = error.controller_failure if isinstance(error, ControllerError) else None
+    return type(cause).__name__ == "WorkerGroupStartupTimeoutError"
+
+
+def _reason(error: Exception) -> str:
+    causes = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error]
+    cause = next(iter(causes), error)
+    return f"{type(cause).__name__}: {cause}".splitlines()[0][:200]
