@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from mrisr.config import ConfigError, Experiment, load_experiment
 from mrisr.config.fields import Section, one_of
-from mrisr.config.reference import ConfigError as SameError
 from mrisr.config.reference import checked, fields_of
+from mrisr.degradation import DegradationRange
+from mrisr.engine.schedule import Schedule
+from mrisr.engine.step_settings import StepSettings
 
 
 def test_a_change_is_a_checked_and_frozen_copy(tmp_path: Path) -> None:
@@ -53,7 +55,7 @@ def test_a_field_takes_the_names_that_its_table_has_when_it_is_read() -> None:
         fruit: Annotated[str, one_of(table, "fruit")] = "apple"
         more: tuple[Annotated[str, one_of(table, "fruit")], ...] = ()
 
-    with pytest.raises(SameError, match=r"fruit = 'pear': unknown fruit; use one of apple$"):
+    with pytest.raises(ConfigError, match=r"fruit = 'pear': unknown fruit; use one of apple$"):
         checked(Basket, {"fruit": "pear"})
     table["pear"] = 2
     assert checked(Basket, {"fruit": "pear", "more": ["apple", "pear"]}).fruit == "pear"
@@ -61,5 +63,25 @@ def test_a_field_takes_the_names_that_its_table_has_when_it_is_read() -> None:
     assert {key: kind for key, kind, _, _ in fields_of(Basket)} == {
         "fruit": "apple | pear", "more": "list of apple | pear"
     }  # fmt: skip
-    with pytest.raises(SameError, match=r"more\.0 = 'fig': unknown fruit; use one of apple, pear"):
+    with pytest.raises(ConfigError, match=r"more\.0 = 'fig': unknown fruit; use one of apple, pear"):
         checked(Basket, {"more": ["fig"]})
+
+
+def test_what_the_science_declares_is_what_the_configuration_has() -> None:
+    experiment = Experiment()
+    assert experiment.schedule == Schedule()
+    assert experiment.degradation == DegradationRange()
+    settings = StepSettings()
+    assert {name: getattr(experiment.training, name) for name in vars(settings)} == vars(settings)
+    meanings = {key: meaning for key, _, _, meaning in fields_of(Experiment)}
+    assert meanings["schedule.total_steps"] == "length of the run; a step is one update of one network"
+    with pytest.raises(
+        ConfigError, match=r"schedule.total_stepz = 3: unknown key; did you mean schedule.total_steps\?"
+    ):
+        checked(Experiment, {"schedule": {"total_stepz": 3}})
+    with pytest.raises(ConfigError, match=r"training = 3: is a section, not a key; write training.KEY=VALUE"):
+        checked(Experiment, {"training": 3})
+    with pytest.raises(ValueError, match=r"schedule\.total_steps is 0; it must be greater than 0"):
+        Schedule(total_steps=0)
+    with pytest.raises(ConfigError, match=r"schedule.total_steps = 0: input should be greater than 0; the key means"):
+        checked(Experiment, {"schedule": {"total_steps": 0}})

@@ -199,6 +199,20 @@ def test_sampling_is_seeded_stays_inside_and_touches_no_global_state() -> None:
     np.testing.assert_array_equal(before, np.random.get_state()[1])
 
 
+def test_draws_are_part_of_every_runs_numbers_and_stay_what_they_are() -> None:
+    ranges = DegradationRange(
+        "mixed", (0, 2), fraction=(0.2, 0.7), voxels=(2, 9), mix=(0.1, 0.4), sigma=(0.5, 0.6), taper=(0.1, 0.5),
+        slice_axis=1, slice_thickness=(1.0, 3.0), noise=(0.01, 0.05),
+    )  # fmt: skip
+    rng = np.random.default_rng([7, 2])
+    assert ranges.sample(rng) == Degradation(
+        "mixed", (0, 2), fraction=0.33898514109679045, voxels=6, mix=0.23354593719026473, sigma=0.5933738405683259,
+        taper=0.4131878055821365, slice_axis=1, slice_thickness=2.0294702697915428, noise=0.019985146729465393,
+        noise_seed=4852607485697595014,
+    )  # fmt: skip
+    assert rng.random() == 0.24977766324156925, "what a row draws next"
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
