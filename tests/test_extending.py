@@ -5,16 +5,29 @@ docs/design/extending.md walks through each.
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from rich.console import Console
+from torch import nn
 
 from mrisr.cli.app import main
 from mrisr.config import ConfigError, Experiment, load_experiment
 from mrisr.config.loading import dump_experiment, field_reference
 from mrisr.degradation import KINDS, PROTOCOLS, Degradation, DegradationRange, Kind, degrade, describe, spectral_weight
+from mrisr.evaluation.result import INPUT, EvaluationResult
+from mrisr.evaluation.subject import Evaluation, evaluate_subject, foreground_mask
+from mrisr.inference.sliding_window import InferenceOptions
+from mrisr.metrics import METRICS, Metric
 from mrisr.tools.preview import contact_sheet, gallery_entries
+from mrisr.training.state import Best
+from mrisr.training.validation import Validator
+from mrisr.training.validation import describe as describe_figures
+from voxelstore import VolumeStore
 
 # A degradation kind
 
@@ -77,3 +90,59 @@ def test_a_degradation_kind_is_drawn_in_the_gallery(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "truncate | box" in capsys.readouterr().out
+
+
+# A metric
+
+
+def largest_error(
+    reference: np.ndarray, estimate: np.ndarray, masks: Sequence[np.ndarray | None], data_range: float
+) -> list[float]:
+    error = np.abs(reference - estimate) / data_range
+    return [float(error.max() if mask is None else error[mask].max()) for mask in masks]
+
+
+@pytest.fixture
+def metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "largest", Metric("largest", largest_error, 3, False, "largest error", "%"))
+
+
+@pytest.mark.usefixtures("metric")
+def test_a_metric_is_evaluated_and_shown(small_store: Path, tmp_path: Path) -> None:
+    store = VolumeStore.open(small_store)
+    evaluation = Evaluation(store, "test", "chen2018", InferenceOptions(patch_size=24))
+    subject = store.subjects("test")[0]
+    one = evaluate_subject(evaluation, subject, nn.Identity())
+    hr = store.read_normalised(subject)
+    error = np.abs(hr - degrade(hr, PROTOCOLS["chen2018"]))
+    assert one.scores[INPUT]["whole"]["largest"] == pytest.approx(error.max())
+    assert one.scores[INPUT]["foreground"]["largest"] == pytest.approx(error[foreground_mask(store, subject)].max())
+    result = EvaluationResult("chen2018", "a description", "test", "fingerprint", (one,))
+    console = Console(width=160, record=True, file=(tmp_path / "out.txt").open("w"))
+    console.print(result.table())
+    text = console.export_text()
+    assert "largest error / %" in text
+    assert f"{error.max():.3f}" in text
+    with result.write_csv(tmp_path / "scores.csv").open() as file:
+        row = next(row for row in csv.DictReader(file) if (row["method"], row["region"]) == (INPUT, "whole"))
+    assert float(row["largest"]) == pytest.approx(error.max())
+    assert result.as_metrics()["input/whole/largest"] == pytest.approx(error.max())
+    assert "val_largest" in result.figures()
+    assert not result.beats_input("largest")
+
+
+@pytest.mark.usefixtures("metric")
+def test_a_metric_is_validated_in_training_and_can_decide(small_store: Path) -> None:
+    store = VolumeStore.open(small_store)
+    validator = Validator(store, store.subjects("test")[:1], "chen2018", 16, 2, 0, 1)
+    figures, _ = validator.run(nn.Identity(), torch.device("cpu"))
+    assert figures["largest"] == figures["input_largest"] > 0
+    assert figures["largest_gain"] == 0
+    assert "largest error" in describe_figures(figures)
+    experiment = load_experiment(None, ["validation.metric=largest", "tuning.metrics=[largest, psnr]"])
+    best, state = Best(experiment.validation), {"weight": torch.zeros(1)}
+    assert best.offer(1, {"largest": 0.5}, state)
+    assert best.offer(2, {"largest": 0.4}, state), "the lower is better"
+    assert not best.offer(3, {"largest": 0.45}, state)
+    with pytest.raises(ConfigError, match=r"validation.metric = 'lpips'.*largest"):
+        load_experiment(None, ["validation.metric=lpips"])

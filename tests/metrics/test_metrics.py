@@ -91,6 +91,7 @@ def test_identical_images_are_perfect() -> None:
         "ssim": pytest.approx(1.0),
         "psnr": np.inf,
         "nrmse": 0.0,
+        "hfen": 0.0,
     }
 
 

@@ -23,7 +23,7 @@ class Validation(Section):
     patches_per_subject: Positive = Field(4, description="cubes per subject; the same ones for ever")
     max_subjects: Positive | None = Field(None, description="first N subjects of the split only; null: all")
     overlap: float = Field(0.25, ge=0, lt=1, description="share of a patch's edge that overlaps on whole volumes")
-    metric: Metric = Field("psnr", description="figure that decides, psnr in dB; higher is better, of nrmse lower")
+    metric: Metric = Field("psnr", description="figure that decides which weights are the best")
     mean_over: tuple[Protocol, ...] = Field(
         (), description="best weights by the mean of that figure over these protocols; empty: protocol alone"
     )

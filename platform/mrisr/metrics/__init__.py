@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from mrisr.metrics import nrmse, psnr, ssim
+from mrisr.metrics import hfen, nrmse, psnr, ssim
 
 # (reference, estimate, masks, data_range) -> one number per mask. reference, estimate: (D, H, W) float, finite.
 # masks: bool (D, H, W) with at least one voxel, or None for the whole volume. What masks share is computed once.
@@ -52,6 +52,7 @@ METRICS: dict[str, Metric] = {
         Metric("ssim", ssim.ssim, 4, True, "SSIM", convention="window 7^3"),
         Metric("psnr", psnr.psnr, 2, True, "PSNR", "dB"),
         Metric("nrmse", nrmse.nrmse, 4, False, "NRMSE", convention="euclidean"),
+        Metric("hfen", hfen.hfen, 4, False, "HFEN", convention="sigma 1.5 voxels"),
     )
 }
 
