@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from mrisr.engine.memory import live_peak, peak_bytes
+from mrisr.engine.memory import MemorySettings, counting, make_fake, peak_bytes
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import float32_convolutions
 from mrisr.engine.step import StepConfig, build_networks, train_step
-from mrisr.models import MDCSRN, build_critic
+from mrisr.models import MDCSRN, build_critic, build_generator
+from mrisr.models.mdcsrn import MDCSRNConfig
 
 PATCH, BATCH = 64, 2
 COLUMNS = ("pretrain", "critic", "generator", "inference", "validation")
@@ -31,7 +32,7 @@ class PlainMDCSRN(MDCSRN):
     def forward(self, x: Tensor) -> Tensor:
         whole = self.conv0(x)
         features = whole
-        for block in range(self.blocks):
+        for block in range(self.config.blocks):
             if block:
                 features = F.conv3d(whole, self.get_parameter(f"comp{block - 1}.weight"))
             whole = torch.cat([whole, self.get_submodule(f"block{block}")(features)], dim=1)
@@ -40,7 +41,7 @@ class PlainMDCSRN(MDCSRN):
 
 def plain_peaks(critic_kind: str) -> dict[str, int]:
     """The usual WGAN-GP steps in fp32; the critic's keeps the generator's graph, as the report's did."""
-    generator, critic = PlainMDCSRN(**NETWORK), build_critic(critic_kind, PATCH)
+    generator, critic = PlainMDCSRN(MDCSRNConfig(**NETWORK)), build_critic(critic_kind, PATCH)
 
     def pretrain(lr: Tensor, hr: Tensor) -> None:
         (generator(lr) - hr).abs().mean().backward()
@@ -56,18 +57,30 @@ def plain_peaks(critic_kind: str) -> dict[str, int]:
         penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
         (critic(fake).mean() - critic(hr).mean() + 10 * penalty).backward()
 
-    modules: list[nn.Module] = [generator, critic]
     steps = {"pretrain": pretrain, "critic": train_critic, "generator": adversarial}
-    return {name: live_peak(step, modules, PATCH, BATCH, "cpu") for name, step in steps.items()}
+    peaks = {}
+    with counting() as counter:
+        for module in (generator, critic):
+            make_fake(module)
+        parameters = [*generator.parameters(), *critic.parameters()]
+        moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
+        lr, hr = (torch.empty(BATCH, 1, *[PATCH] * 3) for _ in range(2))
+        for name, step in steps.items():
+            peaks[name] = counter.peak_of(partial(step, lr, hr))
+            for parameter in parameters:
+                parameter.grad = None
+        del moments
+    return peaks
 
 
 def cuda_peaks(critic_kind: str, precision: str, recompute: bool) -> dict[str, int]:
     """What the CUDA allocator reports for real steps, warm, and for what they leave allocated beside them."""
     device = torch.device("cuda")
     config = StepConfig(batch_size=BATCH, micro_batch=BATCH, precision=precision, recompute=recompute, critic_samples=1)
-    networks = build_networks(MDCSRN(**NETWORK), build_critic(critic_kind, PATCH), config, device, "single")
+    networks = build_networks(build_generator(NETWORK), build_critic(critic_kind, PATCH), config, device, "single")
     hr = torch.rand(BATCH, 1, *[PATCH] * 3, generator=torch.Generator().manual_seed(0))
-    evaluated = MDCSRN(**NETWORK, channels_last=config.channels_last).to(device).eval()
+    evaluated = build_generator(NETWORK).to(device).eval()
+    evaluated.channels_last = config.channels_last
 
     @torch.no_grad()
     def infer(count: int) -> None:
@@ -104,7 +117,10 @@ def main() -> None:
         for precision in ("fp32", "bf16"):
             for recompute in (False, True):
                 name = f"ours, {precision}, {critic} critic{', recompute' if recompute else ''}"
-                row(name, peak_bytes(NETWORK, critic, PATCH, BATCH, precision, recompute, validation_patch=PATCH))
+                step = StepConfig(
+                    batch_size=BATCH, micro_batch=BATCH, precision=precision, recompute=recompute, critic_samples=1
+                )
+                row(name, peak_bytes(MemorySettings(NETWORK, critic, PATCH, step, validation_patch=PATCH)))
                 if torch.cuda.is_available():
                     row(f"  on {torch.cuda.get_device_name()[:38]}", cuda_peaks(critic, precision, recompute))
 

@@ -33,7 +33,7 @@ from mrisr.engine.objectives import CriticObjective
 from mrisr.engine.precision import chosen, native_bf16
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import float32_convolutions
-from mrisr.models import MDCSRN, build_critic
+from mrisr.models import build_critic, build_generator
 
 PATCHES = 2
 PLAIN = "plain loop, fp32, contiguous"
@@ -118,10 +118,10 @@ def layouts(size: int, repeats: int, device: torch.device, phases: Sequence[Phas
 def rounding(size: int, device: torch.device) -> list[str]:
     """The distance of the generator's gradients in bf16 with channels_last_3d from those in fp32, as a line."""
     lr, hr = patches(PATCHES, size, device)
-    found = {
-        fast: gradients(MDCSRN(**PUBLISHED, channels_last=fast).to(device).train(), lr, hr, "bf16" if fast else "fp32")
-        for fast in (False, True)
-    }
+    generator, found = build_generator(PUBLISHED).to(device).train(), {}
+    for fast in (False, True):
+        generator.channels_last = fast
+        found[fast] = gradients(generator, lr, hr, "bf16" if fast else "fp32")
     return [f"| pretrain: gradients, norm(bf16 - fp32) / norm(fp32) | {distance(found[True], found[False]):.4f} | - |"]
 
 
@@ -184,7 +184,8 @@ def compiled(size: int, repeats: int, device: torch.device) -> list[str]:
     """torch.compile: the generator's gradients and time against eager's, and the critic's second derivative."""
     lr, hr = patches(PATCHES, size, device)
     precision = chosen("auto", device)
-    generator = MDCSRN(**PUBLISHED, channels_last=True).to(device).train()
+    generator = build_generator(PUBLISHED).to(device).train()
+    generator.channels_last = True
     times = []
     found: float | None = None
     for compiling in (False, True):

@@ -34,10 +34,9 @@ def restore(start: Experiment, weights: Path | None) -> Callable[..., Any] | Non
     from safetensors.torch import load_file
 
     from mrisr.inference.sliding_window import InferenceOptions, superresolve_array
-    from mrisr.models import MDCSRN
-    from mrisr.training.build import generator_config
+    from mrisr.models import build_generator
 
-    generator = MDCSRN(**generator_config(start))
+    generator = build_generator(start.generator.architecture)
     generator.load_state_dict(load_file(weights))
     return partial(superresolve_array, generator, options=InferenceOptions(precision="auto"))
 
@@ -117,7 +116,6 @@ def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], override
     from mrisr import cluster
     from mrisr.data.conversion import convert_folder
     from mrisr.models.weights import write_weights
-    from mrisr.training.build import generator_config
     from mrisr.training.checkpoints import LAST_WEIGHTS
     from mrisr.training.run import train
 
@@ -130,7 +128,7 @@ def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], override
     started = train(load_experiment(CONFIG, begin))
     # The end of the L1 stage, not its best weights: the adversarial stage of a run starts there.
     (home / "start").mkdir(exist_ok=True)
-    start, _ = write_weights(home / "start", generator_config(whole), load_file(started.checkpoint / LAST_WEIGHTS))
+    start, _ = write_weights(home / "start", whole.generator.architecture, load_file(started.checkpoint / LAST_WEIGHTS))
     once(results / "input.json", lambda: held_out(whole, None))
     once(results / "start.json", lambda: held_out(whole, start))
     for kind in kinds:

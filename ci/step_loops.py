@@ -22,7 +22,7 @@ from mrisr.engine.precision import chosen, native_bf16
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import float32_convolutions
 from mrisr.engine.step import StepConfig, build_networks, train_step
-from mrisr.models import MDCSRN, build_critic
+from mrisr.models import build_critic, build_generator
 from mrisr.models.depthwise import DepthwiseConv3d
 
 PUBLISHED: dict[str, Any] = {"growth_rate": 16, "blocks": 4, "units": 4, "residual": False}
@@ -39,7 +39,8 @@ def patches(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor
 
 def plain_loop(lr: Tensor, hr: Tensor, bf16: bool, channels_last: bool) -> Steps:
     """The steps as a script would write them: one process, no micro-batches, no check of what is finite."""
-    generator = MDCSRN(**PUBLISHED, channels_last=channels_last).to(lr.device).train()
+    generator = build_generator(PUBLISHED).to(lr.device).train()
+    generator.channels_last = channels_last
     critic = build_critic("separable", lr.shape[-1]).to(lr.device)
     networks: list[nn.Module] = [generator, critic]
     moves = {net: torch.optim.Adam(net.parameters(), lr=1e-5) for net in networks}
@@ -93,7 +94,7 @@ def our_loop(
     for part in critic.modules():
         if isinstance(part, DepthwiseConv3d) and not own_depthwise:
             part.__class__ = nn.Conv3d  # type: ignore[assignment]  # the same but for its derivatives
-    networks = build_networks(MDCSRN(**PUBLISHED), critic, config, lr.device, strategy)
+    networks = build_networks(build_generator(PUBLISHED), critic, config, lr.device, strategy)
     return {phase: partial(train_step, networks, config, phase, lr=lr, hr=hr) for phase in PHASES}
 
 

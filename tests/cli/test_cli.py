@@ -13,6 +13,7 @@ from mrisr.cli.app import main
 from mrisr.config import ConfigError, load_experiment
 from mrisr.config.loading import field_reference
 from mrisr.models import MDCSRN
+from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.training.warm_start import read_initial_weights
 
 
@@ -90,11 +91,11 @@ def test_convert_says_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_state_dict_of_the_public_port_is_a_starting_point(tmp_path: Path) -> None:
     experiment = load_experiment(None, ["generator.growth_rate=2", "generator.blocks=2", "generator.units=2"])
-    reference = MDCSRN(2, 2, 2, seed=9)
+    reference = MDCSRN(MDCSRNConfig(2, 2, 2), seed=9)
     torch.save({f"module.{k}": v for k, v in reference.state_dict().items()}, tmp_path / "port.pt")
     state = read_initial_weights(experiment, str(tmp_path / "port.pt"), "")
     for key, value in reference.state_dict().items():
         np.testing.assert_array_equal(state[key], value)
-    torch.save(MDCSRN(4, 2, 2).state_dict(), tmp_path / "other.pt")
+    torch.save(MDCSRN(MDCSRNConfig(4, 2, 2)).state_dict(), tmp_path / "other.pt")
     with pytest.raises(ConfigError, match=r"generator\.init_from.*other\.pt.*shape"):
         read_initial_weights(experiment, str(tmp_path / "other.pt"), "")

@@ -23,6 +23,7 @@ from mrisr.engine.sharding import float32_convolutions, full_state, largest, on_
 from mrisr.engine.step import Networks, NonFiniteError, StepConfig, build_networks, train_step
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.depthwise import DepthwiseConv3d
+from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.models.seeding import initialise, uninitialised, uninitialised_conv3d
 
 SCHEDULE = Schedule(
@@ -90,7 +91,7 @@ def device() -> torch.device:
 
 def networks_for(strategy: str, precision: str, seed: int) -> Networks:
     """A tiny generator with the small critic in float64, with the report's own critic in float32."""
-    generator = MDCSRN(2, 2, 2, residual=True, seed=seed)
+    generator = MDCSRN(MDCSRNConfig(2, 2, 2, residual=True), seed=seed)
     critic: nn.Module = (
         SmallCritic(seed + 1) if precision == "float64" else build_critic("pointwise", 16, seed=seed + 1)
     )

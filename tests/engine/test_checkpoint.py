@@ -11,13 +11,14 @@ from mrisr.engine.checkpoint import CheckpointError, load, save
 from mrisr.engine.schedule import Phase
 from mrisr.engine.step import Networks, StepConfig, build_networks, train_step
 from mrisr.models import MDCSRN, build_critic
+from mrisr.models.mdcsrn import MDCSRNConfig
 
 CONFIG = StepConfig(batch_size=1, pretrain_lr=1e-3, generator_lr=1e-3, critic_lr=1e-3)
 
 
 def build(seed: int, growth: int = 2, critic: bool = True) -> Networks:
     score = build_critic("pointwise", 16, seed=seed) if critic else None
-    return build_networks(MDCSRN(growth, 2, 1, seed=seed), score, CONFIG, torch.device("cpu"), "single")
+    return build_networks(MDCSRN(MDCSRNConfig(growth, 2, 1), seed=seed), score, CONFIG, torch.device("cpu"), "single")
 
 
 def step(networks: Networks, phase: Phase, index: int) -> dict[str, float]:

@@ -10,13 +10,14 @@ LEAK = """
 import resource, torch
 from torch import nn
 from mrisr.models import MDCSRN
+from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.engine.schedule import Phase
 from mrisr.engine.step import StepConfig, build_networks, train_step
 torch.set_num_threads(1)
 config = StepConfig(batch_size=2, micro_batch=1, recompute=True, ema_decay=0.9)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 critic = nn.Sequential(nn.Conv3d(1, 4, 3, stride=2), nn.LeakyReLU(0.2), nn.Conv3d(4, 1, 3), nn.Flatten(0))
-networks = build_networks(MDCSRN(2, 1, 1), critic, config, device, "single")
+networks = build_networks(MDCSRN(MDCSRNConfig(2, 1, 1)), critic, config, device, "single")
 hr = torch.rand(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
 def memory():
     with open("/proc/self/statm") as file:

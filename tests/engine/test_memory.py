@@ -10,19 +10,30 @@ import pytest
 from typer.testing import CliRunner
 
 from mrisr.config import Experiment
-from mrisr.engine.memory import peak_bytes
+from mrisr.engine.memory import MemorySettings, peak_bytes
+from mrisr.engine.networks import StepConfig
 from mrisr.models import MDCSRN
+from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.training.memory import estimated_peaks, largest_batch, parse_bytes
 
 BF16 = {"precision": "bf16"}  # auto would be what this machine is made for
 PUBLISHED = {"growth_rate": 16, "blocks": 4, "units": 4, "residual": False}
 
 
+def peaks_of(
+    generator: dict[str, Any], critic: str | None, patch_size: int, micro_batch: int, precision: str, **others: Any
+) -> dict[str, int]:
+    """others: of MemorySettings, or of StepConfig."""
+    memory = {key: others.pop(key) for key in ("accumulates", "validation_patch") if key in others}
+    step = StepConfig(micro_batch=micro_batch, precision=precision, **{"critic_samples": 1, **others})
+    return peak_bytes(MemorySettings(generator, critic, patch_size, step, **memory))
+
+
 @pytest.mark.parametrize("critic", ["separable", "pointwise", "full"])
 @pytest.mark.parametrize(("precision", "bound_gib"), [("bf16", 1.5), ("fp32", 2.5)])
 def test_the_published_network_stays_within_its_bound(precision: str, bound_gib: float, critic: str) -> None:
     """At 2 x 64^3, where a plain implementation needs 6.6 GiB (generator) and 7.7 GiB (critic with its graph)."""
-    peaks = peak_bytes(PUBLISHED, critic, 64, 2, precision, recompute=True)
+    peaks = peaks_of(PUBLISHED, critic, 64, 2, precision, recompute=True)
     assert peaks.keys() == {"pretrain", "critic", "generator", "inference"}
     assert max(peaks.values()) <= bound_gib * 2**30, {name: peak / 2**30 for name, peak in peaks.items()}
     # A single fp32 copy of the features of one block at 2 x 64^3 is 0.19 GiB; an estimate below it counts nothing.
@@ -30,28 +41,28 @@ def test_the_published_network_stays_within_its_bound(precision: str, bound_gib:
 
 
 def test_scoring_one_sample_at_a_time_is_what_keeps_the_critic_small() -> None:
-    one, all_ = (peak_bytes({"growth_rate": 2, "blocks": 1, "units": 1}, "separable", 32, 4, "fp32", critic_samples=n)
+    one, all_ = (peaks_of({"growth_rate": 2, "blocks": 1, "units": 1}, "separable", 32, 4, "fp32", critic_samples=n)
                  for n in (1, None))  # fmt: skip
     assert one["critic"] < 0.5 * all_["critic"]
 
 
 def test_the_validation_cube_and_the_moving_average_are_counted() -> None:
     config = {"growth_rate": 4, "blocks": 2, "units": 2}
-    fp32, bf16 = (peak_bytes(config, None, 16, 1, p, recompute=True, validation_patch=48) for p in ("fp32", "bf16"))
+    fp32, bf16 = (peaks_of(config, None, 16, 1, p, recompute=True, validation_patch=48) for p in ("fp32", "bf16"))
     # 27 times the voxels of a patch, far more than gradients cost.
     assert max(fp32, key=lambda name: fp32[name]) == "validation"
     assert fp32["validation"] > 10 * fp32["inference"]
     assert bf16["validation"] < 0.9 * fp32["validation"]
-    averaged = peak_bytes(config, None, 16, 1, "fp32", recompute=True, validation_patch=48, ema=True)
-    generator = sum(parameter.numel() for parameter in MDCSRN(**config).parameters()) * 4
+    averaged = peaks_of(config, None, 16, 1, "fp32", recompute=True, validation_patch=48, ema_decay=0.9)
+    generator = sum(parameter.numel() for parameter in MDCSRN(MDCSRNConfig(**config)).parameters()) * 4
     assert all(averaged[name] - fp32[name] == pytest.approx(generator, rel=0.1) for name in fp32)
 
 
 def test_the_gradients_of_earlier_micro_batches_are_counted() -> None:
     """In the second of a step's micro-batches they are there all along, in the first mostly once the peak is over."""
     config = {"growth_rate": 4, "blocks": 2, "units": 2}
-    once, more = (peak_bytes(config, None, 16, 1, "fp32", accumulates=several) for several in (False, True))
-    generator = sum(parameter.numel() for parameter in MDCSRN(**config).parameters()) * 4
+    once, more = (peaks_of(config, None, 16, 1, "fp32", accumulates=several) for several in (False, True))
+    generator = sum(parameter.numel() for parameter in MDCSRN(MDCSRNConfig(**config)).parameters()) * 4
     assert 0.5 * generator < more["pretrain"] - once["pretrain"] <= generator
     assert more["inference"] == once["inference"]
 
@@ -74,7 +85,7 @@ def test_an_estimate_is_of_the_smallest_group_that_a_run_may_go_on_with(
     l1_alone = {"total_steps": 2, "pretrain_steps": 2}
     small = {"stream": {"patch_size": 16}, "validation": {"patch_size": 16}, "schedule": l1_alone}
     experiment = Experiment.model_validate({"name": "elastic", "generator": config, **small, **settings})
-    expected = peak_bytes(config, None, 16, 2, "bf16", True, validation_patch=16, accumulates=accumulates)
+    expected = peaks_of(config, None, 16, 2, "bf16", recompute=True, validation_patch=16, accumulates=accumulates)
     assert estimated_peaks(experiment, 2) == expected
 
 
@@ -109,7 +120,7 @@ def test_fit_memory_chooses_the_batch_of_the_plan(small_store: Path) -> None:
     each = int(found[1]) // 2
     assert each > 5
     config = {"growth_rate": 2, "blocks": 2, "units": 2, "residual": False}
-    counted = max(peak_bytes(config, None, 16, each, "bf16", recompute=True).values())
+    counted = max(peaks_of(config, None, 16, each, "bf16", recompute=True).values())
     assert counted == pytest.approx(0.85 * 5 * 2**20, rel=0.12), "the straight line meets what is counted"
     assert f"of {2 * each} patches on 2 workers" in done.output
     assert f"BatchNorm over {each}, on GPUs over all {2 * each})" in done.output

@@ -21,6 +21,7 @@ from mrisr.engine.step import (
 )
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.batchnorm import batchnorms
+from mrisr.models.mdcsrn import MDCSRNConfig
 
 CPU = torch.device("cpu")
 RATES = {"pretrain_lr": 1e-3, "generator_lr": 1e-3, "critic_lr": 1e-3}
@@ -29,7 +30,7 @@ RATES = {"pretrain_lr": 1e-3, "generator_lr": 1e-3, "critic_lr": 1e-3}
 def build(critic: bool = True, **settings: object) -> tuple[Networks, StepConfig]:
     config = StepConfig(**{"batch_size": 2, **RATES, **settings})
     score = build_critic("pointwise", 16, seed=2) if critic else None
-    return build_networks(MDCSRN(2, 2, 2, seed=1), score, config, CPU, "single"), config
+    return build_networks(MDCSRN(MDCSRNConfig(2, 2, 2), seed=1), score, config, CPU, "single"), config
 
 
 def batch(count: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -72,7 +73,7 @@ def test_the_gradient_norm_is_that_of_the_mean_over_the_batch() -> None:
     """Micro-batches add up to the gradient that autograd gives for the whole, computed here without train_step."""
     networks, config = build(critic=False, batch_size=4, micro_batch=2)
     lr, hr = batch(4)
-    reference = MDCSRN(2, 2, 2, seed=1).train()
+    reference = MDCSRN(MDCSRNConfig(2, 2, 2), seed=1).train()
     loss = torch.stack([(reference(lr[i : i + 2]) - hr[i : i + 2]).abs().mean() for i in (0, 2)]).mean()
     loss.backward()
     norm = torch.stack([p.grad.norm() for p in reference.parameters()]).norm().item()
@@ -179,7 +180,7 @@ def test_wrong_settings_and_batches_are_errors_that_name_them() -> None:
     with pytest.raises(ValueError, match="is 6; with 2 workers and micro_batch 2 it must be a multiple of 4"):
         StepConfig(batch_size=6, micro_batch=2).local_batch(2)
     with pytest.raises(ValueError, match=r"training\.strategy is 'zero'"):
-        build_networks(MDCSRN(2, 1, 1), None, StepConfig(), CPU, "zero")
+        build_networks(MDCSRN(MDCSRNConfig(2, 1, 1)), None, StepConfig(), CPU, "zero")
     networks, config = build(critic=False)
     with pytest.raises(ValueError, match="both need 2 patches"):
         train_step(networks, config, Phase.PRETRAIN, 0, *batch(3))

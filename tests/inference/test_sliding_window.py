@@ -9,6 +9,7 @@ from torch import nn
 
 from mrisr.inference.sliding_window import InferenceOptions, superresolve_array, window_count
 from mrisr.models import MDCSRN
+from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.training.validation import superresolve_cube
 
 
@@ -24,7 +25,7 @@ def _volume(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 def _network() -> MDCSRN:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return MDCSRN(growth_rate=4, blocks=2, units=2)
+        return MDCSRN(MDCSRNConfig(growth_rate=4, blocks=2, units=2))
 
 
 @pytest.mark.parametrize("shape", [(33, 41, 29), (16, 16, 16), (7, 40, 5), (3, 3, 3), (50, 16, 17)])

@@ -131,7 +131,7 @@ def test_training_starts_from_another_run_and_from_the_registry(unkilled: tuple[
     with pytest.raises(ConfigError, match=r"'residual': True.*'residual': False"):
         read_initial_weights(plain, str(bench.run), bench.uri)
     loaded = load_model(str(newest(bench) / "best.safetensors"), None)
-    assert loaded.generator.residual
+    assert loaded.generator.config.residual
 
 
 def test_the_champion_super_resolves_a_nifti_file(

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mrisr.models import build_critic
-from mrisr.models.critic import KINDS
+from mrisr.models import CRITICS, build_critic
+
+KINDS = tuple(CRITICS)
 
 
 def random_patch(seed: int, *shape: int) -> Tensor:

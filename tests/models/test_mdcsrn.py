@@ -1,5 +1,7 @@
 """The generator against an independent forward, its published size, and what recomputation must leave alone."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from mrisr.models import MDCSRN
 from mrisr.models.batchnorm import batchnorms, shared_update
-from mrisr.models.mdcsrn import PointwiseSums
+from mrisr.models.mdcsrn import MDCSRNConfig, PointwiseSums
 
 
 def random_patch(seed: int, *shape: int) -> Tensor:
@@ -67,7 +69,7 @@ def reference_weights(seed: int, growth: int, blocks: int, units: int) -> dict[s
     [(16, 4, 4, 411_648), (2, 1, 1, 4 * 27 + 2 * 4 + 2 * 4 * 27 + 10)],  # conv0, norm, conv, recon by hand
 )
 def test_parameter_count_is_exact(growth: int, blocks: int, units: int, count: int) -> None:
-    assert sum(p.numel() for p in MDCSRN(growth, blocks, units).parameters()) == count
+    assert sum(p.numel() for p in MDCSRN(MDCSRNConfig(growth, blocks, units)).parameters()) == count
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -75,7 +77,8 @@ def test_parameter_count_is_exact(growth: int, blocks: int, units: int, count: i
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_reference_weights_give_the_reference_numbers(prefix: str, training: bool, channels_last: bool) -> None:
     weights = reference_weights(3, 4, 3, 2)
-    network = MDCSRN(4, 3, 2, channels_last=channels_last).train(training)
+    network = MDCSRN(MDCSRNConfig(4, 3, 2)).train(training)
+    network.channels_last = channels_last
     network.load_reference_state_dict({prefix + name: value for name, value in weights.items()})
     x = random_patch(4, 2, 1, 7, 8, 9)
     expected = reference_forward(weights, x, 3, 2, training)
@@ -101,7 +104,7 @@ def test_reference_weights_of_the_published_size_load() -> None:
 def test_reference_weights_that_do_not_fit_are_named(change, message: str) -> None:
     weights = reference_weights(1, 2, 2, 2)
     change(weights)
-    network = MDCSRN(2, 2, 2)
+    network = MDCSRN(MDCSRNConfig(2, 2, 2))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(ValueError, match=message):
         network.load_reference_state_dict(weights)
@@ -110,7 +113,7 @@ def test_reference_weights_that_do_not_fit_are_named(change, message: str) -> No
 
 def test_reference_weights_are_refused_by_a_residual_network() -> None:
     with pytest.raises(ValueError, match="residual: false"):
-        MDCSRN(2, 2, 2, residual=True).load_reference_state_dict(reference_weights(1, 2, 2, 2))
+        MDCSRN(MDCSRNConfig(2, 2, 2, residual=True)).load_reference_state_dict(reference_weights(1, 2, 2, 2))
 
 
 def test_parts_need_no_concatenation() -> None:
@@ -125,7 +128,7 @@ def test_parts_need_no_concatenation() -> None:
 
 
 def test_residual_network_starts_as_the_identity_and_learns() -> None:
-    network = MDCSRN(2, 2, 2, residual=True)
+    network = MDCSRN(MDCSRNConfig(2, 2, 2, residual=True))
     x = random_patch(1, 1, 1, 8, 8, 8)
     assert torch.equal(network(x), x)
     (network(x) - 0.5 * x).square().sum().backward()
@@ -134,7 +137,8 @@ def test_residual_network_starts_as_the_identity_and_learns() -> None:
 
 
 def test_recomputation_changes_nothing_but_memory() -> None:
-    kept, again = MDCSRN(2, 3, 2, seed=5), MDCSRN(2, 3, 2, seed=5, recompute=True)
+    kept, again = (MDCSRN(MDCSRNConfig(2, 3, 2), seed=5) for _ in range(2))
+    again.recompute = True
     x = random_patch(2, 2, 1, 8, 8, 8)
     saved = [0, 0]
 
@@ -160,7 +164,7 @@ def test_recomputation_changes_nothing_but_memory() -> None:
 
 
 def test_micro_batches_make_one_update_of_the_statistics() -> None:
-    network = MDCSRN(2, 1, 1, seed=1)
+    network = MDCSRN(MDCSRNConfig(2, 1, 1), seed=1)
     norm = network.block0.denselayer1.norm
     parts = [random_patch(i, 1, 1, 6, 6, 6) for i in range(3)]
     with torch.no_grad():
@@ -177,7 +181,8 @@ def test_micro_batches_make_one_update_of_the_statistics() -> None:
 
 
 def test_the_image_has_more_grey_levels_than_bfloat16() -> None:
-    network = MDCSRN(4, 2, 2, channels_last=True).eval()
+    network = MDCSRN(MDCSRNConfig(4, 2, 2)).eval()
+    network.channels_last = True
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         image = network(torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0)))
     assert image.dtype == torch.float32
@@ -186,18 +191,22 @@ def test_the_image_has_more_grey_levels_than_bfloat16() -> None:
 
 def test_construction_is_seeded_and_leaves_the_global_state() -> None:
     before = torch.random.get_rng_state()
-    first, second, other = MDCSRN(2, 2, 2, seed=1), MDCSRN(2, 2, 2, seed=1), MDCSRN(2, 2, 2, seed=2)
+    first, second, other = (
+        MDCSRN(MDCSRNConfig(2, 2, 2), seed=1),
+        MDCSRN(MDCSRNConfig(2, 2, 2), seed=1),
+        MDCSRN(MDCSRNConfig(2, 2, 2), seed=2),
+    )
     assert torch.equal(before, torch.random.get_rng_state())
     assert torch.equal(first.comp0.weight, second.comp0.weight)
     assert not torch.equal(first.comp0.weight, other.comp0.weight)
 
 
 def test_config_rebuilds_the_network() -> None:
-    network = MDCSRN(3, 2, 1, residual=True)
-    assert network.config == {"growth_rate": 3, "blocks": 2, "units": 1, "residual": True}
-    assert MDCSRN(**network.config).state_dict().keys() == network.state_dict().keys()
+    network = MDCSRN(MDCSRNConfig(3, 2, 1, residual=True))
+    assert asdict(network.config) == {"growth_rate": 3, "blocks": 2, "units": 1, "residual": True}
+    assert MDCSRN(network.config).state_dict().keys() == network.state_dict().keys()
 
 
 def test_a_width_below_one_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"generator\.units is 0"):
-        MDCSRN(units=0)
+        MDCSRN(MDCSRNConfig(units=0))

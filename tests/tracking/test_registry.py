@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mrisr.models import MDCSRN
+from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.models.weights import write_weights
 from mrisr.tracking import registry
 from mrisr.tracking import runs as tracking
@@ -46,7 +47,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     run_id = tracking.start_run(store, {}, name="r")
     generators = {}
     for index, name in enumerate(("brain", "brain", "other")):
-        generator = MDCSRN(**CONFIG, seed=index).train()
+        generator = MDCSRN(MDCSRNConfig(**CONFIG), seed=index).train()
         generator(torch.rand(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(index)))
         weights = generator if index else {k: v.clone() for k, v in generator.state_dict().items()}
         version = registry.register(weights, CONFIG, run_id, name, _tags(30.0 + index), "a test", store.uri)
@@ -130,7 +131,7 @@ def test_no_pickle_among_the_files(registered: Registered, tmp_path: Path) -> No
 
 
 def test_weights_that_do_not_fit_are_refused(registered: Registered) -> None:
-    with pytest.raises(ValueError, match="do not fit MDCSRN"):
+    with pytest.raises(ValueError, match="do not fit the generator"):
         registry.register(
             registered.generators["brain/1"], {**CONFIG, "units": 3}, registered.run_id, "bad", {}, "", registered.uri
         )
@@ -221,7 +222,7 @@ def test_a_candidate_needs_a_figure(registered: Registered) -> None:
 
 
 def test_weights_from_files(tmp_path: Path) -> None:
-    generator = MDCSRN(**CONFIG)
+    generator = MDCSRN(MDCSRNConfig(**CONFIG))
     state = generator.state_dict()
     write_weights(tmp_path, CONFIG, state)
     (tmp_path / "generator.json").unlink()
@@ -233,7 +234,7 @@ def test_weights_from_files(tmp_path: Path) -> None:
     )
     config, found = registry.load_generator_weights(tmp_path / "port.pth")
     assert config is None
-    MDCSRN(**CONFIG, seed=9).load_reference_state_dict(found)
+    MDCSRN(MDCSRNConfig(**CONFIG), seed=9).load_reference_state_dict(found)
     torch.save(generator, tmp_path / "whole.pt")
     (tmp_path / "broken.safetensors").write_bytes(b"\x00" * 40)
     torch.save({"weights": [1, 2]}, tmp_path / "list.pt")

@@ -17,6 +17,7 @@ from mrisr.config.validation import Validation
 from mrisr.engine.checkpoint import CheckpointError
 from mrisr.engine.step import StepConfig, build_networks
 from mrisr.models import MDCSRN
+from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.training.outcome import StorageStopped
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.state import Best
@@ -27,6 +28,7 @@ import os, sys, torch
 import torch.distributed as dist
 from pathlib import Path
 from mrisr.models import MDCSRN, build_critic
+from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.engine.checkpoint import load
 from mrisr.training.outcome import StorageStopped
 from mrisr.training.run_folder import RunFolder
@@ -35,11 +37,12 @@ from mrisr.engine.step import StepConfig, build_networks
 folder, rank, world, count = Path(sys.argv[1]), *map(int, sys.argv[2:5])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[5]}", rank=rank, world_size=world)
-networks = build_networks(MDCSRN(2, 1, 1), build_critic("pointwise", 16), StepConfig(), torch.device("cpu"), "fsdp")
+generator, critic = MDCSRN(MDCSRNConfig(2, 1, 1)), build_critic("pointwise", 16)
+networks = build_networks(generator, critic, StepConfig(), torch.device("cpu"), "fsdp")
 for step in range(count):
     try:
         weights = {"last.safetensors": full_state(networks.generator)}
-        RunFolder(folder).write_checkpoint(step, networks, {"step": step}, weights, networks.generator.config)
+        RunFolder(folder).write_checkpoint(step, networks, {"step": step}, weights, vars(networks.generator.config))
         print("written", step, flush=True)
     except StorageStopped as error:
         print(error, flush=True)
@@ -168,9 +171,9 @@ def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(
 
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(Path, "rename", named)
-    networks = build_networks(MDCSRN(2, 1, 1), None, StepConfig(), torch.device("cpu"), "single")
+    networks = build_networks(MDCSRN(MDCSRNConfig(2, 1, 1)), None, StepConfig(), torch.device("cpu"), "single")
     weights = {"best.safetensors": {"w": torch.zeros(4)}}
-    final = RunFolder(tmp_path).write_checkpoint(1, networks, {"step": 1}, weights, networks.generator.config)
+    final = RunFolder(tmp_path).write_checkpoint(1, networks, {"step": 1}, weights, vars(networks.generator.config))
     assert RunFolder(tmp_path).checkpoints() == [final]
     before, after = events[: events.index(f"rename {final.name}")], events[events.index(f"rename {final.name}") + 1 :]
     assert {"best.safetensors", "progress.json", f".{final.name}.part"} <= set(before)
@@ -179,4 +182,4 @@ def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(
     # A folder that is gone is told as that, not as an error of the telling.
     (tmp_path / "file").touch()
     with pytest.raises(StorageStopped, match=r"could not be written: rank 0: Not a directory .*Not a directory"):
-        RunFolder(tmp_path / "file" / "run").write_checkpoint(2, networks, {"step": 2}, {}, networks.generator.config)
+        RunFolder(tmp_path / "file" / "run").write_checkpoint(2, networks, {"step": 2}, {}, {})

@@ -11,6 +11,7 @@ from mrisr.config import load_experiment
 from mrisr.engine.schedule import Phase
 from mrisr.engine.step import StepConfig, build_networks, train_step
 from mrisr.models import MDCSRN, build_critic
+from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.training.build import step_config
 from mrisr.training.failed_step import on_one_worker, regrouped
 
@@ -43,7 +44,7 @@ def test_the_mean_of_the_ranks_terms_is_the_whole_batchs() -> None:
     found = []
     for micro in (2, 4):
         config = StepConfig(batch_size=4, micro_batch=micro)
-        generator = MDCSRN(2, 1, 1, seed=1)
+        generator = MDCSRN(MDCSRNConfig(2, 1, 1), seed=1)
         torch.nn.init.zeros_(generator.block0.denselayer1.norm.weight)
         networks = build_networks(generator, build_critic("separable", 16), config, torch.device("cpu"), "single")
         found.append(

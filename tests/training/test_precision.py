@@ -16,6 +16,7 @@ from mrisr.engine.checkpoint import METADATA, PROGRESS
 from mrisr.engine.precision import chosen, native_bf16
 from mrisr.inference.sliding_window import InferenceOptions, superresolve_array
 from mrisr.models import MDCSRN
+from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.training import precision as planning
 from mrisr.training import run_folder
 from mrisr.training.build import step_config
@@ -56,7 +57,7 @@ def test_a_torch_that_cannot_ask_the_processor_computes_float32(monkeypatch: pyt
 def test_whole_volumes_follow(monkeypatch: pytest.MonkeyPatch, native: bool, auto: str) -> None:
     bf16_processor(monkeypatch, native)
     network, volume = (
-        MDCSRN(2, 1, 1, seed=1),
+        MDCSRN(MDCSRNConfig(2, 1, 1), seed=1),
         torch.rand(20, 18, 16, generator=torch.Generator().manual_seed(0)).numpy(),
     )
     own = superresolve_array(network, volume, InferenceOptions(16, precision="auto"))

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from pathlib import Path
 from mrisr.config.validation import Validation
 from mrisr.models import MDCSRN
+from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.training.state import Best
 from mrisr.engine.checkpoint import CheckpointError, load
 from mrisr.training.outcome import StorageStopped
@@ -22,10 +23,10 @@ from mrisr.engine.step import StepConfig, build_networks
 root, rank = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)
-networks = build_networks(MDCSRN(2, 1, 1), None, StepConfig(), torch.device("cpu"), "fsdp")
+networks = build_networks(MDCSRN(MDCSRNConfig(2, 1, 1)), None, StepConfig(), torch.device("cpu"), "fsdp")
 def write(run):
     weights = {"best.safetensors": {"w": torch.zeros(4)}}
-    return RunFolder(run).write_checkpoint(1, networks, {"step": 1}, weights, networks.generator.config)
+    return RunFolder(run).write_checkpoint(1, networks, {"step": 1}, weights, vars(networks.generator.config))
 def tell(action):
     try:
         print("done", action(), flush=True)

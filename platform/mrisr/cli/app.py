@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mrisr.cli.options import ConfigOption, Overrides, TrackingOption, absolute, key_reference, output_path
+from mrisr.cli.options import ConfigOption, Overrides, TrackingOption, WithKeys, absolute, output_path
 from mrisr.config.loading import ConfigError, load_experiment
 from mrisr.config.validation import protocol_named
 from mrisr.degradation import PROTOCOLS, describe
@@ -24,7 +24,7 @@ app = typer.Typer(
 PROTOCOL_NAMES = " | ".join(PROTOCOLS)
 
 
-@app.command(epilog=key_reference())
+@app.command(cls=WithKeys)
 def convert(
     source: Annotated[Path, typer.Argument(help="folder of .nii, .nii.gz and .mgz volumes, searched recursively")],
     overrides: Overrides = None,
@@ -49,7 +49,7 @@ def convert(
     raise typer.Exit(summary.exit_code)
 
 
-@app.command(epilog=key_reference())
+@app.command(cls=WithKeys)
 def train(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -82,7 +82,7 @@ def train(
     typer.echo("\n".join(published.lines()))
 
 
-@app.command(epilog=key_reference())
+@app.command(cls=WithKeys)
 def tune(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -165,7 +165,7 @@ def superresolve(
     raise typer.Exit(run_superresolution(model, tracking_uri, *paths, band, overwrite))
 
 
-@app.command(epilog=key_reference())
+@app.command(cls=WithKeys)
 def preview(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -187,7 +187,7 @@ def preview(
     typer.echo("\n".join([*(f"{title:<24} {describe(degradation)}" for title, degradation in entries), str(target)]))
 
 
-@app.command(epilog=key_reference())
+@app.command(cls=WithKeys)
 def bench(
     what: Annotated[Literal["stream"], typer.Argument(help="stream: patches per second of this machine")],
     overrides: Overrides = None,

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from mrisr.config.loading import ConfigError, field_reference
+from mrisr.config.networks import Generator
 from mrisr.config.paths import absolute_path, home, in_ray_job
+from mrisr.config.reference import fields_of
 
 
 def key_reference() -> str:
     """Every configuration key with type, default and meaning; \\b keeps click from re-wrapping the lines."""
-    rows = [f"  {key}={default}  ({kind})\n      {meaning}" for key, kind, default, meaning in field_reference()]
-    return "\b\nConfiguration keys (KEY=VALUE; values are YAML):\n" + "\n".join(rows)
+    parts = ["\b\nConfiguration keys (KEY=VALUE; values are YAML):", *_rows(field_reference())]
+    for kind, settings in list(Generator.kinds())[1:]:
+        parts += [f"With generator.kind={kind}, instead of the keys of the default kind:"]
+        parts += _rows(fields_of(settings, "generator."))
+    return "\n".join(parts)
+
+
+def _rows(fields: Iterable[tuple[str, str, str, str]]) -> list[str]:
+    return [f"  {key}={default}  ({kind})\n      {meaning}" for key, kind, default, meaning in fields]
+
+
+class WithKeys(TyperCommand):
+    """A verb whose help ends with the reference of all keys. It is made when it is printed, since it needs torch."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        self.epilog = key_reference()
+        super().format_epilog(ctx, formatter)
 
 
 def absolute(path: Path, option: str) -> Path:

@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
-from mrisr.config.fields import Positive, Section
+from mrisr.config.fields import Positive, Section, one_of
+
+
+@dataclass(frozen=True, eq=False)
+class _Table(Collection[str]):
+    """The names of a table of mrisr.models, imported when it is read: `mrisr --help` should not wait for torch."""
+
+    name: str
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        from mrisr import models
+
+        return getattr(models, self.name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+GENERATORS, CRITICS = _Table("GENERATORS"), _Table("CRITICS")
+DEFAULT_GENERATOR = "mdcsrn"
 
 
 class Generator(Section):
-    growth_rate: Positive = Field(16, description="channels that each dense unit adds")
-    blocks: Positive = Field(4, description="dense blocks")
-    units: Positive = Field(4, description="dense units per block")
-    residual: bool = Field(False, description="output = input + network, last layer initialised to zero")
+    """The kind and what all kinds share. The keys of the kind's own configuration stand beside them, checked too."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Annotated[str, one_of(GENERATORS, "kind of generator")] = Field(
+        DEFAULT_GENERATOR, description="architecture; each kind has keys of its own in this section"
+    )
     recompute: bool = Field(
-        True, description="recompute dense blocks in the backward pass: half the memory, same numbers"
+        True, description="recompute activations in the backward pass: half the memory, same numbers"
     )
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="evaluate and register a moving average of the weights, 0.999 say; null: off"
@@ -24,12 +55,48 @@ class Generator(Section):
         None, description="start from: state_dict file (.pt, .safetensors), run folder, or models:/NAME@ALIAS"
     )
 
+    @staticmethod
+    def kinds() -> Iterator[tuple[str, Any]]:
+        """(kind, the dataclass of its own settings), the default kind first."""
+        for kind in sorted(GENERATORS, key=lambda kind: kind != DEFAULT_GENERATOR):
+            yield kind, GENERATORS.entries[kind].Config
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The kind and its settings: what `models.build_generator` takes and weights files carry."""
+        return {"kind": self.kind, **(self.model_extra or {})}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_architecture(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        shared = {key: value for key, value in raw.items() if key in cls.model_fields}
+        kind = shared.get("kind", DEFAULT_GENERATOR)
+        keys = {name: [one.name for one in fields(settings)] for name, settings in cls.kinds()}
+        if not isinstance(kind, str) or kind not in keys:
+            return shared  # the field `kind` says what is wrong
+        own = {key: value for key, value in raw.items() if key not in shared}
+        for key in own.keys() - {*keys[kind]}:
+            if others := [name for name in keys if key in keys[name]]:
+                raise ValueError(
+                    f"generator.{key} = {own[key]!r}: is a key of {' and '.join(others)}, not of generator.kind = "
+                    f"{kind!r}, which has {', '.join(keys[kind])}; leave it out"
+                )
+        return shared | asdict(TypeAdapter(GENERATORS.entries[kind].Config).validate_python(own))
+
 
 class Critic(Section):
-    kind: Literal["full", "pointwise", "separable"] = Field("separable", description="architecture (design: 4.5)")
+    kind: Annotated[str, one_of(CRITICS, "kind of critic")] = Field(
+        "separable", description="architecture (design: 4.5)"
+    )
     samples_at_once: Positive | None = Field(
         1, description="patches the critic scores at a time: memory, same numbers; null: a whole forward pass"
     )
     weight_clip: float | None = Field(
         None, gt=0, description="clip weights to [-c, c] after each step; then set training.gp_weight=0; null: off"
     )
+
+    def unmet_patch_rule(self, patch_size: int) -> str | None:
+        """What patch sizes this critic takes, such as `a multiple of 16`, if not this one; else None."""
+        return CRITICS.entries[self.kind].unmet_patch_rule(patch_size)

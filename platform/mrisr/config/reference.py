@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mrisr.config.fields import OneOf
+from mrisr.config.networks import Generator
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -48,6 +49,9 @@ def fields_of(model: Any, prefix: str = "") -> Iterator[tuple[str, str, str, str
             yield from fields_of(kind, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", type_text(kind), _as_yaml(default), meaning
+    if issubclass(model, Generator):
+        _, settings = next(model.kinds())
+        yield from fields_of(settings, prefix)
 
 
 def _declared(model: Any) -> Iterator[tuple[str, Any, Any, str]]:

@@ -151,10 +151,10 @@ class Experiment(Section):
                 f"schedule.total_steps = {self.schedule.total_steps}; raise total_steps"
             )
         patch, kind = self.stream.patch_size, self.critic.kind
-        if self.schedule.needs_critic and (patch < 16 or (kind != "separable" and patch % 16)):
+        rule = self.critic.unmet_patch_rule(patch)
+        if self.schedule.needs_critic and rule is not None:
             raise ValueError(
-                f"stream.patch_size = {patch} does not suit critic.kind = {kind!r}, which halves patches 4 times: use "
-                f"{'16 or more' if kind == 'separable' else 'a multiple of 16, or the separable critic'}"
+                f"stream.patch_size = {patch} does not suit critic.kind = {kind!r}: use {rule}, or another critic"
             )
         for key, size in (("stream", self.stream.patch_size), ("validation", self.validation.patch_size)):
             if size > self.data.min_size:

@@ -1,13 +1,14 @@
 """torch.compile for the generator, kept only where it gives eager's gradients.
 
-The critic is never compiled: its penalty differentiates twice, and what torch.compile makes can be differentiated once
-(torch 2.13 raises "does not currently support double backward"). The generator is differentiated once.
+The critic is never compiled: its penalty differentiates twice, and torch 2.13 raises "does not currently support double
+backward" for compiled code. The generator is differentiated once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,31 +16,38 @@ from torch import Tensor, nn
 
 from mrisr.engine.objectives import PretrainObjective, widened
 from mrisr.engine.sharding import on_every_rank
-from mrisr.models import MDCSRN
 from mrisr.models.batchnorm import frozen_statistics
-from mrisr.models.mdcsrn import DenseUnit
+from mrisr.models.generator import Generator
 
-# Largest relative distance of the gradients. Compiled kernels round at other places than eager ones: in bfloat16 the
-# inner results of a unit stay in float32 where eager rounds each to 8 bits.
+# Largest relative distance of the gradients. Compiled kernels round in other places than eager ones: in bfloat16 a unit
+# keeps its inner results in float32, where eager rounds each to 8 bits.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
-# All units share one piece of code, compiled anew for what `variants` counts. Beyond the limit, 8 by default,
-# torch.compile goes on in eager mode without a word; each variant takes seconds.
+# All units share one piece of code, which is compiled once for each variant that `variants` counts; a variant takes
+# seconds. Beyond torch's limit, 8 by default, torch.compile silently goes on in eager mode.
 VARIANTS = 128
 
 
 def variants(units: int, micro_batches: int) -> int:
-    """How often a unit's code is compiled at most. Each of a block's `units` has its width, and is compiled for every
-    micro-batch of a step (each has its own momentum of BatchNorm), for the usual momentum, in the comparison and in
-    recomputation (twice if the layout changed in between), and without gradients.
+    """How often the units' code is compiled at most. units: how many different ones there are.
+
+    Each is compiled for every micro-batch of a step (each has its own momentum of BatchNorm), for the usual momentum,
+    in the comparison and in recomputation (twice if the layout changed in between), and without gradients.
     """
     return units * (micro_batches + 3)
 
 
+def different_units(generator: Generator) -> int:
+    """How many of the generator's compilable modules differ in the shapes of their parameters."""
+    return len({tuple(parameter.shape for parameter in unit.parameters()) for unit in generator.compilable()})
+
+
 def why_eager(units: int, micro_batches: int, synchronised: bool) -> str | None:
-    """Why a generator of so many units per block is not to be compiled at all, with the remedy; None if it may be.
+    """Why a generator with so many different units is not compiled at all, with the remedy; None if it may be.
 
     micro_batches: per step and rank. synchronised: whether BatchNorm is (StepConfig.batchnorm_over).
     """
+    if units == 0:
+        return "this kind of generator names no parts to compile"
     if synchronised:
         return (
             "BatchNorm is synchronised over the workers, in the middle of what would be compiled; give "
@@ -47,7 +55,8 @@ def why_eager(units: int, micro_batches: int, synchronised: bool) -> str | None:
         )
     if (count := variants(units, micro_batches)) > VARIANTS:
         return (
-            f"{micro_batches} micro-batches of {units} widths are {count} variants to compile, more than {VARIANTS}; "
+            f"{micro_batches} micro-batches of {units} different units are {count} variants to compile, more than "
+            f"{VARIANTS}; "
             "use a larger training.micro_batch"
         )
     return None
@@ -72,46 +81,54 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 def compile_generator(
-    generator: MDCSRN, count: int, patch_size: int, precision: str, backend: str | Callable[..., Any] = "inductor"
+    generator: Generator, count: int, patch_size: int, precision: str, backend: str | Callable[..., Any] = "inductor"
 ) -> float | None:
-    """Compile every dense unit of a generator in place, unless that changes its gradients.
+    """Compile the generator's compilable modules in place, unless that changes its gradients.
 
-    count, patch_size: of the patches that it will see; the comparison on seeded noise of that size compiles for them.
-    The generator must be on its device, in the layout and with the recomputation that it will train with; whole units
-    are compiled, so that recomputation, which works between them, stays as it is. Every rank must call it.
-    Returns this rank's distance of the gradients from eager's, or None if any rank's was beyond TOLERANCE or compiling
-    failed there, for want of a C compiler, say: then nothing is compiled on any, since ranks of different numbers and
-    speeds help nobody.
+    count, patch_size: of the patches that it will see; the comparison runs on seeded noise of that size. The generator
+    must be on its device, with the layout and the recomputation that it will train with. Every rank must call it.
+    Returns this rank's distance of the gradients from eager's. Returns None if on any rank the distance exceeds
+    TOLERANCE or compiling fails (no C compiler, for example): then nothing is compiled on any rank.
     """
-    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
-    device = generator.conv0.weight.device
+    torch.compiler.config.recompile_limit = max(VARIANTS, torch.compiler.config.recompile_limit)
+    device = next(generator.parameters()).device
     noise = torch.Generator().manual_seed(0)
     shape = (count, 1, patch_size, patch_size, patch_size)
     lr, hr = (torch.rand(shape, generator=noise).to(device) for _ in range(2))
-    units = [part for part in generator.modules() if isinstance(part, DenseUnit)]
-    mode, last = generator.training, generator.recon.weight
-    kept = last.detach().clone()
+    units, mode = generator.compilable(), generator.training
     generator.train()
     try:
-        with torch.no_grad():  # a residual generator's last layer starts at zero, which would hide every other gradient
-            last.copy_(torch.randn(last.shape, generator=noise))
-        expected = gradients(generator, lr, hr, precision)
-        for unit in units:
-            unit.compile(backend=backend, dynamic=False)
-        try:
-            found = distance(gradients(generator, lr, hr, precision), expected)
-        except Exception as error:  # whatever a compiler, its back ends or the machine's own tools raise
-            print(f"training.compile: compiling failed: {_reason(error)}", flush=True)
-            found = math.inf
+        with _filled(generator, noise):
+            expected = gradients(generator, lr, hr, precision)
+            for unit in units:
+                unit.forward = torch.compile(unit.forward, backend=backend, dynamic=False)
+            try:
+                found = distance(gradients(generator, lr, hr, precision), expected)
+            except Exception as error:  # whatever a compiler, its back ends or the machine's own tools raise
+                print(f"training.compile: compiling failed: {_reason(error)}", flush=True)
+                found = math.inf
     finally:
-        with torch.no_grad():
-            last.copy_(kept)
         generator.train(mode)
     if on_every_rank(found <= TOLERANCE[precision], device):
         return found
     for unit in units:
-        unit._compiled_call_impl = None
+        del unit.forward  # back to the method of its class
     return None
+
+
+@contextmanager
+def _filled(generator: nn.Module, noise: torch.Generator) -> Iterator[None]:
+    """Inside it, weights that are all zero are random: a last layer of zeros would hide every other gradient."""
+    zeros = [weight for weight in generator.parameters() if weight.ndim > 1 and not weight.any()]
+    with torch.no_grad():
+        for weight in zeros:
+            weight.copy_(torch.randn(weight.shape, generator=noise))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight in zeros:
+                weight.zero_()
 
 
 def _reason(error: Exception) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
-from mrisr.engine.objectives import CriticObjective, GeneratorObjective, PretrainObjective
-from mrisr.models import MDCSRN, build_critic
+from mrisr.engine.networks import Networks, StepConfig, with_optimizers
+from mrisr.engine.objectives import CriticObjective
+from mrisr.engine.schedule import Phase
+from mrisr.engine.step import TERMS, MicroBatch, generate
+from mrisr.models import build_critic, build_generator
+from mrisr.models.torch_private import TorchDispatchMode, fake_tensors
 
 
 class LiveBytes(TorchDispatchMode):
@@ -22,20 +25,18 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_iter(out):
+        for leaf in out if isinstance(out, tuple | list) else (out,):
             if isinstance(leaf, Tensor):
-                self.count(leaf)
+                self._count(leaf.untyped_storage())
         return out
 
-    def count(self, tensor: Tensor) -> None:
-        """Count a tensor's storage from now until it is freed; views of a counted storage cost nothing."""
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage from now until it is freed. Views share their storage, so they cost nothing."""
+        key, size = id(storage), storage.nbytes()
         if key in self._known:
             return
         self._known.add(key)
@@ -47,108 +48,84 @@ class LiveBytes(TorchDispatchMode):
         self._known.discard(key)
         self.live -= size
 
+    def peak_of(self, run: Callable[[], object]) -> int:
+        """The peak while `run` runs, with all that is alive before it."""
+        self.peak = self.live
+        run()
+        return self.peak
 
-def peak_bytes(
-    generator_config: dict[str, Any],
-    critic_kind: str | None,
-    patch_size: int,
-    micro_batch: int,
-    precision: str = "bf16",
-    recompute: bool = False,
-    critic_samples: int | None = 1,
-    device: str = "cpu",
-    validation_patch: int | None = None,
-    ema: bool = False,
-    accumulates: bool = False,
-) -> dict[str, int]:
-    """Peak bytes per step kind (`pretrain`, `inference`, and with a critic `critic` and `generator`), parameters,
-    gradients and Adam's moments of both networks included; kernels' workspace and allocator slack are not.
 
-    micro_batch: patches of patch_size^3 per forward pass. critic_samples: as StepConfig's. Inference is a forward pass
-    of the generator alone in evaluation mode, with what training keeps beside it: the copy that is evaluated and, with
-    ema, the moving average. validation_patch: also `validation`, one cube of that edge through the copy in one piece.
-    accumulates: a step has several micro-batches, so that the gradients of the first are there during the others.
+@contextmanager
+def counting() -> Iterator[LiveBytes]:
+    """Inside it tensors are fake and their bytes are counted. Raises MemoryUnknownError."""
+    with fake_tensors(), LiveBytes() as counter:
+        yield counter
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What the memory of a step depends on.
+
+    generator: its configuration; critic: its kind, None for a run that only pretrains; step: as training computes it.
+    accumulates: a step has several micro-batches, so the gradients of the first are alive during the others.
+    validation_patch: edge of the validation cubes, None to leave validation out.
     """
-    generator = MDCSRN(**generator_config, recompute=recompute)
-    evaluated = MDCSRN(**generator_config).eval()
-    kept: list[nn.Module] = [evaluated, *([MDCSRN(**generator_config)] if ema else [])]
-    critic = None
-    if critic_kind is not None:
-        critic = CriticObjective(build_critic(critic_kind, patch_size), samples_at_once=critic_samples)
 
-    def generate(lr: Tensor, module: nn.Module = generator) -> Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            return module(lr).float()
+    generator: Mapping[str, Any]
+    critic: str | None
+    patch_size: int
+    step: StepConfig
+    accumulates: bool = False
+    validation_patch: int | None = None
 
-    def pretrain(lr: Tensor, hr: Tensor) -> None:
-        PretrainObjective()(generate(lr), hr).backward()
 
-    def adversarial(lr: Tensor, hr: Tensor) -> None:
-        assert critic is not None
-        fake = generate(lr)
-        GeneratorObjective()(fake, hr, critic(fake)).loss.backward()
+def peak_bytes(settings: MemorySettings) -> dict[str, int]:
+    """Peak bytes per kind of step: `pretrain`, `inference`, with a critic `critic` and `generator`, and `validation`.
 
-    def train_critic(lr: Tensor, hr: Tensor) -> None:
-        assert critic is not None
-        with torch.no_grad():
-            fake = generate(lr)
-        critic(fake, hr, torch.rand(lr.shape[0], device=device)).loss.backward()
+    Parameters, gradients, Adam's moments, the moving average and the copy of the generator that is evaluated are
+    included; kernels' workspace and allocator slack are not. Steps are the engine's own. Inference is a forward pass of
+    the evaluated copy; validation is one cube through it in one piece. Raises MemoryUnknownError.
+    """
+    step, passes = settings.step, 2 if settings.accumulates else 1
+    generator, evaluated = (build_generator(settings.generator) for _ in range(2))
+    generator.channels_last = evaluated.channels_last = step.channels_last
+    generator.recompute = step.recompute
+    objective = None
+    if settings.critic is not None:
+        critic = build_critic(settings.critic, settings.patch_size)
+        objective = CriticObjective(critic, step.gp_weight, step.critic_samples)
+    with counting() as counter:
+        for module in (generator, evaluated.eval(), objective):
+            make_fake(module)
+        networks = Networks(generator, objective, {}, torch.device("cpu"), "single", step.micro_batch)
+        networks = with_optimizers(networks, step)
 
-    def infer(lr: Tensor, hr: Tensor) -> None:
-        with torch.no_grad():
-            generate(lr, evaluated)
+        def train(phase: Phase) -> None:
+            lr, hr = (torch.empty(step.micro_batch, 1, *[settings.patch_size] * 3) for _ in range(2))
+            for index in range(passes):
+                TERMS[phase](networks, step, MicroBatch(0, index, passes, 0, lr, hr))["loss"].backward()
 
-    steps: dict[str, Callable[..., None]] = {"pretrain": pretrain, "inference": infer}
-    if critic_kind is not None:
-        steps |= {"critic": train_critic, "generator": adversarial}
-    # The generator has Adam's moments twice once there is a critic: its pretraining optimizer has its own.
-    twice: list[nn.Module] = [generator] if critic is None else [generator, generator, critic]
-    peaks = {
-        name: live_peak(step, twice, patch_size, micro_batch, device, kept, passes=2 if accumulates else 1)
-        for name, step in steps.items()
-    }
-    if validation_patch is not None:
-        peaks["validation"] = live_peak(infer, twice, validation_patch, 1, device, kept)
+        def infer(patch_size: int, count: int) -> None:
+            # As large as a training batch: a target and an input.
+            lr, _ = (torch.empty(count, 1, *[patch_size] * 3) for _ in range(2))
+            with torch.no_grad():
+                generate(evaluated, lr, step.precision)
+
+        peaks = {}
+        for phase in Phase if settings.critic is not None else (Phase.PRETRAIN,):
+            peaks[str(phase)] = counter.peak_of(lambda phase=phase: train(phase))  # type: ignore[misc]
+            for optimizer in networks.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+        peaks["inference"] = counter.peak_of(lambda: infer(settings.patch_size, step.micro_batch))
+        if (cube := settings.validation_patch) is not None:
+            peaks["validation"] = counter.peak_of(lambda: infer(cube, 1))
     return peaks
 
 
-def live_peak(
-    step: Callable[[Tensor, Tensor], None],
-    optimized: list[nn.Module],
-    patch_size: int,
-    micro_batch: int,
-    device: str,
-    kept: Sequence[nn.Module] = (),
-    passes: int = 1,
-) -> int:
-    """Peak bytes of step(lr, hr) on fake patches (micro_batch, 1, P, P, P), from the parameters on.
-
-    optimized: the modules that `step` trains; their parameters are counted once, Adam's two moments for every mention.
-    kept: others that are there, without moments. passes: how often it is called, its gradients kept in between.
-    """
-    modules = list(dict.fromkeys([*optimized, *kept]))
-    for module in modules:
-        module.zero_grad(set_to_none=True)
-    with FakeTensorMode(), LiveBytes() as bytes_:
-        for module in modules:
-            _make_fake(module, device)
-        for module in modules:
-            for parameter in module.parameters():
-                bytes_.count(parameter)
-        moments = [torch.empty_like(p) for module in optimized for p in module.parameters() for _ in range(2)]
-        lr, hr = (torch.empty(micro_batch, 1, *[patch_size] * 3, device=device) for _ in range(2))
-        for _ in range(passes):
-            step(lr, hr)
-        del moments
-    return bytes_.peak
-
-
-def _make_fake(module: nn.Module, device: str) -> None:
-    """Replace all parameters and buffers by fake ones of the same shapes on `device`."""
-    for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                part._parameters[name] = nn.Parameter(torch.empty(parameter.shape, device=device))
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+def make_fake(module: nn.Module | None) -> None:
+    """Within `counting`: replace all parameters and buffers by fake ones of the same shapes."""
+    for part in module.modules() if module is not None else ():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            setattr(part, name, nn.Parameter(torch.empty(parameter.shape)))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))

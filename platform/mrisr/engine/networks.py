@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -12,15 +12,15 @@ from torch.distributed.tensor import DTensor
 from mrisr.engine.objectives import CriticObjective
 from mrisr.engine.sharding import average_batchnorm, averaged_tensors, full_state, plain, shard, world_size
 from mrisr.engine.step_settings import StepConfig
-from mrisr.models.mdcsrn import MDCSRN
+from mrisr.models.generator import Generator
 
 
 @dataclass
 class Networks:
     """Generator and critic objective, each one sharded unit; optimizers pretrain, adversarial, critic.
 
-    batchnorm_over: patches that a normalisation spans, see StepConfig. ema: the moving average of the generator's
-    parameters by name, sharded as they are; empty when it is off.
+    batchnorm_over: patches that BatchNorm normalises over, see StepConfig. ema: the moving average of the generator's
+    parameters by name, sharded like them; empty when it is off.
     """
 
     generator: nn.Module
@@ -33,16 +33,16 @@ class Networks:
 
 
 def build_networks(
-    generator: MDCSRN,
+    generator: Generator,
     critic: nn.Module | None,
     config: StepConfig,
     device: torch.device,
     strategy: str = "fsdp",
 ) -> Networks:
-    """Place and shard the networks and make their optimizers; `critic` None for a run that only pretrains.
+    """Place and shard the networks and make their optimizers; `critic` is None for a run that only pretrains.
 
-    critic: (B, 1, P, P, P) -> (B,). Every rank must pass networks of equal weights. Raises ValueError for a
-    batch size that the ranks cannot share, accumulation with synchronised BatchNorm, or an unknown strategy.
+    critic: (B, 1, P, P, P) -> (B,). Every rank must pass networks with equal weights. Raises ValueError for a batch
+    size that the ranks cannot share, several micro-batches with synchronised BatchNorm, or an unknown strategy.
     """
     config.local_batch(world_size())
     over = config.batchnorm_over(world_size(), device.type == "cuda")
@@ -54,16 +54,22 @@ def build_networks(
     objective = None
     if critic is not None:
         objective = shard(CriticObjective(critic, config.gp_weight, config.critic_samples), strategy, device)
-    optimizers = {"pretrain": _adam(sharded, config.pretrain_lr, config)}
+    return with_optimizers(Networks(sharded, objective, {}, device, strategy, over), config)
+
+
+def with_optimizers(networks: Networks, config: StepConfig) -> Networks:
+    """Networks that are placed and sharded, with the optimizers and the moving average that config asks for."""
+    generator, objective = networks.generator, networks.critic
+    optimizers = {"pretrain": _adam(generator, config.pretrain_lr, config)}
     if objective is not None:
         optimizers |= {
-            "adversarial": _adam(sharded, config.generator_lr, config),
+            "adversarial": _adam(generator, config.generator_lr, config),
             "critic": _adam(objective, config.critic_lr, config),
         }
     ema = {}
     if config.ema_decay is not None:
-        ema = {name: value.detach().clone() for name, value in averaged_tensors(sharded).items()}
-    return Networks(sharded, objective, optimizers, device, strategy, over, ema)
+        ema = {name: value.detach().clone() for name, value in averaged_tensors(generator).items()}
+    return replace(networks, optimizers=optimizers, ema=ema)
 
 
 def _adam(module: nn.Module, rate: float, config: StepConfig) -> torch.optim.Adam:
@@ -71,7 +77,7 @@ def _adam(module: nn.Module, rate: float, config: StepConfig) -> torch.optim.Ada
     optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=config.adam_betas, eps=config.adam_eps, fused=True)
     for parameter in module.parameters():
         optimizer.state[parameter] = {
-            # As Adam itself makes it: the fused step counts where the parameter lies.
+            # As Adam itself makes it: the fused step counts on the parameter's device.
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
             "exp_avg": torch.zeros_like(parameter).detach(),
             "exp_avg_sq": torch.zeros_like(parameter).detach(),
@@ -80,7 +86,7 @@ def _adam(module: nn.Module, rate: float, config: StepConfig) -> torch.optim.Ada
 
 
 def average_statistics(networks: Networks) -> None:
-    """average_batchnorm for the generator and for its moving average, which is as linear; every rank must call it."""
+    """average_batchnorm for the generator and for its moving average, which is linear too; every rank must call it."""
     average_batchnorm(networks.generator)
     if world_size() > 1 and networks.ema:
         for name, _ in plain(networks.generator).named_buffers():

@@ -1,9 +1,8 @@
 """What each network minimises, each as one nn.Module.
 
-The critic's whole objective, gradient penalty included, is the forward of ONE module: with FSDP2 the second
-differentiation must happen while the parameters are gathered, which holds inside the sharded module's forward
-and nowhere else (pytorch issue 172543). Source: Gulrajani et al. 2017, "Improved Training of Wasserstein
-GANs" (arXiv 1704.00028).
+The critic's whole objective, gradient penalty included, is the forward of ONE module. With FSDP2 the second
+differentiation needs gathered parameters, and they are gathered only inside the sharded module's forward (pytorch issue
+172543). Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs" (arXiv 1704.00028).
 """
 
 from __future__ import annotations
@@ -39,18 +38,18 @@ class GeneratorTerms(NamedTuple):
 
 
 class CriticObjective(nn.Module):
-    """The critic and all that is ever computed with it, so that it can be sharded as a single unit.
+    """The critic and everything that is computed with it, so that it can be sharded as a single unit.
 
-    critic: (B, 1, P, P, P) -> (B,) scores, without any coupling between samples. gp_weight: the penalty's
-    weight; 0 leaves the penalty out of the loss, and its figures are still reported. samples_at_once: how many samples
-    the critic scores at a time, None for all. Everything runs in float32 or wider, whatever autocast says: the penalty
-    differentiates twice.
+    critic: (B, 1, P, P, P) -> (B,) scores; no sample influences the score of another. gp_weight: weight of the penalty;
+    with 0 it is not part of the loss, and its figures are still reported. samples_at_once: how many samples the critic
+    scores at a time, None for all. Everything runs in float32 or wider, also under autocast: the penalty differentiates
+    twice.
 
-    Since the critic couples no samples, the gradient of the whole objective is a sum over samples, and over the scores
-    of real and fake and the interpolate's penalty. Each is differentiated inside forward as soon as it is computed, and
-    its graph is freed before the next; the loss that comes out hands the sum on in backward. So the penalty's graph for
-    `samples_at_once` samples is the most that is ever alive, at no extra computation. Real and fake share a pass, which
-    is faster on small patches: both together need less than the interpolate, whose graph is differentiated twice.
+    The gradient of the objective is a sum over samples, and for each sample over two terms: the scores of real and
+    fake, and the interpolate's penalty. Forward differentiates each term as soon as it is computed and frees its graph
+    before the next; backward returns the sum. So at most the penalty's graph of `samples_at_once` samples is alive, and
+    nothing is computed twice. Real and fake share a pass, which is faster on small patches; together they need less
+    memory than the interpolate, whose graph is differentiated twice.
     """
 
     def __init__(self, critic: nn.Module, gp_weight: float = 10.0, samples_at_once: int | None = 1) -> None:
@@ -60,14 +59,11 @@ class CriticObjective(nn.Module):
     def forward(
         self, fake: Tensor, real: Tensor | None = None, coefficients: Tensor | None = None
     ) -> CriticTerms | Tensor:
-        """The critic's objective for fakes, reals and interpolation coefficients; for fakes alone, their
-        scores.
+        """The critic's objective, or without `real` the scores of `fake` for the generator's objective.
 
-        fake, real: (B, 1, P, P, P); coefficients: (B,) in [0, 1], one per sample, of `real` in the
-        interpolate. With `real`: CriticTerms, whose loss is E[D(fake)] - E[D(real)] + gp_weight * penalty; no
-        gradient reaches `fake`.
-        Without: scores (B,) for the generator's objective; the gradient reaches `fake`, and no parameter of
-        the critic.
+        fake, real: (B, 1, P, P, P); coefficients: (B,) in [0, 1], the share of `real` in each interpolate.
+        With `real` it returns CriticTerms, whose loss is E[D(fake)] - E[D(real)] + gp_weight * penalty; `fake` gets no
+        gradient. Without `real` it returns scores (B,); `fake` gets a gradient, and the critic's parameters get none.
         """
         with torch.autocast(fake.device.type, enabled=False):
             if real is None:
@@ -80,8 +76,8 @@ class CriticObjective(nn.Module):
         return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
     def _scores(self, fake: Tensor) -> Tensor:
-        # Detached views freeze the parameters, gathered or not, without flipping requires_grad, which
-        # FSDP2 ignores once it has gathered them, and which makes DCP drop optimizer state.
+        # Detached views freeze the parameters. Changing requires_grad instead would have no effect on parameters that
+        # FSDP2 has gathered, and would make DCP drop optimizer state.
         frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         wanted = torch.is_grad_enabled() and fake.requires_grad
         scores: list[Tensor] = []
@@ -157,7 +153,7 @@ class _KnownGradient(torch.autograd.Function):
 
 
 class _KnownScores(torch.autograd.Function):
-    """Scores (B,) of samples (B, ...) that couple nothing, with each score's gradient at its sample known."""
+    """Scores (B,) of independent samples (B, ...), when each score's gradient at its sample is known."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, samples: Tensor, gradients: Tensor) -> Tensor:
@@ -179,7 +175,7 @@ class PretrainObjective(nn.Module):
 
 
 class GeneratorObjective(nn.Module):
-    """L1 + adversarial_weight * -E[D(fake)]; the scores are a CriticObjective's, called with fakes alone."""
+    """L1 + adversarial_weight * -E[D(fake)]; the scores come from a CriticObjective called with fakes only."""
 
     def __init__(self, adversarial_weight: float = 1e-3) -> None:
         super().__init__()

@@ -31,23 +31,22 @@ def rank() -> int:
 
 
 def float32_convolutions(tf32: bool) -> None:
-    """Say for this process what a GPU makes of float32 convolutions: TF32 (10 bits of mantissa) or all 23 bits.
+    """Choose how a GPU computes float32 convolutions in this process: in TF32 (10 bits of mantissa) or with 23 bits.
 
-    torch's own default is TF32 for convolutions (not for matrix products), which would leave the critic and its
-    penalty, float32 by design, with three digits. Without a GPU it changes nothing.
+    torch's default is TF32 for convolutions, though not for matrix products. It would leave the critic and its penalty,
+    float32 by design, with three digits. Without a GPU this changes nothing.
     """
     cudnn: Any = torch.backends.cudnn  # torch makes its attributes at run time
-    # The old switch too: cudnn.flags, which others use, raises where the two kinds disagree.
+    # The old switch too: cudnn.flags, which other libraries use, raises if the two switches disagree.
     cudnn.allow_tf32 = tf32
     cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if tf32 else "ieee"
 
 
 def device_for_worker(gpu: bool, tf32: bool = False) -> torch.device:
-    """This worker's GPU by LOCAL_RANK (Ray Train and torchrun set it), made current; the CPU if it was given none.
+    """This worker's GPU by LOCAL_RANK (set by Ray Train and torchrun), made current; the CPU if it has no GPU.
 
-    gpu: whether a GPU was reserved for this worker. Ray hides no GPU from a process that reserved none, so that what
-    torch sees does not tell. tf32: see float32_convolutions, which this calls. Raises RuntimeError for a reserved GPU
-    that torch cannot use.
+    gpu: whether a GPU was reserved for this worker; Ray leaves GPUs visible to a process that reserved none. tf32: see
+    float32_convolutions, which this calls. Raises RuntimeError for a reserved GPU that torch cannot use.
     """
     float32_convolutions(tf32)
     if not gpu:
@@ -83,8 +82,7 @@ def shard(module: nn.Module, strategy: str, device: torch.device | None = None) 
     if strategy == "fsdp":
         fully_shard(module, mesh=init_device_mesh(device.type, (world_size(),)))
         return module
-    # BatchNorm's statistics belong to each rank until average_batchnorm: no broadcast of rank 0's at every
-    # forward.
+    # Each rank keeps its own BatchNorm statistics until average_batchnorm: no broadcast of rank 0's in every forward.
     parameters = inspect.signature(DistributedDataParallel).parameters
     keep_own = (
         "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
@@ -94,7 +92,7 @@ def shard(module: nn.Module, strategy: str, device: torch.device | None = None) 
 
 
 def plain(module: nn.Module) -> nn.Module:
-    """The module without DistributedDataParallel's wrapper: its names are the same under every strategy."""
+    """The module without DistributedDataParallel's wrapper; its names are the same under every strategy."""
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
@@ -111,7 +109,7 @@ def accumulating(module: nn.Module, last: bool) -> Iterator[None]:
 
 
 def release(module: nn.Module) -> None:
-    """Give up an FSDP module's gathered parameters: that copy would be stale after the next update."""
+    """Free an FSDP module's gathered parameters: that copy would be stale after the next update."""
     if isinstance(module, FSDPModule):
         module.reshard()
 
@@ -148,8 +146,8 @@ def gather_texts(own: str) -> list[str]:
 def average_batchnorm(generator: nn.Module) -> None:
     """Average BatchNorm's running statistics over the ranks, in place; every rank must call it.
 
-    They are linear in the micro-batches' statistics (see models.batchnorm.shared_update), so that averaging
-    now is the same as averaging after every step, and twice the same as once.
+    They are linear in the micro-batches' statistics (see models.batchnorm.shared_update), so averaging now gives the
+    same as averaging after every step.
     """
     buffers = [
         buffer
@@ -167,10 +165,9 @@ def average_batchnorm(generator: nn.Module) -> None:
 
 
 def averaged_tensors(generator: nn.Module) -> dict[str, Tensor]:
-    """What a moving average of the generator is over, by name: its parameters and BatchNorm's running statistics.
+    """What a moving average of the generator covers, by name: its parameters and BatchNorm's running statistics.
 
-    The statistics belong to the parameters that made them, and follow single micro-batches: averaged parameters under
-    momentary statistics would be a network that never was.
+    The statistics belong to the parameters that made them: averaged parameters do not fit the latest statistics.
     """
     tensors = [*plain(generator).named_parameters(), *plain(generator).named_buffers()]
     return {name: tensor for name, tensor in tensors if tensor.is_floating_point()}

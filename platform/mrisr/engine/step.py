@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -36,11 +37,11 @@ __all__ = [
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a gradient norm that is not finite on some rank; raised on every rank, before the update.
+    """A loss or a gradient norm is not finite on some rank; raised on every rank, before the update.
 
-    step, phase: where; value: `loss` or `gradient norm`; ranks: on which ranks (synchronised BatchNorm carries a NaN to
-    all), empty for a gradient of several, which is seen only once it is averaged; terms: the objective's scalars of
-    every micro-batch of the global batch, in its order, equal on every rank.
+    value: `loss` or `gradient norm`. ranks: where (synchronised BatchNorm carries a NaN to all); empty for the gradient
+    of several ranks, which is checked after averaging. terms: the objective's scalars of every micro-batch of the
+    global batch, in its order, equal on every rank.
     """
 
     def __init__(
@@ -54,21 +55,78 @@ class NonFiniteError(RuntimeError):
 
 
 def on_ranks(ranks: list[int]) -> str:
-    """Where a value was not finite, in words; `ranks` as NonFiniteError has them."""
+    """Where a value was not finite, in words; ranks: those of a NonFiniteError."""
     if not ranks:
         return "in the average over the workers; every loss is finite, so that none of them can be named"
     return f"on rank {', '.join(map(str, ranks))}"
 
 
 def interpolation_coefficients(seed: int, step: int, first: int, count: int) -> Tensor:
-    """(count,) float32 in [0, 1) for global samples from `first` on: of (seed, step, sample) alone.
+    """(count,) float32 in [0, 1) for global samples from `first` on, a function of (seed, step, sample) alone.
 
-    4 sets these draws apart from those of the stream (see mrisr.data.rows).
+    The 4 keeps these draws apart from those of the stream (see mrisr.data.rows).
     """
     return torch.tensor(
         [np.random.default_rng([seed, 4, step, first + sample]).random() for sample in range(count)],
         dtype=torch.float32,
     )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The patches of one forward pass: number `index` of this rank's `count` in a step.
+
+    first: the place of its first patch in the global batch; lr, hr: (B, 1, P, P, P) float32.
+    """
+
+    step: int
+    index: int
+    count: int
+    first: int
+    lr: Tensor
+    hr: Tensor
+
+
+def generate(generator: nn.Module, lr: Tensor, precision: str) -> Tensor:
+    """The generator's output for lr, computed in that precision and widened to float32."""
+    with torch.autocast(lr.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return widened(generator(lr))
+
+
+def pretrain_terms(networks: Networks, config: StepConfig, part: MicroBatch) -> dict[str, Tensor]:
+    with shared_update(networks.generator, part.index, part.count):
+        loss = PretrainObjective()(generate(networks.generator, part.lr, config.precision), part.hr)
+    return {"loss": loss, "l1": loss}
+
+
+def generator_terms(networks: Networks, config: StepConfig, part: MicroBatch) -> dict[str, Tensor]:
+    assert networks.critic is not None
+    with shared_update(networks.generator, part.index, part.count):
+        fake = generate(networks.generator, part.lr, config.precision)
+    # DistributedDataParallel expects gradients of its own parameters after every forward: none come here.
+    scores = plain(networks.critic)(fake)
+    return GeneratorObjective(config.adversarial_weight)(fake, part.hr, scores)._asdict()
+
+
+def critic_terms(networks: Networks, config: StepConfig, part: MicroBatch) -> dict[str, Tensor]:
+    assert networks.critic is not None
+    # Training mode, as in the generator's own step: the critic must judge the fakes that the generator is updated on.
+    # The running statistics stay: they follow the generator's updates, and this step does not update it.
+    with torch.no_grad(), frozen_statistics(networks.generator):
+        fake = generate(plain(networks.generator), part.lr, config.precision)
+    coefficients = interpolation_coefficients(config.seed, part.step, part.first, part.lr.shape[0])
+    terms = networks.critic(fake, part.hr, coefficients.to(part.hr))
+    assert isinstance(terms, CriticTerms)
+    return terms._asdict()
+
+
+#: The scalars of a micro-batch by phase; `loss` carries the graph.
+TERMS: dict[Phase, Callable[[Networks, StepConfig, MicroBatch], dict[str, Tensor]]] = {
+    Phase.PRETRAIN: pretrain_terms,
+    Phase.GENERATOR: generator_terms,
+    Phase.CRITIC: critic_terms,
+}
+OPTIMIZERS = {Phase.PRETRAIN: "pretrain", Phase.GENERATOR: "adversarial", Phase.CRITIC: "critic"}
 
 
 def train_step(
@@ -91,14 +149,20 @@ def train_step(
     if phase is not Phase.PRETRAIN and networks.critic is None:
         raise ValueError(f"step {step} is a {phase} step, but the networks were built without a critic")
     lr, hr = lr.to(networks.device, non_blocking=True), hr.to(networks.device, non_blocking=True)
-    compute, module, optimizer = _parts(networks, config, phase, step)
+    generator, critic = networks.generator, networks.critic
+    module = generator if phase is not Phase.CRITIC or critic is None else critic
+    generator.train()
+    if critic is not None and phase is not Phase.PRETRAIN:
+        critic.train()
+    optimizer = networks.optimizers[OPTIMIZERS[phase]]
     optimizer.zero_grad(set_to_none=True)
     count = local // config.micro_batch
     parts: list[dict[str, Tensor]] = []
     for index in range(count):
-        part = slice(index * config.micro_batch, (index + 1) * config.micro_batch)
+        own = slice(index * config.micro_batch, (index + 1) * config.micro_batch)
+        part = MicroBatch(step, index, count, rank() * local + own.start, lr[own], hr[own])
         with accumulating(module, last=index == count - 1):
-            terms = compute(index, count, lr[part], hr[part])
+            terms = TERMS[phase](networks, config, part)
             (terms["loss"] / count).backward()
         parts.append({name: value.detach().double() for name, value in terms.items()})
     for network in (networks.generator, networks.critic):
@@ -113,7 +177,7 @@ def train_step(
 
 @torch.no_grad()
 def _after_update(networks: Networks, config: StepConfig, phase: Phase) -> None:
-    """Clip the critic, or move the generator's average; on this rank's shards alone, so that nothing travels."""
+    """Clip the critic, or move the generator's average; on this rank's shards, without communication."""
     if phase is Phase.CRITIC:
         if config.weight_clip is not None and networks.critic is not None:
             for parameter in networks.critic.parameters():
@@ -121,55 +185,6 @@ def _after_update(networks: Networks, config: StepConfig, phase: Phase) -> None:
     elif config.ema_decay is not None:
         for name, tensor in averaged_tensors(networks.generator).items():
             local(networks.ema[name]).lerp_(local(tensor), 1 - config.ema_decay)
-
-
-_Compute = Callable[[int, int, Tensor, Tensor], dict[str, Tensor]]
-
-
-def _parts(
-    networks: Networks, config: StepConfig, phase: Phase, step: int
-) -> tuple[_Compute, nn.Module, torch.optim.Adam]:
-    """The computation of a micro-batch's terms, the network that it updates, and the optimizer."""
-    generator, critic = networks.generator, networks.critic
-    pixel, adversarial = PretrainObjective(), GeneratorObjective(config.adversarial_weight)
-
-    def generate(lr: Tensor, module: nn.Module = generator) -> Tensor:
-        with torch.autocast(networks.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            return widened(module(lr))
-
-    def pretrain(index: int, count: int, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        with shared_update(generator, index, count):
-            loss = pixel(generate(lr), hr)
-        return {"loss": loss, "l1": loss}
-
-    def train_generator(index: int, count: int, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        assert critic is not None
-        with shared_update(generator, index, count):
-            fake = generate(lr)
-        # DistributedDataParallel expects gradients of its own parameters after every forward: none come here.
-        return adversarial(fake, hr, plain(critic)(fake))._asdict()
-
-    def train_critic(index: int, count: int, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        assert critic is not None
-        # Training mode, as in the generator's own step: the critic must judge the fakes that the generator is
-        # updated on. Its statistics stay: they follow the generator's updates, and a step that leaves it
-        # alone says nothing new.
-        with torch.no_grad(), frozen_statistics(generator):
-            fake = generate(lr, plain(generator))
-        first = rank() * config.local_batch(world_size()) + index * config.micro_batch
-        coefficients = interpolation_coefficients(config.seed, step, first, lr.shape[0]).to(hr)
-        terms = critic(fake, hr, coefficients)
-        assert isinstance(terms, CriticTerms)
-        return terms._asdict()
-
-    generator.train()
-    if phase is Phase.PRETRAIN:
-        return pretrain, generator, networks.optimizers["pretrain"]
-    assert critic is not None
-    critic.train()
-    if phase is Phase.GENERATOR:
-        return train_generator, generator, networks.optimizers["adversarial"]
-    return train_critic, critic, networks.optimizers["critic"]
 
 
 def _checked(
@@ -191,7 +206,7 @@ def _checked(
         ranks = [index for index, row in enumerate(rows) if not math.isfinite(row[column])]
         if ranks:
             if value != "loss" and len(rows) > 1:
-                ranks = []  # of averages, or shards of them: one rank's NaN is in all
+                ranks = []  # averaged gradients hold any rank's NaN on all
             optimizer.zero_grad(set_to_none=True)
             flat = torch.stack([part[name] for part in parts for name in names]).tolist()
             every = [number for row in gather_rows(flat, networks.device) for number in row]

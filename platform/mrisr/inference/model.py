@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from mrisr.config import ConfigError
 from mrisr.config.paths import home
-from mrisr.models import MDCSRN
-from mrisr.models.weights import build_generator
+from mrisr.models import build_generator
+from mrisr.models.generator import Generator
+from mrisr.models.weights import trained_generator
 from mrisr.tracking import registry
 from mrisr.tracking.runs import resolve_uri
 
@@ -16,7 +17,7 @@ from mrisr.tracking.runs import resolve_uri
 class Model(NamedTuple):
     """A generator in evaluation mode on the CPU. run_id: the MLflow run behind it, None for a weights file."""
 
-    generator: MDCSRN
+    generator: Generator
     run_id: str | None
     version: str | None
 
@@ -24,7 +25,7 @@ class Model(NamedTuple):
 def load_model(model: str, tracking_uri: str | None) -> Model:
     """The model behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a weights file.
 
-    A file that does not carry its configuration (a state_dict of the public port) is taken for the published network.
+    A file without a configuration (a state_dict of the public port) is read as the published network.
     Raises ConfigError naming the model and what exists.
     """
     try:
@@ -33,15 +34,15 @@ def load_model(model: str, tracking_uri: str | None) -> Model:
             return Model(found.generator, found.run_id, found.version)
         config, state = registry.load_generator_weights(Path(model).expanduser())
         if config is not None:
-            return Model(build_generator(config, state), None, None)
+            return Model(trained_generator(config, state), None, None)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"--model {model}: {error}") from None
-    generator = MDCSRN()
+    generator = build_generator({})
     try:
         generator.load_reference_state_dict(state)
     except ValueError as error:
         raise ConfigError(
-            f"--model {model}: carries no configuration, so it was taken for the published network "
-            f"({generator.config}), and it is none: {error}. Files that `mrisr train` writes carry theirs"
+            f"--model {model}: has no configuration, so it was read as the published network, which it is not: "
+            f"{error}. Files that `mrisr train` writes have theirs"
         ) from None
     return Model(generator.eval(), None, None)

@@ -114,7 +114,7 @@ def blending_weights(patch_size: int) -> Tensor:
     """Gaussian weights of a window, (P, P, P) float32, sigma a tenth of its edge, nowhere zero (least 5e-17).
 
     MONAI's own map is cut off at 1e-3 of its peak, so windows count equally near their edges, where the network sees
-    its zero padding. Mean error of an untrained MDCSRN against one pass over the whole volume, at overlap 0.25:
+    its zero padding. Mean error of an untrained mDCSRN against one pass over the whole volume, at overlap 0.25:
     5e-2 with MONAI's map, 4e-4 with this one.
     """
     position = (torch.arange(patch_size, dtype=torch.float64) - (patch_size - 1) / 2) / (0.1 * patch_size)

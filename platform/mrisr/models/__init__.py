@@ -1,9 +1,57 @@
-"""The networks: the generator mDCSRN and the critics.
+"""The networks by name. A new generator or critic is one new file and one entry in a table here.
 
-It may import degradation and files.
+It may import degradation and files; outside of `weights` (safetensors), it needs torch alone.
 """
 
-from mrisr.models.critic import Critic, build_critic
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from mrisr.models.critic import Critic, FullCritic, PointwiseCritic, SeparableCritic
+from mrisr.models.generator import Generator
 from mrisr.models.mdcsrn import MDCSRN
 
-__all__ = ["MDCSRN", "Critic", "build_critic"]
+_Network = TypeVar("_Network")
+#: generator.kind -> class. The fields of its Config are the keys `generator.*` of that kind.
+GENERATORS: dict[str, type[Generator]] = {"mdcsrn": MDCSRN}
+#: The kind of files and configurations that were written before there were several.
+DEFAULT_GENERATOR = "mdcsrn"
+#: critic.kind -> class.
+CRITICS: dict[str, type[Critic]] = {"full": FullCritic, "pointwise": PointwiseCritic, "separable": SeparableCritic}
+
+
+def build_generator(config: Mapping[str, Any], *, seed: int = 0) -> Generator:
+    """The generator of a configuration such as {"kind": "mdcsrn", "growth_rate": 16}, with seeded weights.
+
+    Settings left out have their defaults; kind left out means DEFAULT_GENERATOR.
+    Raises ValueError for an unknown kind or a bad value, TypeError for an unknown setting.
+    """
+    settings = dict(config)
+    network = _entry(GENERATORS, "generator", settings.pop("kind", DEFAULT_GENERATOR))
+    return network(network.Config(**settings), seed=seed)
+
+
+def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with its kind and every default written out; raises as `build_generator`."""
+    settings = dict(config)
+    kind = settings.pop("kind", DEFAULT_GENERATOR)
+    return {"kind": kind, **asdict(_entry(GENERATORS, "generator", kind).Config(**settings))}
+
+
+def build_critic(kind: str, patch_size: int = 64, *, seed: int = 0) -> Critic:
+    """The critic of that kind for patches of patch_size^3, with seeded weights.
+
+    Raises ValueError for an unknown kind, or a patch size that the kind cannot take.
+    """
+    network = _entry(CRITICS, "critic", kind)
+    if (rule := network.unmet_patch_rule(patch_size)) is not None:
+        raise ValueError(f"patch_size is {patch_size}; the {kind} critic needs {rule}")
+    return network(patch_size, seed=seed)
+
+
+def _entry(table: Mapping[str, _Network], section: str, kind: str) -> _Network:
+    if kind not in table:
+        raise ValueError(f"{section}.kind is {kind!r}; choose one of {', '.join(table)}")
+    return table[kind]

@@ -1,4 +1,4 @@
-"""How BatchNorm's running statistics move: once a step for the whole batch, never in a repeated forward."""
+"""How BatchNorm's running statistics move: once a step for the whole batch, and not in a repeated forward pass."""
 
 from __future__ import annotations
 
@@ -6,40 +6,38 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+BatchNorm = nn.BatchNorm3d | nn.SyncBatchNorm
 
 
-def batchnorms(module: nn.Module) -> list[_BatchNorm]:
+def batchnorms(module: nn.Module) -> list[BatchNorm]:
     """Every BatchNorm (SyncBatchNorm too) within `module`, in order."""
-    return [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    return [part for part in module.modules() if isinstance(part, BatchNorm)]
 
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Within it a training forward normalises by its batch and leaves the running statistics alone."""
-    norms = batchnorms(module)
-    kept = [dict(norm._buffers) for norm in norms]
-    for norm in norms:
+    """Inside it, a training forward normalises by its batch and leaves the running statistics as they are."""
+    kept = [(norm, dict(norm.named_buffers(recurse=False))) for norm in batchnorms(module)]
+    for norm, buffers in kept:
         # Scratch copies instead of momentum 0: 0 * inf would still turn the statistics into NaN.
-        norm._buffers.update(
-            {name: None if buffer is None else buffer.clone() for name, buffer in norm._buffers.items()}
-        )
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            norm._buffers.update(buffers)
+        for norm, buffers in kept:
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
 
 
 @contextmanager
 def shared_update(module: nn.Module, index: int, count: int) -> Iterator[None]:
-    """Micro-batch `index` of `count` that together make ONE update of the running statistics with the usual
-    momentum m.
+    """Around micro-batch `index` of `count`, which together make ONE update of the running statistics.
 
-    After all of them the statistics are (1 - m) * old + m * mean of the micro-batches' statistics. That mean
-    is linear, so averaging the statistics over ranks gives the same for any split of the batch over ranks.
-    With share s = m / count, micro-batch i weighs s / (1 - s * (count - 1 - i)): the later ones then shrink
-    it to s.
+    With the usual momentum m, the statistics after all of them are (1 - m) * old + m * mean of the micro-batches'
+    statistics. That is linear, so averaging the statistics over ranks gives the same for any split of the batch.
+    With share s = m / count, micro-batch i weighs s / (1 - s * (count - 1 - i)): the later ones shrink it to s.
     """
     norms = batchnorms(module)
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
@@ -58,5 +56,5 @@ def shared_update(module: nn.Module, index: int, count: int) -> Iterator[None]:
 def recomputation_contexts(
     module: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For checkpoint's context_fn: the forward as it is, its repetition with statistics frozen."""
+    """For checkpoint's context_fn: nothing around the forward, frozen statistics around its repetition."""
     return nullcontext(), frozen_statistics(module)

@@ -1,8 +1,8 @@
 """Depthwise 3-D convolution whose derivatives of any order are single convolutions.
 
-torch differentiates a convolution of many groups twice by a loop over the groups: one small convolution for every
+torch computes the second derivative of a grouped convolution in a loop over the groups: one small convolution for every
 channel, 1,408 of them in each pass of the separable critic's penalty. The three maps here are bilinear, and the
-derivatives of each are the other two, so that no order of derivative needs a loop.
+derivatives of each are the other two, so no order of derivative needs a loop.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mrisr.models.torch_private import wanted_gradients
+
 _THREE_ZEROS, _NO_DILATION = [0, 0, 0], [1, 1, 1]
 
 
 class DepthwiseConv3d(nn.Conv3d):
-    """One 3x3x3 filter per channel, zero padding of one voxel, no bias; its state is that of such an nn.Conv3d.
+    """One 3x3x3 filter per channel, zero padding of one voxel, no bias; its state_dict is that of such an nn.Conv3d.
 
     Input (B, C, D, H, W), output (B, C, ceil(D / stride), ...), in the precision of input and weight, which must be
-    the same: autocast does not reach it. For autograd alone: not for torch.func's transforms of derivatives.
+    the same: autocast has no effect. It works with torch.autograd, not with the transforms of torch.func.
     """
 
     def __init__(
@@ -36,25 +38,6 @@ class DepthwiseConv3d(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = _Convolution.apply(input, self.weight, self.stride[0])
         return output
-
-
-def _wanted(ctx: Any, *tensors: int) -> list[bool]:
-    """Whether the differentiation that is under way needs the gradients of these inputs.
-
-    needs_input_grad tells what could be differentiated. A penalty first differentiates with respect to the patch alone,
-    for which no gradient of a weight need be computed; torch's own functions ask the engine so too.
-    """
-    asked = getattr(torch._C, "_will_engine_execute_node", None)
-
-    def wanted(index: int) -> bool:
-        if not ctx.needs_input_grad[index] or asked is None:
-            return bool(ctx.needs_input_grad[index])
-        try:
-            return bool(asked(ctx.next_functions[index][0]))
-        except RuntimeError:
-            return True  # a leaf whose gradient is what autograd.grad was called for
-
-    return [wanted(index) for index in tensors]
 
 
 def _backward(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, wanted: int) -> Tensor:
@@ -79,7 +62,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight = _wanted(ctx, 0, 1)
+        of_x, of_weight = wanted_gradients(ctx, 0, 1)
         return (
             _InputGradient.apply(gradient, x.detach(), weight, ctx.stride) if of_x else None,
             _WeightGradient.apply(gradient, x, weight.detach(), ctx.stride) if of_weight else None,
@@ -88,7 +71,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _InputGradient(torch.autograd.Function):
-    """(g, w) -> g * w transposed, the gradient with respect to x; of x itself it needs the shape alone."""
+    """(g, w) -> g * w transposed, the gradient with respect to x; it reads only the shape of x."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -99,7 +82,7 @@ class _InputGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
         gradient, weight = ctx.saved_tensors
-        of_gradient, of_weight = _wanted(ctx, 0, 2)
+        of_gradient, of_weight = wanted_gradients(ctx, 0, 2)
         return (
             _Convolution.apply(upstream, weight, ctx.stride) if of_gradient else None,
             None,
@@ -109,7 +92,7 @@ class _InputGradient(torch.autograd.Function):
 
 
 class _WeightGradient(torch.autograd.Function):
-    """(g, x) -> the gradient with respect to w; of w itself it needs the shape alone."""
+    """(g, x) -> the gradient with respect to w; it reads only the shape of w."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -120,7 +103,7 @@ class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         gradient, x = ctx.saved_tensors
-        of_gradient, of_x = _wanted(ctx, 0, 1)
+        of_gradient, of_x = wanted_gradients(ctx, 0, 1)
         return (
             _Convolution.apply(x, upstream, ctx.stride) if of_gradient else None,
             _InputGradient.apply(gradient, x.detach(), upstream, ctx.stride) if of_x else None,

@@ -10,23 +10,21 @@ from torch.nn.utils import skip_init
 
 
 def uninitialised(kind: type[nn.Conv3d], *arguments: Any, **options: Any) -> nn.Conv3d:
-    """A convolution that `initialise` has yet to fill: PyTorch's own draws from the global state."""
+    """A convolution without initial weights, for `initialise`: PyTorch itself would draw them from the global state."""
     conv = skip_init(kind, *arguments, **options)
     assert isinstance(conv, kind)
     return conv
 
 
 def uninitialised_conv3d(in_channels: int, out_channels: int, **options: Any) -> nn.Conv3d:
-    """As `uninitialised`, of an nn.Conv3d."""
+    """An nn.Conv3d without initial weights, for `initialise`."""
     return uninitialised(nn.Conv3d, in_channels, out_channels, **options)
 
 
 def initialise(module: nn.Module, seed: int, negative_slope: float = 0.0) -> None:
-    """He initialisation (normal, fan-in) of every convolution's weight, zeros for biases, in the order of the
-    modules.
+    """Fill every convolution in module order: weights by He's normal distribution (fan-in), biases with zeros.
 
-    negative_slope: of the leaky ReLU behind the convolutions. Normalisation layers keep PyTorch's ones and
-    zeros.
+    negative_slope: of the leaky ReLU after the convolutions. Normalisation layers keep PyTorch's ones and zeros.
     """
     generator = torch.Generator().manual_seed(seed)
     for part in module.modules():

@@ -1,5 +1,4 @@
-"""Generator weights in files, read without unpickling: safetensors of ours, state dicts of the public
-ports."""
+"""Generator weights in files, read without unpickling: our safetensors, and state dicts of public implementations."""
 
 from __future__ import annotations
 
@@ -14,25 +13,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mrisr.models import MDCSRN
+from mrisr.models import build_generator
+from mrisr.models.generator import Generator
 
 WEIGHTS, CONFIG = "generator.safetensors", "generator.json"
 
 
-def build_generator(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MDCSRN:
-    """An MDCSRN on the CPU, in eval mode, with these weights. Raises ValueError if they do not fit the
-    configuration."""
+def trained_generator(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Generator:
+    """A generator with these weights, on the CPU and in eval mode. Raises ValueError if they do not fit config."""
     try:
-        generator = MDCSRN(**config)
+        generator = build_generator(config)
         generator.load_state_dict({name: value.detach().cpu() for name, value in state.items()})
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"the weights do not fit MDCSRN({dict(config)}): {error}") from error
+        raise ValueError(f"the weights do not fit the generator {dict(config)}: {error}") from error
     return generator.eval().requires_grad_(False)
 
 
 def write_weights(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[Path, Path]:
-    """Write generator.safetensors (with the configuration in its header) and generator.json. Returns both
-    paths."""
+    """Write generator.safetensors (with the configuration in its header) and generator.json; returns both paths."""
     weights, description = folder / WEIGHTS, folder / CONFIG
     weights.write_bytes(serialised(config, state))
     description.write_text(_text(config) + "\n")
@@ -50,11 +48,11 @@ def _text(config: Mapping[str, Any]) -> str:
 
 
 def read_weights_file(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """Read a weights file to (generator_config or None where the file does not say, state dict on the CPU).
+    """Read a weights file. Returns (generator_config, or None if the file has none; state dict on the CPU).
 
     .safetensors: the configuration comes from its header, or from generator.json beside it.
-    .pt, .pth: a state dict, or a dict with one under `state_dict` or `model_state_dict`; never unpickled
-    beyond tensors. Raises ValueError that names the file and the remedy; FileNotFoundError.
+    .pt, .pth: a state dict, or a dict with one under `state_dict` or `model_state_dict`; nothing but tensors is
+    unpickled. Raises ValueError that names the file and the remedy; FileNotFoundError.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from mrisr.models import MDCSRN
-from mrisr.models.weights import WEIGHTS, build_generator, read_weights_file, write_weights
+from mrisr.models.generator import Generator
+from mrisr.models.weights import WEIGHTS, read_weights_file, trained_generator, write_weights
 from mrisr.tracking.addresses import check_address
 from mrisr.tracking.redaction import mask_message
 from mrisr.tracking.runs import client
@@ -61,7 +61,7 @@ class ModelVersion:
 class LoadedModel(ModelVersion):
     """A registered version with its generator, in eval mode on the CPU."""
 
-    generator: MDCSRN
+    generator: Generator
     generator_config: dict[str, Any]
 
 
@@ -122,7 +122,7 @@ def load(model_uri: str, uri: str) -> LoadedModel:
                 f"are its artifacts reachable from this machine?): {mask_message(error)}"
             ) from error
     assert config is not None
-    generator = build_generator(config, state)
+    generator = trained_generator(config, state)
     return LoadedModel(**vars(found), generator=generator, generator_config=config)
 
 
@@ -186,7 +186,7 @@ def register(
     from mlflow.exceptions import MlflowException
 
     state = generator if isinstance(generator, Mapping) else generator.state_dict()
-    plain = build_generator(generator_config, state)
+    plain = trained_generator(generator_config, state)
     store = client(uri)
     run = store.get_run(run_id)
     logged = store.create_logged_model(
@@ -218,7 +218,7 @@ def register(
     return str(created.version)
 
 
-def _save(generator: MDCSRN, config: Mapping[str, Any], folder: Path, run_id: str, model_id: str) -> None:
+def _save(generator: Generator, config: Mapping[str, Any], folder: Path, run_id: str, model_id: str) -> None:
     """Write the MLflow model to `folder`/model."""
     import mlflow.pytorch
     from mlflow.models import Model, ModelSignature

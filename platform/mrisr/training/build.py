@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from mrisr.config import Experiment
 from mrisr.data.rows import PatchMaker, RowPlan
-from mrisr.engine.compiling import compile_generator, why_eager
+from mrisr.engine.compiling import compile_generator, different_units, why_eager
 from mrisr.engine.networks import Networks, build_networks
 from mrisr.engine.precision import chosen
 from mrisr.engine.sharding import rank, world_size
 from mrisr.engine.step_settings import StepConfig, StepSettings
-from mrisr.models import MDCSRN, build_critic
-
-
-def generator_config(experiment: Experiment) -> dict[str, Any]:
-    """The architecture alone: what `MDCSRN(**...)` takes and a registered model carries."""
-    return experiment.generator.model_dump(include={"growth_rate", "blocks", "units", "residual"})
+from mrisr.models import build_critic, build_generator
+from mrisr.models.generator import Generator
 
 
 def step_config(experiment: Experiment, device: torch.device = torch.device("cpu")) -> StepConfig:
@@ -52,7 +47,7 @@ def patch_maker(experiment: Experiment, subjects: list[str]) -> PatchMaker:
 
 def initial_networks(experiment: Experiment, initial: Path | None, device: torch.device) -> Networks:
     """Networks with the experiment's seeded initial weights, or a file's for the generator; sharded."""
-    generator = MDCSRN(**generator_config(experiment), seed=experiment.seed)
+    generator = build_generator(experiment.generator.architecture, seed=experiment.seed)
     critic = None
     if experiment.schedule.needs_critic:
         critic = build_critic(experiment.critic.kind, experiment.stream.patch_size, seed=experiment.seed)
@@ -64,10 +59,10 @@ def initial_networks(experiment: Experiment, initial: Path | None, device: torch
     return build_networks(generator, critic, config, device, experiment.training.strategy)
 
 
-def _compile(generator: MDCSRN, config: StepConfig, patch_size: int, device: torch.device) -> None:
+def _compile(generator: Generator, config: StepConfig, patch_size: int, device: torch.device) -> None:
     """Compile the generator on every rank or on none; rank 0 says why not."""
     synchronised = config.batchnorm_over(world_size(), device.type == "cuda") != config.micro_batch
-    why = why_eager(generator.units, config.local_batch(world_size()) // config.micro_batch, synchronised)
+    why = why_eager(different_units(generator), config.local_batch(world_size()) // config.micro_batch, synchronised)
     if why is None:
         generator.to(device)
         generator.channels_last, generator.recompute = config.channels_last, config.recompute

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import torch
 
 from mrisr.config import Experiment
-from mrisr.engine.memory import peak_bytes
-from mrisr.training.build import generator_config
+from mrisr.engine.memory import MemorySettings, peak_bytes
+from mrisr.training.build import step_config
 from mrisr.training.precision import assumed_precision
 
 # Messages of plain RuntimeErrors for failed allocations: by torch's CPU allocator and its asynchronous CUDA errors, by
@@ -95,22 +96,18 @@ def _peaks_by_patches(experiment: Experiment) -> Callable[[int], dict[str, int]]
 
     Up to FEW patches are counted; counting hundreds would take minutes. Beyond, activations grow linearly.
     """
-    precision = assumed_precision(experiment).precision
+    settings = MemorySettings(
+        experiment.generator.architecture,
+        experiment.critic.kind if experiment.schedule.needs_critic else None,
+        experiment.stream.patch_size,
+        replace(step_config(experiment), precision=assumed_precision(experiment).precision),
+        accumulates=experiment.training.batch_size > experiment.worker_counts[-1] * experiment.micro_batch,
+        validation_patch=experiment.validation.patch_size,
+    )
 
     @cache
     def counted(patches: int) -> dict[str, int]:
-        return peak_bytes(
-            generator_config(experiment),
-            experiment.critic.kind if experiment.schedule.needs_critic else None,
-            experiment.stream.patch_size,
-            patches,
-            precision,
-            experiment.generator.recompute,
-            experiment.critic.samples_at_once,
-            validation_patch=experiment.validation.patch_size,
-            ema=experiment.generator.ema_decay is not None,
-            accumulates=experiment.training.batch_size > experiment.worker_counts[-1] * experiment.micro_batch,
-        )
+        return peak_bytes(replace(settings, step=replace(settings.step, micro_batch=patches)))
 
     def peaks(patches: int) -> dict[str, int]:
         if patches <= FEW:

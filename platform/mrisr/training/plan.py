@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from mrisr.config import Experiment
 from mrisr.config.loading import dump_experiment
 from mrisr.data.checks import open_store
 from mrisr.data.splits import settle_splits
 from mrisr.data.stream import AHEAD, group_bytes, object_store_bytes
 from mrisr.engine.schedule import updates_before
-from mrisr.models import MDCSRN, build_critic
-from mrisr.training.build import generator_config, patch_maker, step_config
+from mrisr.models import build_critic, build_generator
+from mrisr.training.build import patch_maker, step_config
 from mrisr.training.memory import estimated_peaks
 from mrisr.training.precision import assumed_precision
 
@@ -25,11 +27,12 @@ def describe_plan(experiment: Experiment) -> str:
     patches = schedule.total_steps * steps.batch_size
     rows = -(-patches // stream.patches_per_row)
     updates = updates_before(schedule, schedule.total_steps)
-    config = generator_config(experiment)
-    networks = {"generator MDCSRN": MDCSRN(**config)}
+    networks: dict[str, nn.Module] = {
+        f"generator {experiment.generator.kind}": build_generator(experiment.generator.architecture)
+    }
     if schedule.needs_critic:
         kind = experiment.critic.kind
-        networks[f"critic {kind}"] = build_critic(kind, stream.patch_size)  # type: ignore[assignment]
+        networks[f"critic {kind}"] = build_critic(kind, stream.patch_size)
     peaks = estimated_peaks(experiment, steps.micro_batch)
     parameters = ", ".join(
         f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items()

@@ -12,13 +12,12 @@ from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
 from mrisr.evaluation.result import EvaluationResult
 from mrisr.evaluation.subject import Evaluation
 from mrisr.files import write_atomic
-from mrisr.models.weights import build_generator
+from mrisr.models.weights import trained_generator
 from mrisr.tracking import registry
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.addresses import check_address
 from mrisr.tracking.promotion import promote
 from mrisr.tracking.redaction import mask_secrets
-from mrisr.training.build import generator_config
 from mrisr.training.run import TrainedRun
 from mrisr.training.run_folder import RunFolder
 
@@ -64,8 +63,8 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published
         done = Published(**{**json.loads(record.read_text()), "tracking_uri": run.tracking_uri})
         if done.best_step == run.best_step:
             return _compete(run, done, measure)
-    config = generator_config(experiment)
-    result = measure(build_generator(config, run.state))
+    config = experiment.generator.architecture
+    result = measure(trained_generator(config, run.state))
     _log(run, result)
     described = registry.model_tags(
         result.protocol, result.degradation, result.fingerprint, evaluation.store.fingerprint(), result.figures()

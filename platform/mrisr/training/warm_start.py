@@ -10,9 +10,8 @@ from torch import Tensor
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.paths import home
 from mrisr.files import write_atomic
-from mrisr.models import MDCSRN
+from mrisr.models import build_generator, complete_config
 from mrisr.tracking.registry import load_generator_weights
-from mrisr.training.build import generator_config
 from mrisr.training.checkpoints import BEST_WEIGHTS
 from mrisr.training.run_folder import RunFolder
 
@@ -35,18 +34,18 @@ def prepare_initial_weights(experiment: Experiment, uri: str) -> Path | None:
 
 def read_initial_weights(experiment: Experiment, source: str, uri: str) -> dict[str, Tensor]:
     """The state_dict behind a source: `models:/...`, a run's or checkpoint's folder, or a weights file."""
-    config = generator_config(experiment)
+    config = experiment.generator.architecture
     try:
         resolved = source if source.startswith("models:/") else _file(source)
         found, state = load_generator_weights(resolved, uri)
-        generator = MDCSRN(**config)
+        generator = build_generator(config)
         if found is None:
             generator.load_reference_state_dict(state)
         else:
-            if found is not None and found != config:
+            if complete_config(found) != config:
                 raise ValueError(f"its generator is {found}, this experiment's is {config}")
             generator.load_state_dict(state)
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, RuntimeError, FileNotFoundError) as error:
         raise ConfigError(
             f"generator.init_from = {source!r}: {error}. Give a weights file, a run folder or models:/NAME@ALIAS of "
             "the same generator, or null for seeded weights (then with schedule.pretrain_steps above 0)"

@@ -23,10 +23,10 @@ from mrisr.engine.sharding import device_for_worker, full_state, largest
 from mrisr.engine.step import NonFiniteError, train_step
 from mrisr.evaluation.pictures import critic_figure
 from mrisr.metrics import METRICS
-from mrisr.models import MDCSRN
+from mrisr.models import build_generator
 from mrisr.tracking.outbox import Outbox
 from mrisr.training import failed_step
-from mrisr.training.build import generator_config, initial_networks, patch_maker, step_config
+from mrisr.training.build import initial_networks, patch_maker, step_config
 from mrisr.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS
 from mrisr.training.memory import memory_advice, out_of_memory
 from mrisr.training.outcome import Ending, RoomForMore, StorageStopped, SubjectAtFault, Terminated, TrainingStopped
@@ -114,7 +114,8 @@ class Rank:
         self.experiment = experiment = settle_precision(experiment, self.device)
         self.schedule, self.config = experiment.schedule, step_config(experiment, self.device)
         self.networks = initial_networks(experiment, settings.initial_weights, self.device)
-        self.evaluated = MDCSRN(**generator_config(experiment), channels_last=self.config.channels_last)
+        self.evaluated = build_generator(experiment.generator.architecture)
+        self.evaluated.channels_last = self.config.channels_last
         self.evaluated.to(self.device).eval()
         self.state = RunState(Best(experiment.validation))
         if newest is not None:
@@ -260,7 +261,9 @@ class Rank:
         state, best = self.state, self.state.best
         weights = {LAST_WEIGHTS: evaluated_state(self.networks)} | ({BEST_WEIGHTS: best.state} if best.state else {})
         progress = state.progress(self.networks, self.config.precision)
-        self.folder.write_checkpoint(state.step, self.networks, progress, weights, generator_config(self.experiment))
+        self.folder.write_checkpoint(
+            state.step, self.networks, progress, weights, self.experiment.generator.architecture
+        )
         self._report()
         if self.rank == 0:
             self.folder.remove_old_checkpoints(self.experiment.training.keep_checkpoints)

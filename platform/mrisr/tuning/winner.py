@@ -10,10 +10,9 @@ from rich.console import Console
 from mrisr.engine.checkpoint import read_progress
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
 from mrisr.evaluation.subject import Evaluation
-from mrisr.models.weights import build_generator
+from mrisr.models.weights import trained_generator
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.redaction import mask_secrets
-from mrisr.training.build import generator_config
 from mrisr.training.publishing import Published, publish
 from mrisr.training.run import Host, TrainedRun, outcome, train
 from mrisr.training.run_folder import RunFolder
@@ -76,7 +75,7 @@ def _evaluate_once(found: Search, run: TrainedRun, published: Published, console
         console.print(f"evaluated on the test split before: {csv}", markup=False, soft_wrap=True)
         return
     experiment = run.experiment
-    generator = build_generator(generator_config(experiment), run.state)
+    generator = trained_generator(experiment.generator.architecture, run.state)
     result = evaluate_on_cluster(Evaluation.of(experiment, "test"), generator, console)
     console.print(result.table())
     with TemporaryDirectory(dir=found.plan.folder) as folder:

@@ -1,0 +1,75 @@
+"""What every generator is: a network with a configuration of its own that keeps the shape of its input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from mrisr.settings import check_bounds
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The settings of an architecture. A subclass adds fields made by `setting`; each is a key `generator.NAME`.
+
+    Raises ValueError for a value outside of its bounds.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "generator")
+
+
+class Generator(nn.Module):
+    """Maps low-resolution patches to high-resolution ones of the same shape.
+
+    Input and output: (B, 1, D, H, W) float32, normalised intensities, any D, H, W. A subclass sets Config and is built
+    as `Class(config, seed=0)`; its initial weights depend on the seed alone (see `seeding.initialise`).
+    """
+
+    Config: ClassVar[type[GeneratorConfig]]
+
+    #: Compute inner activations again in the backward pass instead of keeping them. A generator may ignore it.
+    recompute = False
+    #: Keep activations in torch.channels_last_3d: the same numbers up to rounding. A generator may ignore it.
+    channels_last = False
+
+    def __init__(self, config: Any, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+
+    def compilable(self) -> list[nn.Module]:
+        """The submodules that `training.compile` compiles, each on its own; none unless a subclass names some."""
+        return []
+
+    def load_reference_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load weights that come without a configuration, such as those of a public implementation, strictly.
+
+        state_dict: name -> tensor; names may carry DataParallel's `module.` prefix; BatchNorm's `num_batches_tracked`
+        may be absent, as in files older than PyTorch 0.4.1. A subclass whose public weights have other names overrides
+        this. Raises ValueError that lists what is missing, unexpected or of another shape.
+        """
+        given = {name.removeprefix("module."): value for name, value in state_dict.items()}
+        own = self.state_dict()
+        missing = sorted(name for name in own.keys() - given.keys() if not name.endswith("num_batches_tracked"))
+        unexpected = sorted(given.keys() - own.keys())
+        shapes = [
+            f"{name} is {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in own
+            if name in given and given[name].shape != own[name].shape
+        ]
+        problems = [
+            f"{what}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes))
+            if names
+        ]
+        if problems:
+            raise ValueError(
+                f"the reference weights do not fit {self.config}: {'; '.join(problems)}; choose the size that the "
+                "weights were trained with"
+            )
+        self.load_state_dict({**own, **given})
