@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from mrisr.metrics.psnr import peak_signal_to_noise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def central_slice(volume: np.ndarray) -> np.ndarray:
@@ -45,8 +47,7 @@ def validation_figure(
         name: {"slice PSNR": peak_signal_to_noise(high, image)}
         for name, image in (("low", low), ("super-resolved", estimate))
     }
-    figure = Figure(figsize=(16, 4.6 * max(0.6, high.shape[0] / high.shape[1])), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _empty_figure(16, 4.6 * max(0.6, high.shape[0] / high.shape[1]))
     panels = {"low": low, "super-resolved": estimate, "high": high, "error": estimate - high}
     for axes, (name, image) in zip(figure.subplots(1, 4), panels.items(), strict=True):
         if name == "error":
@@ -75,8 +76,7 @@ def critic_figure(
     values = np.concatenate([np.asarray(value, dtype=np.float32).ravel() for value in weights.values()])
     largest = float(np.abs(values).max())
     bound = clip if clip is not None else largest
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _empty_figure(11, 4)
     left, right = figure.subplots(1, 2)
     left.hist(values, bins=101, log=True)
     left.set_title(f"{values.size:,} critic weights" + ("" if clip is None else f", clipped to +-{clip:g}"))
@@ -85,3 +85,14 @@ def critic_figure(
     right.set_title(f"norm of the critic's gradient at interpolates, {len(norms):,} steps")
     at_bound = float(np.mean(np.abs(values) >= 0.99 * bound)) if bound else 0.0
     return figure, {"std": float(values.std()), "max_abs": largest, "at_bound": at_bound}
+
+
+def _empty_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, outside pyplot's global state."""
+    # Every training worker imports this module; matplotlib would add half a second to its start.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

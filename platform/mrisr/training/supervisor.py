@@ -20,6 +20,7 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mrisr import cluster
@@ -231,8 +232,6 @@ class Launcher:
 @contextmanager
 def reserved(workers: int, share: cluster.Share) -> Iterator[Any]:
     """A placement group like that of so many workers, removed at the end: it shows whether there is room now."""
-    from ray.util.placement_group import placement_group, remove_placement_group
-
     group = placement_group([share.bundle] * workers)
     try:
         yield group

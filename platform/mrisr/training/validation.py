@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from matplotlib.figure import Figure
 from torch import nn
 
 from mrisr.config.validation import Validation
@@ -17,6 +17,9 @@ from mrisr.degradation import PROTOCOLS, degrade
 from mrisr.evaluation.pictures import validation_figure
 from mrisr.metrics import METRICS, measure
 from voxelstore import VolumeStore
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Cubes depend on this seed and the subject's name alone, so that every run is validated on the same ones.
 CUBE_SEED = 20180304

@@ -6,11 +6,10 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray.train
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from mrisr import cluster
@@ -37,6 +36,9 @@ from mrisr.training.state import Best, RunState
 from mrisr.training.stopping import Request, Requests
 from mrisr.training.validation import describe, validate, validators
 from voxelstore import VolumeStore
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Seconds that the end of a run waits for an MLflow that takes nothing, and after SIGTERM in all. The next start
 # delivers the rest.
