@@ -53,7 +53,7 @@ def matmul_rate(device: torch.device) -> float:
     return 2 * n**3 / median(interleaved({"": lambda index: a @ a}, 10)[""])
 
 
-def convolution_backward_flops(
+def convolution_backward_flops(  # noqa: PLR0913  # the signature that FlopCounterMode calls
     gradient: list[int],
     x: list[int],
     weight: list[int],
