@@ -7,22 +7,34 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from mrisr.cli.app import main
+from mrisr.cli.options import key_reference
 from mrisr.config import ConfigError, Experiment, load_experiment
 from mrisr.config.loading import dump_experiment, field_reference
 from mrisr.degradation import KINDS, PROTOCOLS, Degradation, DegradationRange, Kind, degrade, describe, spectral_weight
+from mrisr.engine.memory import MemorySettings, peak_bytes
+from mrisr.engine.networks import build_networks
+from mrisr.engine.schedule import Phase
+from mrisr.engine.step import train_step
+from mrisr.engine.step_settings import StepConfig
 from mrisr.evaluation.result import INPUT, EvaluationResult
 from mrisr.evaluation.subject import Evaluation, evaluate_subject, foreground_mask
 from mrisr.inference.sliding_window import InferenceOptions
 from mrisr.metrics import METRICS, Metric
+from mrisr.models import GENERATORS, build_generator
+from mrisr.models.generator import Generator, GeneratorConfig
+from mrisr.models.seeding import initialise
+from mrisr.models.weights import read_weights_file, trained_generator, write_weights
+from mrisr.settings import setting
 from mrisr.tools.preview import contact_sheet, gallery_entries
 from mrisr.training.state import Best
 from mrisr.training.validation import Validator
@@ -146,3 +158,46 @@ def test_a_metric_is_validated_in_training_and_can_decide(small_store: Path) -> 
     assert not best.offer(3, {"largest": 0.45}, state)
     with pytest.raises(ConfigError, match=r"validation.metric = 'lpips'.*largest"):
         load_experiment(None, ["validation.metric=lpips"])
+
+
+# A generator
+
+
+@dataclass(frozen=True)
+class WideConfig(GeneratorConfig):
+    width: int = setting(3, "channels in the middle", gt=0)
+
+
+class Wide(Generator):
+    Config = WideConfig
+
+    def __init__(self, config: WideConfig, *, seed: int = 0) -> None:
+        super().__init__(config)
+        self.layers = nn.Sequential(nn.Conv3d(1, config.width, 3, padding=1), nn.Conv3d(config.width, 1, 3, padding=1))
+        initialise(self, seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def test_a_generator_is_followed_from_the_schema_to_a_weights_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(GENERATORS, "wide", Wide)
+    experiment = load_experiment(None, ["generator.kind=wide", "generator.width=2"])
+    architecture = experiment.generator.architecture
+    assert architecture == {"kind": "wide", "width": 2}
+    with pytest.raises(ConfigError, match=r"generator.width = 0: .*channels in the middle|generator.width = 0"):
+        load_experiment(None, ["generator.kind=wide", "generator.width=0"])
+    assert "generator.width=3" in key_reference()
+    config = StepConfig(batch_size=1, pretrain_lr=1e-3)
+    generator = build_generator(architecture, seed=1)
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    networks = build_networks(generator, None, config, torch.device("cpu"), "single")
+    hr = torch.rand(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert train_step(networks, config, Phase.PRETRAIN, 0, 0.9 * hr, hr)["loss"] > 0
+    assert any(not torch.equal(before[name], value) for name, value in generator.state_dict().items())
+    assert peak_bytes(MemorySettings(architecture, None, 16, config))["pretrain"] > 16**3 * 4
+    found, state = read_weights_file(write_weights(tmp_path, architecture, generator.state_dict())[0])
+    assert found == architecture
+    assert torch.equal(trained_generator(found, state)(hr), generator.eval()(hr))

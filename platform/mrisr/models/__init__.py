@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from mrisr.models.critic import Critic, FullCritic, PointwiseCritic, SeparableCritic
 from mrisr.models.generator import Generator
 from mrisr.models.mdcsrn import MDCSRN
+from mrisr.models.rrdb import RRDBNet3D
 
 _Network = TypeVar("_Network")
 #: generator.kind -> class. The fields of its Config are the keys `generator.*` of that kind.
-GENERATORS: dict[str, type[Generator]] = {"mdcsrn": MDCSRN}
+GENERATORS: dict[str, type[Generator]] = {"mdcsrn": MDCSRN, "rrdb": RRDBNet3D}
 #: The kind of files and configurations that were written before there were several.
 DEFAULT_GENERATOR = "mdcsrn"
 #: critic.kind -> class.
