@@ -29,6 +29,7 @@ import torch.distributed as dist
 from pathlib import Path
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.mdcsrn import MDCSRNConfig
+from mrisr.models.weights import serialised
 from mrisr.engine.checkpoint import load
 from mrisr.training.outcome import StorageStopped
 from mrisr.training.run_folder import RunFolder
@@ -41,8 +42,8 @@ generator, critic = MDCSRN(MDCSRNConfig(2, 1, 1)), build_critic("pointwise", 16)
 networks = build_networks(generator, critic, StepConfig(), torch.device("cpu"), "fsdp")
 for step in range(count):
     try:
-        weights = {"last.safetensors": full_state(networks.generator)}
-        RunFolder(folder).write_checkpoint(step, networks, {"step": step}, weights, vars(networks.generator.config))
+        files = {"last.safetensors": serialised(vars(networks.generator.config), full_state(networks.generator))}
+        RunFolder(folder).write_checkpoint(step, networks, {"step": step}, files)
         print("written", step, flush=True)
     except StorageStopped as error:
         print(error, flush=True)
@@ -172,8 +173,8 @@ def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(Path, "rename", named)
     networks = build_networks(MDCSRN(MDCSRNConfig(2, 1, 1)), None, StepConfig(), torch.device("cpu"), "single")
-    weights = {"best.safetensors": {"w": torch.zeros(4)}}
-    final = RunFolder(tmp_path).write_checkpoint(1, networks, {"step": 1}, weights, vars(networks.generator.config))
+    files = {"best.safetensors": safetensors.torch.save({"w": torch.zeros(4)})}
+    final = RunFolder(tmp_path).write_checkpoint(1, networks, {"step": 1}, files)
     assert RunFolder(tmp_path).checkpoints() == [final]
     before, after = events[: events.index(f"rename {final.name}")], events[events.index(f"rename {final.name}") + 1 :]
     assert {"best.safetensors", "progress.json", f".{final.name}.part"} <= set(before)
@@ -182,4 +183,4 @@ def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(
     # A folder that is gone is told as that, not as an error of the telling.
     (tmp_path / "file").touch()
     with pytest.raises(StorageStopped, match=r"could not be written: rank 0: Not a directory .*Not a directory"):
-        RunFolder(tmp_path / "file" / "run").write_checkpoint(2, networks, {"step": 2}, {}, {})
+        RunFolder(tmp_path / "file" / "run").write_checkpoint(2, networks, {"step": 2}, {})

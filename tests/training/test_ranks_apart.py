@@ -12,6 +12,7 @@ APART = """
 import os, shutil, sys, torch
 import torch.distributed as dist
 from pathlib import Path
+from safetensors.torch import save
 from mrisr.config.validation import Validation
 from mrisr.models import MDCSRN
 from mrisr.models.mdcsrn import MDCSRNConfig
@@ -25,8 +26,8 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)
 networks = build_networks(MDCSRN(MDCSRNConfig(2, 1, 1)), None, StepConfig(), torch.device("cpu"), "fsdp")
 def write(run):
-    weights = {"best.safetensors": {"w": torch.zeros(4)}}
-    return RunFolder(run).write_checkpoint(1, networks, {"step": 1}, weights, vars(networks.generator.config))
+    files = {"best.safetensors": save({"w": torch.zeros(4)})}
+    return RunFolder(run).write_checkpoint(1, networks, {"step": 1}, files)
 def tell(action):
     try:
         print("done", action(), flush=True)

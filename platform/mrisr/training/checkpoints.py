@@ -17,7 +17,6 @@ from mrisr.engine import checkpoint
 from mrisr.engine.networks import Networks
 from mrisr.engine.sharding import gather_texts, rank
 from mrisr.files import sync, write_synced
-from mrisr.models.weights import serialised
 from mrisr.training.outcome import StorageStopped
 
 BEST_WEIGHTS = "best.safetensors"
@@ -52,24 +51,18 @@ def best_weights(folder: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def write_folder(
-    final: Path,
-    networks: Networks,
-    progress: dict[str, Any],
-    weights: Mapping[str, Mapping[str, Tensor]],
-    generator_config: dict[str, Any],
-) -> Path:
+def write_folder(final: Path, networks: Networks, progress: dict[str, Any], files: Mapping[str, bytes]) -> Path:
     """Write a checkpoint to the folder `final`, on storage that all ranks share; every rank must call it.
 
-    weights: further files of generator weights, name -> state_dict of plain CPU tensors, with generator_config in
-    their headers. All ranks write into a hidden folder beside `final`. It is renamed after every rank has said that
-    its part is on the disk. So a kill or a power failure at any moment leaves the previous checkpoint as the newest.
+    files: what rank 0 adds, by name. All ranks write into a hidden folder beside `final`. It is renamed after every
+    rank has said that its part is on the disk. So a kill or a power failure at any moment leaves the previous
+    checkpoint as the newest.
     Raises StorageStopped on every rank if any of them cannot write: disk full, over quota, folder gone, or a host that
     does not see the folder that rank 0 made (its shards would be lost without an error).
     """
     part = final.with_name(f".{final.name}.part")
     try:
-        on_every_rank_or_none(lambda: _begin(part, weights, generator_config) if rank() == 0 else None)
+        on_every_rank_or_none(lambda: _begin(part, files) if rank() == 0 else None)
         on_every_rank_or_none(lambda: _require(part))
         on_every_rank_or_none(lambda: checkpoint.save(part, networks, progress))
         on_every_rank_or_none(lambda: _finish(part, final) if rank() == 0 else None)
@@ -100,11 +93,11 @@ def on_every_rank_or_none(action: Callable[[], object]) -> None:
         raise StorageStopped("; ".join(told))
 
 
-def _begin(part: Path, weights: Mapping[str, Mapping[str, Tensor]], generator_config: dict[str, Any]) -> None:
+def _begin(part: Path, files: Mapping[str, bytes]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for name, state in weights.items():
-        write_synced(part / name, serialised(generator_config, dict(state)))
+    for name, content in files.items():
+        write_synced(part / name, content)
 
 
 def _require(part: Path) -> None:

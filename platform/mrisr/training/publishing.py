@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
-
-from torch import nn
 
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
 from mrisr.evaluation.result import EvaluationResult
@@ -45,56 +43,53 @@ class Published(NamedTuple):
 
 
 def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published:
-    """Evaluate a finished run on the whole volumes of its validation split, register it, and let it compete.
+    """Evaluate a finished run on the whole volumes of its validation split, register it, and compare it.
 
     tags: further tags of the version. Done once per run: a second call, after a resumption that trained no further,
     returns what the first one did.
     """
     check_address(run.tracking_uri)
-    experiment = run.experiment
-    name = experiment.tracking.model
-    evaluation = Evaluation.of(experiment, experiment.validation.split)
+    evaluation = Evaluation.of(run.experiment, run.experiment.validation.split)
+    published = _recorded(run)
+    if published is None:
+        published = _register(run, evaluation, tags or {})
+        # Before the comparison: a process killed in it must not register the same weights again.
+        _write_record(run, published)
+    if published.decision == NOT_COMPARED:
+        decision = promote(
+            published.name, published.version, run.tracking_uri, f"val_{run.experiment.validation.metric}",
+            evaluate=lambda loaded: evaluate_on_cluster(evaluation, loaded.generator).figures(),
+        )  # fmt: skip
+        published = published._replace(promoted=decision.promoted, decision=decision.reason)
+    _write_record(run, published)  # also one of an older version, which kept credentials
+    tracking.finish(run.tracking_uri, run.run_id)
+    return published
 
-    def measure(generator: nn.Module) -> EvaluationResult:
-        return evaluate_on_cluster(evaluation, generator)
 
-    record = RunFolder.of(experiment).published
-    if record.exists():
-        done = Published(**{**json.loads(record.read_text()), "tracking_uri": run.tracking_uri})
-        if done.best_step == run.best_step:
-            return _compete(run, done, measure)
+def _recorded(run: TrainedRun) -> Published | None:
+    """What an earlier call did with these weights."""
+    record = RunFolder.of(run.experiment).published
+    if not record.exists():
+        return None
+    done = Published(**{**json.loads(record.read_text()), "tracking_uri": run.tracking_uri})
+    return done if done.best_step == run.best_step else None
+
+
+def _register(run: TrainedRun, evaluation: Evaluation, tags: Mapping[str, str]) -> Published:
+    experiment, name = run.experiment, run.experiment.tracking.model
     config = experiment.generator.architecture
-    result = measure(trained_generator(config, run.state))
+    result = evaluate_on_cluster(evaluation, trained_generator(config, run.state))
     _log(run, result)
     described = registry.model_tags(
         result.protocol, result.degradation, result.fingerprint, evaluation.store.fingerprint(), result.figures()
     )
     version = registry.register(
         run.state, config, run.run_id, name,
-        {**described, "trained_on": experiment.degradation.kind,
-         "precision": experiment.training.precision, **(tags or {})},
+        {**described, "trained_on": experiment.degradation.kind, "precision": experiment.training.precision, **tags},
         f"mDCSRN of run {experiment.name!r}, best weights of step {run.best_step:,}", run.tracking_uri,
     )  # fmt: skip
-    published = Published(
-        f"models:/{name}/{version}", name, version, False, NOT_COMPARED, run.best_step, run.run_id, run.tracking_uri
-    )
-    # Before the comparison, so that a process killed in it does not register the same weights again.
-    _write_record(run, published)
-    return _compete(run, published, measure)
-
-
-def _compete(run: TrainedRun, published: Published, measure: Callable[[nn.Module], EvaluationResult]) -> Published:
-    """Compare a registered version with the champion, unless that is done, and end the run."""
-    if published.decision == NOT_COMPARED:
-        metric = run.experiment.validation.metric
-        decision = promote(
-            published.name, published.version, run.tracking_uri, f"val_{metric}",
-            evaluate=lambda loaded: measure(loaded.generator).figures(),
-        )  # fmt: skip
-        published = published._replace(promoted=decision.promoted, decision=decision.reason)
-    _write_record(run, published)  # also one of an older version, which kept credentials
-    tracking.finish(run.tracking_uri, run.run_id)
-    return published
+    uri = f"models:/{name}/{version}"
+    return Published(uri, name, version, False, NOT_COMPARED, run.best_step, run.run_id, run.tracking_uri)
 
 
 def _write_record(run: TrainedRun, published: Published) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
 
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import dump_experiment, load_experiment
@@ -239,19 +238,14 @@ class RunFolder:
         return box[0]
 
     def write_checkpoint(
-        self,
-        step: int,
-        networks: Networks,
-        progress: dict[str, Any],
-        weights: Mapping[str, Mapping[str, Tensor]],
-        generator_config: dict[str, Any],
+        self, step: int, networks: Networks, progress: dict[str, Any], files: Mapping[str, bytes]
     ) -> Path:
         """Write the checkpoint of a step; every rank must call it. See `write_folder`, which it calls."""
-        return self._write(f"checkpoint_{step:08d}", networks, progress, weights, generator_config)
+        return self._write(f"checkpoint_{step:08d}", networks, progress, files)
 
     def write_failed_step(self, step: int, networks: Networks, progress: dict[str, Any]) -> Path:
         """Write a step that was not finite, for `mrisr replay`; every rank must call it."""
-        return self._write(f"nonfinite_{step:08d}", networks, progress, {}, {})
+        return self._write(f"nonfinite_{step:08d}", networks, progress, {})
 
     def failed_steps(self) -> list[Path]:
         """The recorded steps that were not finite, oldest first."""
@@ -264,9 +258,9 @@ class RunFolder:
             if kept and folder < kept[0]:
                 remove(folder)
 
-    def _write(self, name: str, *content: Any) -> Path:
+    def _write(self, name: str, networks: Networks, progress: dict[str, Any], files: Mapping[str, bytes]) -> Path:
         try:
-            return write_folder(self.path / name, *content)
+            return write_folder(self.path / name, networks, progress, files)
         except StorageStopped as error:
             newest = self.newest()
             raise StorageStopped(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +15,6 @@ from mrisr.engine.networks import Networks, StepConfig
 from mrisr.engine.schedule import Phase
 from mrisr.metrics import METRICS
 from mrisr.training.checkpoints import best_weights
-
-
-@dataclass
-class RunState:
-    """The same on every rank, except for the clock in `window`.
-
-    step: steps done, which is also the position in the stream; critic_norms: of the critic's gradient since its last
-    picture; latest: figures of the last validation, with its step under `validated`.
-    """
-
-    best: Best
-    step: int = 0
-    window: Window = field(default_factory=lambda: Window())
-    critic_norms: list[float] = field(default_factory=list)
-    latest: dict[str, float] = field(default_factory=dict)
-
-    def progress(self, networks: Networks, precision: str) -> dict[str, Any]:
-        """For progress.json, with what depends on the hardware that the run began on and must not change."""
-        return {
-            "step": self.step, "best": self.best.progress(), "window": self.window.progress(),
-            "critic_norms": self.critic_norms, "latest": self.latest, "batchnorm_over": networks.batchnorm_over,
-            "precision": precision,
-        }  # fmt: skip
-
-    def restore(self, progress: dict[str, Any], folder: Path) -> None:
-        """Take over a checkpoint's progress, and the best weights from its folder; every rank must call it.
-
-        Raises CheckpointError on every rank if those weights are missing or damaged for any of them.
-        """
-        self.best.restore(progress["best"], folder)
-        self.step = progress["step"]
-        self.window.restore(progress["window"])
-        self.critic_norms, self.latest = progress["critic_norms"], progress["latest"]
 
 
 def score(figures: Mapping[str, Any], metric: str, main: str, protocols: tuple[str, ...]) -> float:
@@ -96,64 +63,81 @@ class Best:
                 self.state = best_weights(folder)
 
 
+@dataclass
 class Window:
-    """Sums since the last record. It travels in checkpoints, so that a resumed run's records are those of one run."""
+    """Sums of a run's figures since its last record. They travel in checkpoints, so that resuming changes no record."""
 
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
-        self._waited = self._busy = 0.0
-        self._steps = 0
-        self._seconds_per_step = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    waited: float = 0.0  # seconds until batches were there
+    busy: float = 0.0  # seconds of steps, waiting included
+    steps: int = 0
 
     def add(self, phase: Phase, metrics: dict[str, float], waited: float, seconds: float) -> None:
-        """One step. waited: seconds until its batch was there; seconds: the whole step, waiting included."""
+        """Add one step."""
         for name, value in metrics.items():
             key = f"{phase}/{name}"
-            self._sums[key] = self._sums.get(key, 0.0) + value
-            self._counts[key] = self._counts.get(key, 0) + 1
-        self._waited += waited
-        self._busy += seconds
-        self._steps += 1
+            self.sums[key] = self.sums.get(key, 0.0) + value
+            self.counts[key] = self.counts.get(key, 0) + 1
+        self.waited += waited
+        self.busy += seconds
+        self.steps += 1
 
-    def close(self, config: StepConfig, batch_size: int) -> dict[str, float]:
-        """The record: means per phase, learning rates of the networks that moved, throughput; then starts anew.
-
-        Throughput is this rank's clock times the global batch; data_wait_share is this rank's share of time without a
-        batch (the worker reports the largest of all ranks').
-        """
-        record = {key: total / self._counts[key] for key, total in self._sums.items()}
+    def record(self, config: StepConfig) -> dict[str, float]:
+        """Means per phase, learning rates of the networks that moved, and throughput by this rank's clock."""
+        record = {key: total / self.counts[key] for key, total in self.sums.items()}
         rates = {
             Phase.PRETRAIN: config.pretrain_lr, Phase.CRITIC: config.critic_lr, Phase.GENERATOR: config.generator_lr,
         }  # fmt: skip
         for phase, rate in rates.items():
             if f"{phase}/loss" in record:
                 record[f"{phase}/learning_rate"] = rate
-        if self._steps and self._busy > 0:
-            record["throughput/steps_per_second"] = self._steps / self._busy
-            record["throughput/patches_per_second"] = self._steps * batch_size / self._busy
-            record["throughput/data_wait_share"] = self._waited / self._busy
-            self._seconds_per_step = self._busy / self._steps
-        self._sums, self._counts = {}, {}
-        self._waited = self._busy = 0.0
-        self._steps = 0
+        if self.busy > 0:
+            record["throughput/steps_per_second"] = self.steps / self.busy
+            record["throughput/patches_per_second"] = self.steps * config.batch_size / self.busy
+            record["throughput/data_wait_share"] = self.waited / self.busy
         return record
 
-    def line(self, step: int, total: int, phase: Phase, record: dict[str, float]) -> str:
-        """One line for the terminal."""
-        eta = int((total - step) * self._seconds_per_step)
-        return (
-            f"step {step:>7,}/{total:,} {phase:<9} loss {record[f'{phase}/loss']:.5f}  "
-            f"{record['throughput/patches_per_second']:.1f} patches/s  "
-            f"data wait {record['throughput/data_wait_share']:.0%}  "
-            f"eta {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}"
-        )
 
-    def progress(self) -> dict[str, Any]:
+def record_line(record: Mapping[str, float], phase: Phase, step: int, total: int) -> str:
+    """A window's record for the terminal."""
+    eta = int((total - step) / record["throughput/steps_per_second"])
+    return (
+        f"step {step:>7,}/{total:,} {phase:<9} loss {record[f'{phase}/loss']:.5f}  "
+        f"{record['throughput/patches_per_second']:.1f} patches/s  "
+        f"data wait {record['throughput/data_wait_share']:.0%}  "
+        f"eta {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}"
+    )
+
+
+@dataclass
+class RunState:
+    """The same on every rank, except for the clock in `window`.
+
+    step: steps done, which is also the position in the stream; critic_norms: of the critic's gradient since its last
+    picture; latest: figures of the last validation, with its step under `validated`.
+    """
+
+    best: Best
+    step: int = 0
+    window: Window = field(default_factory=Window)
+    critic_norms: list[float] = field(default_factory=list)
+    latest: dict[str, float] = field(default_factory=dict)
+
+    def progress(self, networks: Networks, precision: str) -> dict[str, Any]:
+        """For progress.json, with what depends on the hardware that the run began on and must not change."""
         return {
-            "sums": self._sums, "counts": self._counts, "waited": self._waited, "busy": self._busy, "steps": self._steps
+            "step": self.step, "best": self.best.progress(), "window": asdict(self.window),
+            "critic_norms": self.critic_norms, "latest": self.latest, "batchnorm_over": networks.batchnorm_over,
+            "precision": precision,
         }  # fmt: skip
 
-    def restore(self, progress: dict[str, Any]) -> None:
-        self._sums, self._counts = dict(progress["sums"]), dict(progress["counts"])
-        self._waited, self._busy, self._steps = progress["waited"], progress["busy"], progress["steps"]
+    def restore(self, progress: dict[str, Any], folder: Path) -> None:
+        """Take over a checkpoint's progress, and the best weights from its folder; every rank must call it.
+
+        Raises CheckpointError on every rank if those weights are missing or damaged for any of them.
+        """
+        self.best.restore(progress["best"], folder)
+        self.step = progress["step"]
+        self.window = Window(**progress["window"])
+        self.critic_norms, self.latest = progress["critic_norms"], progress["latest"]

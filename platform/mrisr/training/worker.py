@@ -23,6 +23,7 @@ from mrisr.engine.step import NonFiniteError, train_step
 from mrisr.evaluation.pictures import critic_figure
 from mrisr.metrics import METRICS
 from mrisr.models import build_generator
+from mrisr.models.weights import serialised
 from mrisr.tracking.outbox import Outbox
 from mrisr.training import failed_step
 from mrisr.training.build import initial_networks, patch_maker, step_config
@@ -32,7 +33,7 @@ from mrisr.training.outcome import Ending, RoomForMore, StorageStopped, SubjectA
 from mrisr.training.placement_groups import note_group
 from mrisr.training.precision import settle_precision
 from mrisr.training.run_folder import RunFolder
-from mrisr.training.state import Best, RunState
+from mrisr.training.state import Best, RunState, Window, record_line
 from mrisr.training.stopping import Request, Requests
 from mrisr.training.validation import describe, validate, validators
 from voxelstore import VolumeStore
@@ -214,14 +215,14 @@ class Rank:
         return f"{error}. To see it again: mrisr replay {record}"
 
     def _log(self, now: Phase) -> None:
-        state, window = self.state, self.state.window
-        record = window.close(self.config, batch_size=self.experiment.training.batch_size)
+        state = self.state
+        record, state.window = state.window.record(self.config), Window()
         # One rank that waits holds up all: the others spend that time in the step's collectives.
         share = "throughput/data_wait_share"
         record[share] = largest(record.get(share, 0.0), self.device)
         if self.outbox is not None:
             self.outbox.metrics(state.step, record)
-            print(window.line(state.step, self.schedule.total_steps, now, record), flush=True)
+            print(record_line(record, now, state.step, self.schedule.total_steps), flush=True)
 
     def _validate(self) -> None:
         state, networks = self.state, self.networks
@@ -262,10 +263,10 @@ class Rank:
         average_statistics(self.networks)
         state, best = self.state, self.state.best
         weights = {LAST_WEIGHTS: evaluated_state(self.networks)} | ({BEST_WEIGHTS: best.state} if best.state else {})
+        config = self.experiment.generator.architecture
+        files = {name: serialised(config, one) for name, one in weights.items()} if self.rank == 0 else {}
         progress = state.progress(self.networks, self.config.precision)
-        self.folder.write_checkpoint(
-            state.step, self.networks, progress, weights, self.experiment.generator.architecture
-        )
+        self.folder.write_checkpoint(state.step, self.networks, progress, files)
         self._report()
         if self.rank == 0:
             self.folder.remove_old_checkpoints(self.experiment.training.keep_checkpoints)
