@@ -115,9 +115,9 @@ class Supervisor:
                 patience = LARGEST_GROUP_S if workers == max(fitting, default=0) else SMALLER_GROUP_S
                 if self._placed(workers, fitting, patience):
                     return workers
-            if not told:
+            if not told and self._fitting() == fitting:
                 print(f"waiting for nodes: no room for {self.counts[-1]} workers and a data task", flush=True)
-            told = True
+                told = True
 
     def _placed(self, workers: int, fitting: list[int], seconds: float) -> bool:
         """Whether there is room for a group before the nodes change and the time is over."""
