@@ -7,6 +7,7 @@ import csv
 import io
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from mrisr.config import ConfigError
 from mrisr.degradation import PROTOCOLS, degrade
 from mrisr.evaluation import result as names
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
-from mrisr.evaluation.result import EvaluationResult
+from mrisr.evaluation.result import EvaluationResult, together
 from mrisr.evaluation.subject import Evaluation, evaluate_subject, foreground_mask
 from mrisr.inference.sliding_window import InferenceOptions
+from mrisr.training.validation import Validator
 from voxelstore import VolumeStore, convert_volume
 
 OPTIONS = InferenceOptions(patch_size=24)
@@ -88,6 +90,34 @@ def test_an_identity_is_its_input_and_does_not_beat_it(store: VolumeStore, local
     assert not evaluate(store, "test", sharpen(5.0)).beats_input()
 
 
+class Twice(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def test_a_factor_alone_does_not_beat_the_input(store: VolumeStore) -> None:
+    """report160 halves the mean: a network that doubles gains many dB on the plain input and has restored nothing."""
+    subject = store.subjects("test")[0]
+    one = evaluate_subject(Evaluation(store, "test", "report160", OPTIONS), subject, Twice())
+    found = EvaluationResult("report160", "", "test", "", (one,))
+    psnr = {method: found.mean(method, "whole", "psnr") for method in found.methods}
+    assert psnr[names.MODEL] > psnr[names.INPUT] + 5
+    assert psnr[names.CORRECTED] >= psnr[names.MODEL]
+    assert found.gain().mean <= 0
+    assert not found.beats_input()
+    assert found.figures()["baseline_psnr"] == psnr[names.CORRECTED]
+    validator = Validator(store, [subject], "report160", 24, 2, 0, 1)
+    figures, _ = validator.run(Twice(), torch.device("cpu"))
+    assert figures["psnr"] > figures["input_psnr"] + 5
+    assert abs(figures["psnr_gain"]) < 0.5, "cubes, at the gain of the whole volume"
+    assert figures["psnr_gain"] == figures["psnr"] - figures["gain_corrected_psnr"]
+
+
+def test_a_truncation_needs_no_gain(store: VolumeStore, result: EvaluationResult) -> None:
+    for subject in result.subjects:
+        assert subject.scores[names.CORRECTED] == subject.scores[names.INPUT]
+
+
 @pytest.mark.parametrize("amount", [-0.5, 0.2, 3.0])
 @pytest.mark.parametrize("protocol", ["chen2018", "hz2538", "report160"])
 def test_data_consistency_only_lowers_the_squared_error(store: VolumeStore, amount: float, protocol: str) -> None:
@@ -100,11 +130,11 @@ def test_data_consistency_only_lowers_the_squared_error(store: VolumeStore, amou
 
 
 def test_rows_and_table_hold_everything(result: EvaluationResult, tmp_path: Path) -> None:
-    assert result.methods == [names.INPUT, names.CUBIC, names.MODEL, names.CONSISTENT]
+    assert result.methods == [names.INPUT, names.CORRECTED, names.CUBIC, names.MODEL, names.CONSISTENT]
     path = result.write_csv(tmp_path / "deep" / "scores.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 4 * 2
+    assert len(rows) == 2 * 5 * 2
     assert [p.name for p in path.parent.iterdir()] == ["scores.csv"]
     row = next(r for r in rows if (r["method"], r["region"]) == (names.CONSISTENT, "foreground"))
     expected = next(s for s in result.subjects if s.subject == row["subject"]).scores[names.CONSISTENT]["foreground"]
@@ -115,6 +145,38 @@ def test_rows_and_table_hold_everything(result: EvaluationResult, tmp_path: Path
     assert f"{result.mean(names.MODEL, 'whole', 'psnr'):.2f} ±" in text
     assert ("beats its input" in text) == result.beats_input()
     assert all(subject.subject in text for subject in result.subjects)
+
+
+def test_tables_fit_80_columns_and_nothing_is_cut(result: EvaluationResult, tmp_path: Path) -> None:
+    long = tuple(
+        replace(one, subject=f"sub-{i}_ses-followup_acq-mprage_run-01_T1w") for i, one in enumerate(result.subjects)
+    )
+    several = together({"l1": replace(result, subjects=long), "wgan-gp": replace(result, subjects=long)})
+    for per_subject in (False, True):
+        console = Console(width=80, record=True, file=(tmp_path / "out.txt").open("w"))
+        console.print(several.table(per_subject=per_subject))
+        text = console.export_text()
+        lines = text.splitlines()
+        assert "…" not in text
+        assert all(len(line.rstrip()) <= 80 for line in lines)
+        assert all((one.subject in text) == per_subject for one in long)
+        for metric in names.METRICS.values():
+            assert any(metric.heading in line for line in lines)
+        for method in (names.INPUT, names.CORRECTED, names.CUBIC, "l1", "wgan-gp", "wgan-gp + DC"):
+            # A row per region and block, each figure with its spread on the row itself.
+            rows = [line for line in lines if line.startswith(f"{method}  ")]
+            assert len(rows) == 2 + 2 * 2 * per_subject
+            if not per_subject:
+                assert all(row.count("±") == len(names.METRICS) for row in rows)
+
+
+def test_one_or_two_subjects_have_no_interval(result: EvaluationResult, tmp_path: Path) -> None:
+    for count, shown in ((1, False), (2, False), (3, True)):
+        subjects = tuple(replace(result.subjects[0], subject=str(i)) for i in range(count))
+        console = Console(width=80, record=True, file=(tmp_path / "out.txt").open("w"))
+        console.print(replace(result, subjects=subjects).table())
+        verdict = next(line for line in console.export_text().splitlines() if "its input" in line)
+        assert ("[" in verdict) == shown
 
 
 def test_figures_gain_and_metrics(result: EvaluationResult) -> None:
@@ -152,7 +214,7 @@ def test_subjects_keep_their_order_and_each_has_a_line(store: VolumeStore, local
     out = io.StringIO()
     found = evaluate_on_cluster(Evaluation(store, "test", "hz2538"), None, Console(file=out, width=200))
     assert (found.protocol, found.split, found.fingerprint) == ("hz2538", "test", store.fingerprint("test"))
-    assert found.methods == [names.INPUT, names.CUBIC]
+    assert found.methods == [names.INPUT, names.CORRECTED, names.CUBIC]
     assert "[1/1] " + found.subjects[0].describe() in out.getvalue()
 
 

@@ -132,9 +132,12 @@ def evaluate(
     consistency: Annotated[
         bool, typer.Option("--data-consistency", help="add a row: the model with the acquired band of k-space put back")
     ] = False,
+    per_subject: Annotated[
+        bool, typer.Option("--per-subject", help="print every subject's figures too; the CSV always has them")
+    ] = False,
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """Evaluate on whole volumes: the zero-filled input, cubic spline and the model in one table."""
+    """Evaluate on whole volumes: the input, the input at its best gain, cubic spline and the model in one table."""
     protocol_named(protocol, "--protocol")
     from mrisr.cli.commands import run_evaluation
     from mrisr.evaluation.subject import Evaluation
@@ -142,7 +145,7 @@ def evaluate(
 
     folder, target = absolute(store, "--store"), output_path(output, "evaluation", "--output")
     evaluation = Evaluation(VolumeStore.open(folder), split, protocol, consistency=consistency)
-    run_evaluation(model, tracking_uri, evaluation, target)
+    run_evaluation(model, tracking_uri, evaluation, target, per_subject)
 
 
 @app.command()

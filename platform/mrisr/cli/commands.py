@@ -18,14 +18,16 @@ from mrisr.inference.superresolution import SuperResolver, superresolve_files
 from mrisr.tracking.runs import resolve_uri
 
 
-def run_evaluation(model: str, tracking_uri: str | None, evaluation: Evaluation, output: Path) -> None:
+def run_evaluation(
+    model: str, tracking_uri: str | None, evaluation: Evaluation, output: Path, per_subject: bool
+) -> None:
     """Evaluate on a split, print the table, write the CSV and the pictures into the folder `output`."""
     loaded = load_model(model, tracking_uri)
     console = Console(highlight=False)
     result = evaluate_on_cluster(evaluation, loaded.generator, console)
     csv = result.write_csv(output / f"{result.split}-{result.protocol}.csv")
     result.write_pictures(output)
-    console.print(result.table(per_subject=True))
+    console.print(result.table(per_subject))
     console.print(f"figures {csv}\npictures {output}", markup=False, soft_wrap=True)
     if loaded.run_id is not None and loaded.version is not None:
         log_evaluation(result, csv, resolve_uri(tracking_uri, home()), loaded.run_id, loaded.version)

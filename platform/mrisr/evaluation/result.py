@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,14 @@ from mrisr.metrics.bootstrap import Interval, bootstrap_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
+    from rich.console import Group, RenderableType
 
-INPUT, CUBIC, MODEL, CONSISTENT = "zero-filled", "cubic spline", "model", "model + data consistency"
+INPUT, CORRECTED, CUBIC, MODEL = "zero-filled", "gain-corrected", "cubic spline", "model"
+CONSISTENT = "model + data consistency"
 # A method's name in tables and CSV files, and in MLflow metrics.
-METHODS = {INPUT: "input", CUBIC: "cubic", MODEL: "model", CONSISTENT: "consistent"}
+METHODS = {INPUT: "input", CORRECTED: "gain_corrected", CUBIC: "cubic", MODEL: "model", CONSISTENT: "consistent"}
 REGIONS = ("whole", "foreground")
-# Relative. float32 blends of one and the same image differ by 1e-10 in PSNR and 1e-9 in SSIM.
-ROUNDING = 1e-6
+FEWEST_FOR_INTERVAL = 3  # subjects; the bootstrap of one or two says nothing
 
 Scores = dict[str, dict[str, float]]  # region -> metric -> figure
 
@@ -60,13 +60,17 @@ class SubjectResult:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """All subjects of a split under one protocol. fingerprint: of the split's subjects, from the store."""
+    """All subjects of a split under one protocol.
+
+    fingerprint: of the split's subjects, from the store. trained_on: those among them that the model was trained on.
+    """
 
     protocol: str
     degradation: str
     split: str
     fingerprint: str
     subjects: tuple[SubjectResult, ...]
+    trained_on: tuple[str, ...] = ()
 
     @property
     def methods(self) -> list[str]:
@@ -83,18 +87,21 @@ class EvaluationResult:
         return float(self.values(method, region, metric).mean())
 
     def gain(self, metric: str = "psnr", region: str = "whole", method: str = MODEL, seed: int = 0) -> Interval:
-        """Mean improvement over the zero-filled input, with its 95 % bootstrap interval; positive is better."""
-        own, zero_filled = (self.values(each, region, metric) for each in (method, INPUT))
-        return bootstrap_interval(METRICS[metric].improvement(own, zero_filled), seed)
+        """Mean improvement over the gain-corrected input, with its 95 % bootstrap interval; positive is better."""
+        own, baseline = (self.values(each, region, metric) for each in (method, CORRECTED))
+        return bootstrap_interval(METRICS[metric].improvement(own, baseline), seed)
 
     def beats_input(self, metric: str = "psnr", region: str = "whole", method: str = MODEL) -> bool:
-        """Whether the method's mean is better than the zero-filled input's, by more than rounding errors."""
-        own, zero_filled = (self.mean(each, region, metric) for each in (method, INPUT))
-        return METRICS[metric].improvement(own, zero_filled) > ROUNDING * abs(zero_filled)
+        """Whether the method's mean is better than the gain-corrected input's, by more than rounding errors."""
+        return METRICS[metric].beats(*(self.mean(each, region, metric) for each in (method, CORRECTED)))
 
     def figures(self) -> dict[str, float]:
-        """The model's means over whole volumes, as a registered version's tags name them: {"val_psnr": ..., ...}."""
-        return {f"val_{metric}": self.mean(MODEL, "whole", metric) for metric in METRICS}
+        """Means over whole volumes, as a version's tags name them: the model's `val_psnr`, ... and `baseline_psnr`, ...
+
+        The baseline is the gain-corrected input.
+        """
+        own = {f"val_{metric}": self.mean(MODEL, "whole", metric) for metric in METRICS}
+        return own | {f"baseline_{metric}": self.mean(CORRECTED, "whole", metric) for metric in METRICS}
 
     def as_metrics(self) -> dict[str, float]:
         """Every mean, and the seconds per subject, under names such as `model/foreground/psnr`."""
@@ -106,38 +113,65 @@ class EvaluationResult:
         }
         return means | {"seconds_per_subject": float(np.mean([subject.seconds for subject in self.subjects]))}
 
-    def table(self, per_subject: bool = False) -> Table:
-        """Mean ± standard deviation over subjects, by region and method; with `per_subject` also their own rows."""
-        from rich.table import Table
+    def table(self, per_subject: bool = False) -> Group:
+        """Mean ± standard deviation over subjects: a block per region, a row per method; fits 80 columns.
 
-        table = Table(
-            title=f"{self.protocol} ({self.degradation}), {self.split}: {len(self.subjects)} subjects",
-            caption=self._caption(),
-        )
-        for name in ("region", "method", "subject"):
-            table.add_column(name)
-        for metric in METRICS.values():
-            table.add_column(metric.heading, justify="right")
+        per_subject: also a block per subject.
+        """
+        from rich.console import Group
+        from rich.text import Text
+
+        title = f"{self.protocol} ({self.degradation}), {self.split}: {len(self.subjects)} subjects"
+        blocks: list[RenderableType] = [Text(title, "bold")]
         for region in REGIONS:
-            for method in self.methods:
-                columns = [(self.values(method, region, name), metric.digits) for name, metric in METRICS.items()]
-                if per_subject:
-                    for index, subject in enumerate(self.subjects):
-                        cells = (f"{values[index]:.{digits}f}" for values, digits in columns)
-                        table.add_row(region, method, subject.subject, *cells)
-                table.add_row(region, method, "mean", *(_spread(values, digits) for values, digits in columns))
-            table.add_section()
-        return table
+            blocks.append(self._block(f"{region}, mean", [(m, self._spreads(m, region)) for m in self.methods]))
+            for subject in self.subjects if per_subject else ():
+                scores = [(method, regions[region]) for method, regions in subject.scores.items()]
+                rows = [(m, [f"{s[k]:.{metric.digits}f}" for k, metric in METRICS.items()]) for m, s in scores]
+                blocks.append(self._block(f"{region}, {subject.subject}{self._mark(subject.subject)}", rows))
+        return Group(*blocks, *(Text(line) for line in self._notes()))
 
-    def _caption(self) -> str:
+    def _spreads(self, method: str, region: str) -> list[str]:
+        return [_spread(self.values(method, region, name), metric.digits) for name, metric in METRICS.items()]
+
+    @staticmethod
+    def _block(title: str, rows: list[tuple[str, list[str]]]) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column("", overflow="fold")
+        for metric in METRICS.values():
+            table.add_column(metric.heading, justify="right", overflow="fold")
+        for method, cells in rows:
+            label = method.replace("data consistency", "DC")
+            table.add_row(label if label.startswith("model +") else label.removeprefix("model "), *cells)
+        return Group(Text(f"\n{title}", overflow="fold"), table)
+
+    def _mark(self, subject: str) -> str:
+        return " (trained on)" if subject in self.trained_on else ""
+
+    def _notes(self) -> Iterator[str]:
         conventions = (f"{metric.label} {metric.convention}" for metric in METRICS.values() if metric.convention)
-        text = ", ".join(["normalised intensity", "data range 1", *conventions])
+        yield "\n" + ", ".join(["normalised intensity", "data range 1", *conventions])
+        yield f"{CORRECTED}: the input times its best single gain, the baseline"
+        if any(method.endswith("data consistency") for method in self.methods):
+            yield "DC: data consistency, the acquired band of k-space put back"
+        if self.trained_on:
+            yield (
+                f"{len(self.trained_on)} of {len(self.subjects)} subjects are among the model's training subjects: "
+                "these figures say nothing about other people"
+            )
         # Identical images have an infinite PSNR, and no gain.
-        if MODEL in self.methods and np.isfinite(self.values(INPUT, "whole", "psnr")).all():
-            mean, low, high = (METRICS["psnr"].text(value, "+") for value in self.gain())
-            verdict = "beats" if self.beats_input() else "does NOT beat"
-            text += f"; the model {verdict} its input: {mean} [{low}, {high}]"
-        return text
+        if np.isfinite(self.values(CORRECTED, "whole", "psnr")).all():
+            yield from (self._verdict(m) for m in self.methods if m.startswith(MODEL) and "+" not in m)
+
+    def _verdict(self, method: str) -> str:
+        mean, low, high = (METRICS["psnr"].text(value, "+") for value in self.gain(method=method))
+        verdict = "beats" if self.beats_input(method=method) else "does NOT beat"
+        interval = f" [{low}, {high}]" if len(self.subjects) >= FEWEST_FOR_INTERVAL else ""
+        return f"the {method} {verdict} its input: {mean}{interval}"
 
     def rows(self) -> Iterator[dict[str, str | float]]:
         """Tidy rows, one per subject, method and region."""
@@ -148,6 +182,7 @@ class EvaluationResult:
                         "protocol": self.protocol,
                         "split": self.split,
                         "subject": subject.subject,
+                        "trained_on": "yes" if subject.subject in self.trained_on else "no",
                         "method": method,
                         "region": region,
                         **scores,
@@ -172,6 +207,25 @@ class EvaluationResult:
             paths.append(folder / f"{subject.subject}.png")
             subject.picture().savefig(paths[-1], dpi=100)
         return paths
+
+
+def together(results: Mapping[str, EvaluationResult]) -> EvaluationResult:
+    """Several models on the same subjects as one result for a table: `model` of each becomes `model NAME`.
+
+    One result comes back as it is.
+    """
+    first, *others = results.values()
+    if not others:
+        return first
+    subjects = []
+    for same in zip(*(result.subjects for result in results.values()), strict=True):
+        scores = {method: score for method, score in same[0].scores.items() if method not in (MODEL, CONSISTENT)}
+        for name, subject in zip(results, same, strict=True):
+            for method in (MODEL, CONSISTENT):
+                if method in subject.scores:
+                    scores[method.replace(MODEL, f"{MODEL} {name}")] = subject.scores[method]
+        subjects.append(replace(same[0], scores=scores))
+    return replace(first, subjects=tuple(subjects))
 
 
 def _spread(values: np.ndarray, digits: int) -> str:

@@ -1,8 +1,8 @@
 """One subject of an evaluation: every method on the same whole volume, degraded by one fixed protocol.
 
-Methods: the zero-filled input, a cubic spline (where the protocol keeps a smaller grid), the model, and the model with
-data consistency. Regions: the whole volume, and the foreground (the store's coarse mask). Intensities are normalised by
-the subject's recorded map; data_range is 1.
+Methods: the zero-filled input, the same times its best gain (the baseline), a cubic spline (where the protocol keeps a
+smaller grid), the model, and the model with data consistency. Regions: the whole volume, and the foreground (the
+store's coarse mask). Intensities are normalised by the subject's recorded map; data_range is 1.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from mrisr.data.checks import open_store
 from mrisr.degradation import Degradation, degrade, enforce_consistency
 from mrisr.evaluation.interpolation import cubic_spline
 from mrisr.evaluation.pictures import central_slice
-from mrisr.evaluation.result import CONSISTENT, CUBIC, INPUT, MODEL, Scores, SubjectResult
+from mrisr.evaluation.result import CONSISTENT, CORRECTED, CUBIC, INPUT, MODEL, Scores, SubjectResult
 from mrisr.inference.sliding_window import InferenceOptions, superresolve_array
 from mrisr.metrics import measure_regions
+from mrisr.metrics.gain import least_squares_gain
 from voxelstore import VolumeStore
 
 
@@ -75,6 +76,11 @@ def evaluate_subject(evaluation: Evaluation, subject: str, generator: nn.Module 
 
     # One estimate at a time is in memory.
     add(INPUT, lr)
+    gain = least_squares_gain(hr, lr)
+    if gain == 1:
+        scores[CORRECTED], slices[CORRECTED] = scores[INPUT], slices[INPUT]
+    else:
+        add(CORRECTED, lr * np.float32(gain))
     if (spline := cubic_spline(lr, degradation)) is not None:
         add(CUBIC, spline)
     del spline

@@ -19,6 +19,8 @@ from mrisr.metrics import hfen, nrmse, psnr, ssim
 Figure = Callable[[np.ndarray, np.ndarray, Sequence[np.ndarray | None], float], list[float]]
 
 Value = TypeVar("Value", float, np.ndarray)
+# Relative. float32 blends of one and the same image differ by 1e-10 in PSNR and 1e-9 in SSIM.
+ROUNDING = 1e-6
 
 
 class Metric(NamedTuple):
@@ -40,6 +42,10 @@ class Metric(NamedTuple):
     def improvement(self, value: Value, baseline: Value) -> Value:
         """How much better `value` is than `baseline` (numbers or arrays); positive is better for every metric."""
         return value - baseline if self.higher_is_better else baseline - value
+
+    def beats(self, value: float, baseline: float) -> bool:
+        """Whether `value` is better by more than rounding errors."""
+        return self.improvement(value, baseline) > ROUNDING * abs(baseline)
 
     def text(self, value: float, sign: str = "") -> str:
         """`40.91 dB`; with sign="+" a positive number has its sign."""

@@ -13,7 +13,6 @@ from scipy import fft
 
 from mrisr.degradation import Degradation, describe
 from mrisr.degradation.spectrum import spectral_weight
-from mrisr.metrics.shell_correlation import half_spectrum_weight
 
 
 class ZeroedBand(NamedTuple):
@@ -42,7 +41,7 @@ def zeroed_band(reference: np.ndarray, estimate: np.ndarray, degradation: Degrad
             f"degradation {describe(degradation)} zeroes no part of the spectrum: there is no band to measure"
         )
     axes = degradation.transform_axes
-    count = half_spectrum_weight(reference.shape[axes[-1]])
+    count = _samples(reference.shape[axes[-1]])
     weight = band * count.reshape([-1 if axis == axes[-1] else 1 for axis in range(reference.ndim)])
     truth, made = (fft.rfftn(np.asarray(volume, np.float32), axes=axes) for volume in (reference, estimate))
 
@@ -54,3 +53,12 @@ def zeroed_band(reference: np.ndarray, estimate: np.ndarray, degradation: Degrad
         raise ValueError("the reference has no energy in the zeroed band: nothing was taken from it")
     correlation = product(truth, made) / (wanted * found) ** 0.5 if found > 0 else 0.0
     return ZeroedBand(found / wanted, correlation)
+
+
+def _samples(length: int) -> np.ndarray:
+    """How many samples of the full spectrum each column of `rfft` stands for: one for k = 0 and Nyquist, else two."""
+    count = np.full(length // 2 + 1, 2.0, np.float32)
+    count[0] = 1.0
+    if length % 2 == 0:
+        count[-1] = 1.0
+    return count

@@ -16,6 +16,7 @@ from mrisr.data.patches import cut, sample_corners
 from mrisr.degradation import PROTOCOLS, degrade
 from mrisr.evaluation.pictures import validation_figure
 from mrisr.metrics import METRICS, measure
+from mrisr.metrics.gain import least_squares_gain
 from voxelstore import VolumeStore
 
 if TYPE_CHECKING:
@@ -30,11 +31,15 @@ LR_STEPS = 2**16
 
 @dataclass(frozen=True)
 class Cubes:
-    """The validation cubes of one subject, normalised: lr, hr (n, P, P, P) float32; lr in steps of 2^-16."""
+    """The validation cubes of one subject, normalised: lr, hr (n, P, P, P) float32; lr in steps of 2^-16.
+
+    gain: the best single factor for the whole low-resolution volume.
+    """
 
     subject: str
     lr: np.ndarray
     hr: np.ndarray
+    gain: float
 
 
 def subject_cubes(store: VolumeStore, subject: str, protocol: str, patch: int, count: int) -> Cubes:
@@ -46,8 +51,10 @@ def subject_cubes(store: VolumeStore, subject: str, protocol: str, patch: int, c
     )
     hr = store.read_normalised(subject)
     lr = degrade(hr, PROTOCOLS[protocol], np.float64)
+    gain = least_squares_gain(hr, lr)
     lr = (np.rint(lr * LR_STEPS) / LR_STEPS).astype(np.float32)
-    return Cubes(subject, *(np.stack([cut(v, c, patch) for c in corners]) for v in (lr, hr)))
+    lr_cubes, hr_cubes = (np.stack([cut(volume, corner, patch) for corner in corners]) for volume in (lr, hr))
+    return Cubes(subject, lr_cubes, hr_cubes, gain)
 
 
 class Validator:
@@ -59,16 +66,18 @@ class Validator:
         mine = subjects[rank::world_size]
         self.world_size = world_size
         self.cubes = [subject_cubes(store, subject, protocol, patch, count) for subject in mine]
-        self.input = self._mean_over_subjects({cubes.subject: _scores(cubes.hr, cubes.lr) for cubes in self.cubes})
+        self.input = self._mean_over_subjects({c.subject: _scores(c.hr, c.lr) for c in self.cubes})
+        corrected = {c.subject: _scores(c.hr, c.lr * np.float32(c.gain)) for c in self.cubes}
+        self.corrected = self._mean_over_subjects(corrected)
 
     def run(
         self, generator: nn.Module, device: torch.device, precision: str = "fp32"
     ) -> tuple[dict[str, float], Figure | None]:
-        """Every metric's mean over all ranks' subjects, of the generator and of the zero-filled input.
+        """Every metric's mean over all ranks' subjects, of the generator and of its input.
 
         generator: a plain module in evaluation mode, equal on every rank; precision: see superresolve_cube. Returns the
-        figures, equal on every rank, keyed `psnr`, `input_psnr`, `psnr_gain`, ..., and a picture of this rank's first
-        cube (None without subjects).
+        figures, equal on every rank, and a picture of this rank's first cube (None without subjects). Keys: `psnr`,
+        `input_psnr`, `gain_corrected_psnr`, `psnr_gain` (over the gain-corrected input), ...
         """
         scores: dict[str, dict[str, float]] = {}
         figure = None
@@ -81,7 +90,8 @@ class Validator:
         result = dict(figures)
         for key, value in figures.items():
             result[f"input_{key}"] = self.input[key]
-            result[f"{key}_gain"] = value - self.input[key]
+            result[f"gain_corrected_{key}"] = self.corrected[key]
+            result[f"{key}_gain"] = value - self.corrected[key]
         return result, figure
 
     def _mean_over_subjects(self, mine: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -132,9 +142,9 @@ def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
 
 
 def describe(figures: Mapping[str, float]) -> str:
-    """Of `Validator.run`'s figures, for a terminal: `PSNR 30.02 dB (+0.45 dB), SSIM ... against the input`."""
+    """Of `Validator.run`'s figures, for a terminal: `PSNR 30.02 dB (+0.45 dB), ... against the ... input`."""
     parts = (
         f"{metric.label} {metric.text(figures[name])} ({metric.text(figures[f'{name}_gain'], '+')})"
         for name, metric in METRICS.items()
     )
-    return f"{', '.join(parts)} against the input"
+    return f"{', '.join(parts)} against the gain-corrected input"

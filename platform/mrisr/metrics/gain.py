@@ -1,0 +1,18 @@
+"""The best single factor for an estimate: what a comparison must not reward a network for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+STEPS = 2**16
+
+
+def least_squares_gain(reference: np.ndarray, estimate: np.ndarray) -> float:
+    """The factor that brings the estimate closest to the reference, over arrays of one shape.
+
+    A degradation with W(0) < 1 dims its output, so a network that only multiplies would beat the plain input. The gain
+    is rounded to steps of 2^-16: equal on every machine, and exactly 1 for a truncation. 1 for an estimate of zeros.
+    """
+    power = np.sum(np.square(estimate, dtype=np.float64))
+    product = np.sum(np.multiply(reference, estimate, dtype=np.float64))
+    return round(float(product / power) * STEPS) / STEPS if power > 0 else 1.0
