@@ -26,7 +26,8 @@ from mrisr.training.outcome import Terminated, TrackingUnreachable
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.supervisor import Supervisor
 from mrisr.training.warm_start import prepare_initial_weights
-from mrisr.training.worker import LAST_DELIVERY_S, WorkerSettings
+from mrisr.training.worker import LAST_DELIVERY_S
+from mrisr.training.worker_settings import WorkerSettings
 from voxelstore import VolumeStore
 
 

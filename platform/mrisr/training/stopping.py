@@ -21,6 +21,8 @@ from mrisr.training.run_folder import RunFolder
 
 # Ray looks for nodes that it will lose as often as this; the setting is Ray's.
 PREEMPTION_EVERY_S = float(os.environ.get("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "5"))
+# Ray 2.59 and later announce nodes that they will lose.
+_announced = getattr(ray.train, "get_preemption_info", lambda: None)
 
 
 class Request(IntEnum):
@@ -51,7 +53,7 @@ class Requests:
         if request or not ask_ray:
             return Request(request)
         self._asked_ray = time.monotonic()
-        if self._saved_for_preemption or ray.train.get_preemption_info() is None:
+        if self._saved_for_preemption or _announced() is None:
             return Request.NOTHING
         self._saved_for_preemption = True
         return Request.CHECKPOINT

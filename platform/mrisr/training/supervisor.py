@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -19,15 +18,15 @@ import ray
 import ray.train
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
-from ray.train.torch import TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mrisr import cluster
+from mrisr.training.launcher import Launcher
 from mrisr.training.outcome import Ending, RoomForMore, Terminated, TrainingStopped
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.stopping import stop_on_sigterm
-from mrisr.training.worker import WorkerSettings, train_worker
+from mrisr.training.worker_settings import WorkerSettings
 
 LOOK_EVERY_S = 0.5
 # How long to wait for room before a smaller group is tried. The workers of the group before may still be ending.
@@ -190,43 +189,6 @@ class Failures:
         # The group did not start or its process died. A node that has just died is missed only after a while.
         pause, self.pause = self.pause, min(2 * self.pause, LONGEST_PAUSE_S)
         return pause
-
-
-class Launcher:
-    """An actor on the driver's node that runs `fit()`; when it is killed, its group of workers ends at once.
-
-    In the driver itself, `fit()` would replace the handler of Ctrl-C by one that waits for workers to be placed.
-    """
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        os.environ.update(environment)  # Ray Train passes these on to the workers
-        cluster.quiet()
-
-    def fit(
-        self, workers: int, settings: WorkerSettings, storage: Path, callbacks: tuple[Any, ...]
-    ) -> tuple[Ending, TrainingFailedError | None]:
-        """Why the group ended, or the error that ended it."""
-        no_restarts = {"max_failures": 0, "controller_failure_limit": 0}
-        if hasattr(ray.train.FailureConfig, "max_preemption_failures"):  # since Ray 2.60
-            no_restarts["max_preemption_failures"] = 0
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config=settings._asdict(),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=settings.share.gpu, resources_per_worker=settings.share.bundle
-            ),
-            run_config=ray.train.RunConfig(
-                name=uuid.uuid4().hex,
-                storage_path=str(storage),
-                failure_config=ray.train.FailureConfig(**no_restarts),
-                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-                callbacks=list(callbacks),
-            ),
-        )
-        try:
-            return trainer.fit().return_value, None
-        except TrainingFailedError as error:
-            return None, error
 
 
 @contextmanager

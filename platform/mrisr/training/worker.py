@@ -6,14 +6,13 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import ray.train
 import torch
 from torch import Tensor
 
 from mrisr import cluster
-from mrisr.config import Experiment
 from mrisr.data.stream import Batch, StreamError, StreamLimits, rank_batches
 from mrisr.engine import checkpoint
 from mrisr.engine.networks import average_statistics, evaluated_state
@@ -36,6 +35,7 @@ from mrisr.training.run_folder import RunFolder
 from mrisr.training.state import Best, RunState, Window, record_line
 from mrisr.training.stopping import Request, Requests
 from mrisr.training.validation import describe, validate, validators
+from mrisr.training.worker_settings import WorkerSettings
 from voxelstore import VolumeStore
 
 if TYPE_CHECKING:
@@ -46,30 +46,12 @@ if TYPE_CHECKING:
 LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S = 60.0, 3.0
 
 
-class WorkerSettings(NamedTuple):
-    """What the driver tells every worker.
-
-    initial_weights: safetensors file, None for seeded ones; share: of the cluster, per worker; node_cpus: logical CPUs
-    of the smallest node for this run; runs: of a search that share the cluster; driver_cpus: of each of their drivers.
-    """
-
-    experiment: Experiment
-    tracking_uri: str
-    mlflow_run_id: str
-    initial_weights: Path | None
-    share: cluster.Share
-    node_cpus: int
-    runs: int = 1
-    driver_cpus: float = 0.0
-
-
-def train_worker(config: dict[str, Any]) -> Ending:
-    """Train one rank; returns why all ranks end before the end of the schedule. config: fields of WorkerSettings.
+def train_worker(settings: WorkerSettings) -> Ending:
+    """Train one rank; returns why all ranks end before the end of the schedule.
 
     Raises SubjectAtFault, and TrainingStopped for too little memory: they end this rank alone.
     """
     cluster.quiet()
-    settings = WorkerSettings(**config)
     try:
         return _train_rank(settings)
     except Exception as error:

@@ -1,0 +1,26 @@
+"""What the driver tells every worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from mrisr import cluster
+from mrisr.config import Experiment
+
+
+class WorkerSettings(NamedTuple):
+    """What the driver tells every worker.
+
+    initial_weights: safetensors file, None for seeded ones; share: of the cluster, per worker; node_cpus: logical CPUs
+    of the smallest node for this run; runs: of a search that share the cluster; driver_cpus: of each of their drivers.
+    """
+
+    experiment: Experiment
+    tracking_uri: str
+    mlflow_run_id: str
+    initial_weights: Path | None
+    share: cluster.Share
+    node_cpus: int
+    runs: int = 1
+    driver_cpus: float = 0.0
