@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bin="${VENV:-.venv}/bin"
 runs="${MRISR_HOME:-$HOME/mrisr}/runs"
-config=jobs/configs/tune.yaml
+config=tune
 for part in "${@:-asha whole random noise table}"; do
   for name in $part; do
     case "$name" in

@@ -1,6 +1,6 @@
 """The effect of each critic on held-out volumes, and its cost: one shared L1 start, then WGAN-GP with each critic.
 
-`none` makes as many updates of the generator from the same start on L1 alone. The recipe is jobs/configs/critics.yaml.
+`none` makes as many updates of the generator from the same start on L1 alone. The recipe is `--config critics`.
 Figures are over the whole held-out volumes of the splits validation and test. The last weights are compared, not the
 best ones, so that neither split chooses anything. Results are kept in --home.
 """
@@ -19,7 +19,7 @@ from typing import Any
 from mrisr.config import Experiment, load_experiment
 from mrisr.engine.schedule import updates_before
 
-CONFIG = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "critics.yaml"
+CONFIG = "critics"
 KINDS = ("none", "full", "pointwise", "separable")
 COLUMNS = {
     "psnr": "PSNR, dB", "ssim": "SSIM", "energy": "energy in the zeroed band", "correlation": "its correlation",

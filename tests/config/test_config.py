@@ -7,22 +7,27 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mrisr.config import ConfigError, Experiment, load_experiment
+from mrisr.config import ConfigError, Experiment, load_experiment, loading
 from mrisr.config.loading import dump_experiment, field_reference
 
-SHIPPED = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
 
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
-def test_shipped_configurations_are_valid_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
-    experiment = load_experiment(path)
+@pytest.mark.parametrize("name", loading.SHIPPED)
+def test_shipped_configurations_are_taken_by_name_from_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()  # as `mrisr demo` makes one
+    experiment = load_experiment(name)
+    assert load_experiment(loading.SHIPPED[name]) == experiment
     written = tmp_path / "resolved.yaml"
     written.write_text(dump_experiment(experiment))
     assert load_experiment(written) == experiment
 
 
 def test_the_demo_hcp_and_report_configurations_ship() -> None:
-    assert {"demo", "hcp", "report"} <= {path.stem for path in SHIPPED}
+    assert {"demo", "hcp", "report"} <= {*loading.SHIPPED}
+    with pytest.raises(ConfigError, match=r"nosuch.*critics, demo, hcp, report, tune"):
+        load_experiment("nosuch")
 
 
 def test_overrides_are_yaml_values_at_dotted_keys() -> None:

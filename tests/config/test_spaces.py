@@ -17,7 +17,6 @@ from mrisr.tuning.plan import plan_search
 from mrisr.tuning.report import winner_yaml
 from mrisr.tuning.study import build_sampler, open_study
 
-CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 CONDITIONAL = [
     "degradation.kind={choice: [truncate, mixed], fixed: truncate}",
     "degradation.mix={interval: [0, 1], when: {degradation.kind: mixed}}",
@@ -38,13 +37,13 @@ def drawn(overrides: list[str], count: int, sampler: str = "random") -> list[dic
 
 @pytest.mark.parametrize("name", ["hcp", "tune"])
 def test_shipped_spaces_are_valid_and_their_files_train_as_they_are(name: str) -> None:
-    plan = plan_search(CONFIGS / f"{name}.yaml")
+    plan = plan_search(name)
     wanted = {
         "degradation.fraction", "schedule.critic_per_generator", "training.gp_weight", "training.adversarial_weight",
         "training.generator_lr", "training.critic_lr", "critic.kind",
     }  # fmt: skip
     assert wanted <= set(plan.spaces)
-    assert load_experiment(CONFIGS / f"{name}.yaml") == plan.base
+    assert load_experiment(name) == plan.base
     (first, *_) = plan.points
     values = plan.draw(optuna.trial.FixedTrial(first))
     assert values["degradation.fraction"] == pytest.approx(list(plan.base.degradation.fraction))
@@ -104,10 +103,10 @@ def test_a_known_interval_comes_back_from_its_parameters(a: float, b: float) -> 
 
 
 def test_an_override_closes_a_space_and_those_that_exist_under_other_values_only(tmp_path: Path) -> None:
-    open_spaces = set(plan_search(CONFIGS / "hcp.yaml").spaces)
+    open_spaces = set(plan_search("hcp").spaces)
     assert {"degradation.kind", "degradation.mix"} <= open_spaces
     for kind, gone in (("truncate", {"degradation.kind", "degradation.mix"}), ("mixed", {"degradation.kind"})):
-        plan = plan_search(CONFIGS / "hcp.yaml", [f"degradation.kind={kind}"])
+        plan = plan_search("hcp", [f"degradation.kind={kind}"])
         assert set(plan.spaces) == open_spaces - gone
         assert ("degradation.mix" in plan.draw(optuna.trial.FixedTrial(plan.points[0]))) == (kind == "mixed")
 
@@ -210,7 +209,7 @@ def test_values_outside_of_the_space_keep_their_places() -> None:
 def test_winner_yaml_is_an_experiment_file_that_train_takes(tmp_path: Path) -> None:
     from mrisr.tuning.summary import TrialSummary
 
-    plan = plan_search(CONFIGS / "tune.yaml")
+    plan = plan_search("tune")
     values = plan.draw(optuna.trial.FixedTrial(plan.points[0])) | {"training.gp_weight": 3.25}
     winner: Any = TrialSummary(3, "trial-0003", "finished", values, [], {"psnr": 30.0}, 9, None, None, tmp_path, None)  # type: ignore[arg-type]
     file = tmp_path / "winner.yaml"

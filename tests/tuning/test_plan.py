@@ -11,8 +11,6 @@ from mrisr.cli.app import main
 from mrisr.config import load_experiment
 from mrisr.tuning.concurrency import trials_at_once
 
-CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
-
 
 def test_dry_run_prints_the_space_and_the_plan_and_starts_nothing(
     small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -20,7 +18,7 @@ def test_dry_run_prints_the_space_and_the_plan_and_starts_nothing(
     small = [f"{key}=16" for key in ("stream.patch_size", "validation.patch_size", "data.min_size")]
     overrides = [f"data.store={small_store}", f"output={tmp_path}/runs", *small]
     with pytest.raises(SystemExit) as done:
-        main(["tune", "--config", str(CONFIGS / "tune.yaml"), "--trials", "8", "--dry-run", *overrides])
+        main(["tune", "--config", "tune", "--trials", "8", "--dry-run", *overrides])
     assert done.value.code == 0
     shown = capsys.readouterr().out
     for word in ("training.gp_weight: log_uniform [0.1, 100], fixed 10", "train 4", "PSNR", "trials      8 of at most",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mrisr.config.loading import ConfigError, field_reference
+from mrisr.config.loading import SHIPPED, ConfigError, field_reference
 from mrisr.config.networks import Generator
 from mrisr.config.paths import absolute_path, home, in_ray_job
 from mrisr.config.reference import fields_of
@@ -51,7 +51,10 @@ def output_path(path: Path | None, name: str, option: str) -> Path:
     return absolute(path, option)
 
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="experiment file (YAML)", dir_okay=False)]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", "-c", help=f"experiment file (YAML), or one that ships: {', '.join(SHIPPED)}"),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override configuration keys")]
 TrackingOption = Annotated[
     str | None, typer.Option(help="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else $MRISR_HOME/mlflow.db")

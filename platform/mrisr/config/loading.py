@@ -13,9 +13,11 @@ from mrisr.config.schema import Experiment
 from mrisr.config.spaces import Space, SpaceError, active, flat, take_spaces
 from mrisr.tracking.redaction import mask_secrets
 
+SHIPPED = {file.stem: file for file in sorted((Path(__file__).parent / "shipped").glob("*.yaml"))}
 
-def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file (None: the defaults), apply overrides such as `training.gp_weight=5`, check it all.
+
+def load_experiment(path: Path | str | None, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file or a shipped one by its name (None: the defaults), apply overrides, check it all.
 
     Overrides are YAML: `degradation.fraction=[0.3,0.8]`, `generator.init_from=null`. A search space stands for its
     `fixed` value. Raises ConfigError naming the file, or each wrong key with its value and the remedy.
@@ -29,9 +31,9 @@ def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experim
     return experiment
 
 
-def load_search(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Space]]:
+def load_search(path: Path | str | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Space]]:
     """The file's mapping with overrides, without search spaces, and the spaces by dotted key. Raises ConfigError."""
-    raw = {} if path is None else _read(path)
+    raw = {} if path is None else _read(SHIPPED.get(str(path), Path(path)))
     for item in overrides:
         _override(raw, item)
     try:
@@ -79,11 +81,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.load(path.read_text(), _UniqueKeys)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing YAML file") from None
+        names = ", ".join(SHIPPED)
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give a YAML file or one that ships: {names}"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: holds {type(raw).__name__}, not a mapping of keys; see jobs/configs/ for examples")
+        raise ConfigError(f"{path}: holds {type(raw).__name__}, not a mapping of keys, such as `seed: 0`")
     return raw
 
 

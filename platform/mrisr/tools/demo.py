@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mrisr.training.publishing import Published
     from voxelstore import VolumeStore
 
-CONFIG = Path("jobs/configs/demo.yaml")
+CONFIG = "demo"
 SUBJECTS = 6
 
 

@@ -25,7 +25,7 @@ _ADVERSARIAL = (
 )  # fmt: skip
 
 
-def describe_search(config: Path | None, overrides: list[str]) -> str:
+def describe_search(config: Path | str | None, overrides: list[str]) -> str:
     """The space and the plan as text. Reads the store, starts nothing. Raises ConfigError as the search would."""
     plan = plan_search(config, overrides)
     store, t, base = open_search_store(plan), plan.base.tuning, plan.base

@@ -81,7 +81,7 @@ class SearchPlan:
         return self.base.changed(values)
 
 
-def plan_search(path: Path | None, overrides: Sequence[str] = ()) -> SearchPlan:
+def plan_search(path: Path | str | None, overrides: Sequence[str] = ()) -> SearchPlan:
     """Read an experiment file with search spaces, and check that the whole space consists of valid experiments.
 
     Raises ConfigError for: no space, an unknown key, an end that a key does not take, values that do not fit together,

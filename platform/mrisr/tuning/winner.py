@@ -23,7 +23,7 @@ from mrisr.tuning.summary import TrialSummary
 from mrisr.tuning.trial import searched_experiment, trial_experiment, with_known_precision
 
 
-def tune(config: Path | None, overrides: list[str]) -> None:
+def tune(config: Path | str | None, overrides: list[str]) -> None:
     """Run or resume a search, print its report, and register the winner."""
     plan = plan_search(config, overrides)
     console = Console(highlight=False)
