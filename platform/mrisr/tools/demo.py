@@ -83,8 +83,6 @@ def _heading(console: Console, text: str) -> None:
 
 
 def _check(data: Path | None, home: Path) -> None:
-    if not CONFIG.is_file():
-        raise ConfigError(f"{CONFIG}: not found in {Path.cwd()}; run the demo from the checkout")
     if data is not None and home.resolve().is_relative_to(data.resolve()):
         raise ConfigError(
             f"--data {data}: holds --home {home} as well, so that the demo would take its own output for volumes; give "
