@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrisr.engine.memory import MemorySettings, counting, make_fake, peak_bytes
+from mrisr.engine.networks import build_networks
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import float32_convolutions
-from mrisr.engine.step import StepConfig, build_networks, train_step
+from mrisr.engine.step import train_step
+from mrisr.engine.step_settings import StepConfig
 from mrisr.models import MDCSRN, build_critic, build_generator
 from mrisr.models.mdcsrn import MDCSRNConfig
 

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mrisr.engine.networks import build_networks
 from mrisr.engine.precision import chosen, native_bf16
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import float32_convolutions
-from mrisr.engine.step import StepConfig, build_networks, train_step
+from mrisr.engine.step import train_step
+from mrisr.engine.step_settings import StepConfig
 from mrisr.models import build_critic, build_generator
 from mrisr.models.depthwise import DepthwiseConv3d
 

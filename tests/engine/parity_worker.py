@@ -17,10 +17,11 @@ import torch.distributed as dist
 from torch import nn
 
 from mrisr.engine.checkpoint import load, save
-from mrisr.engine.networks import average_statistics, evaluated_state
+from mrisr.engine.networks import Networks, average_statistics, build_networks, evaluated_state
 from mrisr.engine.schedule import Schedule, phase
 from mrisr.engine.sharding import float32_convolutions, full_state, largest, on_every_rank, plain, rank, world_size
-from mrisr.engine.step import Networks, NonFiniteError, StepConfig, build_networks, train_step
+from mrisr.engine.step import NonFiniteError, train_step
+from mrisr.engine.step_settings import StepConfig
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.depthwise import DepthwiseConv3d
 from mrisr.models.mdcsrn import MDCSRNConfig

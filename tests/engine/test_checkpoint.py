@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from mrisr.engine.checkpoint import CheckpointError, load, save
+from mrisr.engine.networks import Networks, build_networks
 from mrisr.engine.schedule import Phase
-from mrisr.engine.step import Networks, StepConfig, build_networks, train_step
+from mrisr.engine.step import train_step
+from mrisr.engine.step_settings import StepConfig
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.mdcsrn import MDCSRNConfig
 

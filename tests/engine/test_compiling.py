@@ -10,10 +10,12 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mrisr.engine.compiling import compile_generator, distance, gradients, variants, why_eager
+from mrisr.engine.networks import build_networks
 from mrisr.engine.objectives import CriticObjective
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import full_state
-from mrisr.engine.step import StepConfig, build_networks, train_step
+from mrisr.engine.step import train_step
+from mrisr.engine.step_settings import StepConfig
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.mdcsrn import MDCSRNConfig
 

@@ -12,7 +12,9 @@ from torch import nn
 from mrisr.models import MDCSRN
 from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.engine.schedule import Phase
-from mrisr.engine.step import StepConfig, build_networks, train_step
+from mrisr.engine.networks import build_networks
+from mrisr.engine.step import train_step
+from mrisr.engine.step_settings import StepConfig
 torch.set_num_threads(1)
 config = StepConfig(batch_size=2, micro_batch=1, recompute=True, ema_decay=0.9)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

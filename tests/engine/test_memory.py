@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mrisr.config import Experiment
 from mrisr.engine.memory import MemorySettings, peak_bytes
-from mrisr.engine.networks import StepConfig
+from mrisr.engine.step_settings import StepConfig
 from mrisr.models import MDCSRN
 from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.training.memory import estimated_peaks, largest_batch, parse_bytes

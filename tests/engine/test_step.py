@@ -8,17 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrisr.engine.networks import evaluated_state
+from mrisr.engine.networks import Networks, build_networks, evaluated_state
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import device_for_worker, float32_convolutions
-from mrisr.engine.step import (
-    Networks,
-    NonFiniteError,
-    StepConfig,
-    build_networks,
-    interpolation_coefficients,
-    train_step,
-)
+from mrisr.engine.step import NonFiniteError, interpolation_coefficients, train_step
+from mrisr.engine.step_settings import StepConfig
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.batchnorm import batchnorms
 from mrisr.models.mdcsrn import MDCSRNConfig

@@ -12,7 +12,7 @@ from mrisr.config import ConfigError, load_experiment
 from mrisr.config.networks import DEFAULT_GENERATOR as CONFIGURED
 from mrisr.engine.compiling import compile_generator, different_units
 from mrisr.engine.memory import MemorySettings, peak_bytes
-from mrisr.engine.networks import StepConfig
+from mrisr.engine.step_settings import StepConfig
 from mrisr.inference.sliding_window import InferenceOptions, superresolve_array
 from mrisr.models import DEFAULT_GENERATOR, build_generator, complete_config
 from mrisr.models.rrdb import RRDBConfig, RRDBNet3D

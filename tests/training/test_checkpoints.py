@@ -15,7 +15,8 @@ import torch
 
 from mrisr.config.validation import Validation
 from mrisr.engine.checkpoint import CheckpointError
-from mrisr.engine.step import StepConfig, build_networks
+from mrisr.engine.networks import build_networks
+from mrisr.engine.step_settings import StepConfig
 from mrisr.models import MDCSRN
 from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.training.outcome import StorageStopped
@@ -34,7 +35,8 @@ from mrisr.engine.checkpoint import load
 from mrisr.training.outcome import StorageStopped
 from mrisr.training.run_folder import RunFolder
 from mrisr.engine.sharding import full_state
-from mrisr.engine.step import StepConfig, build_networks
+from mrisr.engine.networks import build_networks
+from mrisr.engine.step_settings import StepConfig
 folder, rank, world, count = Path(sys.argv[1]), *map(int, sys.argv[2:5])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[5]}", rank=rank, world_size=world)

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from mrisr.config import load_experiment
+from mrisr.engine.networks import build_networks
 from mrisr.engine.schedule import Phase
-from mrisr.engine.step import StepConfig, build_networks, train_step
+from mrisr.engine.step import train_step
+from mrisr.engine.step_settings import StepConfig
 from mrisr.models import MDCSRN, build_critic
 from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.training.build import step_config

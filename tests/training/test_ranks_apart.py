@@ -20,7 +20,8 @@ from mrisr.training.state import Best
 from mrisr.engine.checkpoint import CheckpointError, load
 from mrisr.training.outcome import StorageStopped
 from mrisr.training.run_folder import RunFolder
-from mrisr.engine.step import StepConfig, build_networks
+from mrisr.engine.networks import build_networks
+from mrisr.engine.step_settings import StepConfig
 root, rank = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)

@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 import pytest
 
-from mrisr.engine.networks import StepConfig
 from mrisr.engine.schedule import Phase
+from mrisr.engine.step_settings import StepConfig
 from mrisr.training.state import Window
 
 STEPS = [

@@ -37,10 +37,8 @@ class CheckpointError(ValueError):
 def save(directory: str | Path, networks: Networks, progress: dict[str, Any]) -> None:
     """Write networks, all optimizers and `progress` (anything JSON holds); every rank must call it.
 
-    directory: this rank's own folder or one that all ranks share, made if missing; each rank writes files of its own
-    names (`__<rank>_*`), and rank 0 the metadata and progress.json, so that the folders can be merged. BatchNorm's
-    running statistics are averaged over the ranks first. Raises TypeError for a progress that JSON cannot
-    hold.
+    directory: one that all ranks share, or this rank's own, to be merged with the others'; made if missing. BatchNorm's
+    running statistics are averaged over the ranks first. Raises TypeError for a progress that JSON cannot hold.
     """
     text = json.dumps(progress, indent=1, sort_keys=True)
     folder = Path(directory)
@@ -54,9 +52,9 @@ def save(directory: str | Path, networks: Networks, progress: dict[str, Any]) ->
 def load(directory: str | Path, networks: Networks) -> dict[str, Any]:
     """Load what `save` wrote into `networks`, in place, and return the progress; every rank must call it.
 
-    directory: the whole checkpoint (of all ranks). World size and strategy may differ from those it was saved
-    with. Raises CheckpointError on every rank, naming the folder: when files are missing or damaged for any of them,
-    or when the checkpoint's entries or their shapes are not those of `networks`.
+    directory: the checkpoint of all ranks; world size and strategy may differ from those it was saved with. Raises
+    CheckpointError on every rank, naming the folder: when files are missing or damaged for any of them, or when the
+    checkpoint's entries or their shapes are not those of `networks`.
     """
     folder = Path(directory)
     reader, entries = _PlainReader(folder), _entries(networks)
@@ -164,22 +162,14 @@ class _MetadataUnpickler(pickle.Unpickler):
         [
             ("torch.distributed.checkpoint.metadata", name)
             for name in (
-                "Metadata",
-                "MetadataIndex",
-                "ChunkStorageMetadata",
-                "TensorStorageMetadata",
-                "TensorProperties",
-                "StorageMeta",
-                "_MEM_FORMAT_ENCODING",
+                "Metadata", "MetadataIndex", "ChunkStorageMetadata", "TensorStorageMetadata", "TensorProperties",
+                "StorageMeta", "_MEM_FORMAT_ENCODING",
             )
         ]
-        + [
-            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-            ("torch.serialization", "_get_layout"),
-        ]
+        + [("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout")]
         + [("torch", name) for name in ("Size", "float32", "float64", "bfloat16", "int64")]
         + [(module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")]
-    )
+    )  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self._ALLOWED:

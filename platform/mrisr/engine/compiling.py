@@ -28,10 +28,10 @@ VARIANTS = 128
 
 
 def variants(units: int, micro_batches: int) -> int:
-    """How often the units' code is compiled at most. units: how many different ones there are.
+    """How often the code of so many different units is compiled at most.
 
-    Each is compiled for every micro-batch of a step (each has its own momentum of BatchNorm), for the usual momentum,
-    in the comparison and in recomputation (twice if the layout changed in between), and without gradients.
+    Each is compiled for every micro-batch of a step (each has its own momentum of BatchNorm), for the usual momentum in
+    the comparison and in recomputation (twice if the layout changed in between), and without gradients.
     """
     return units * (micro_batches + 3)
 
@@ -56,8 +56,7 @@ def why_eager(units: int, micro_batches: int, synchronised: bool) -> str | None:
     if (count := variants(units, micro_batches)) > VARIANTS:
         return (
             f"{micro_batches} micro-batches of {units} different units are {count} variants to compile, more than "
-            f"{VARIANTS}; "
-            "use a larger training.micro_batch"
+            f"{VARIANTS}; use a larger training.micro_batch"
         )
     return None
 
@@ -83,12 +82,12 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 def compile_generator(
     generator: Generator, count: int, patch_size: int, precision: str, backend: str | Callable[..., Any] = "inductor"
 ) -> float | None:
-    """Compile the generator's compilable modules in place, unless that changes its gradients.
+    """Compile the generator's compilable modules in place, unless that changes its gradients; every rank must call it.
 
     count, patch_size: of the patches that it will see; the comparison runs on seeded noise of that size. The generator
-    must be on its device, with the layout and the recomputation that it will train with. Every rank must call it.
-    Returns this rank's distance of the gradients from eager's. Returns None if on any rank the distance exceeds
-    TOLERANCE or compiling fails (no C compiler, for example): then nothing is compiled on any rank.
+    must be on its device, with the layout and the recomputation that it will train with. Returns this rank's distance
+    of the gradients from eager's; None, with nothing compiled on any rank, if on one of them the distance exceeds
+    TOLERANCE or compiling fails (no C compiler, for example).
     """
     torch.compiler.config.recompile_limit = max(VARIANTS, torch.compiler.config.recompile_limit)
     device = next(generator.parameters()).device

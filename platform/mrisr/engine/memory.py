@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mrisr.engine.networks import Networks, StepConfig, with_optimizers
+from mrisr.engine.networks import Networks, with_optimizers
 from mrisr.engine.objectives import CriticObjective
 from mrisr.engine.schedule import Phase
 from mrisr.engine.step import TERMS, MicroBatch, generate
+from mrisr.engine.step_settings import StepConfig
 from mrisr.models import build_critic, build_generator
 from mrisr.models.torch_private import TorchDispatchMode, fake_tensors
 
@@ -66,9 +67,9 @@ def counting() -> Iterator[LiveBytes]:
 class MemorySettings:
     """What the memory of a step depends on.
 
-    generator: its configuration; critic: its kind, None for a run that only pretrains; step: as training computes it.
-    accumulates: a step has several micro-batches, so the gradients of the first are alive during the others.
-    validation_patch: edge of the validation cubes, None to leave validation out.
+    generator: its configuration; critic: its kind, None for a run that only pretrains. accumulates: a step has several
+    micro-batches, so the gradients of the first are alive during the others. validation_patch: edge of the validation
+    cubes, None to leave validation out.
     """
 
     generator: Mapping[str, Any]
@@ -83,8 +84,8 @@ def peak_bytes(settings: MemorySettings) -> dict[str, int]:
     """Peak bytes per kind of step: `pretrain`, `inference`, with a critic `critic` and `generator`, and `validation`.
 
     Parameters, gradients, Adam's moments, the moving average and the copy of the generator that is evaluated are
-    included; kernels' workspace and allocator slack are not. Steps are the engine's own. Inference is a forward pass of
-    the evaluated copy; validation is one cube through it in one piece. Raises MemoryUnknownError.
+    included; kernels' workspace and allocator slack are not. Inference is a forward pass of the evaluated copy;
+    validation is one cube through it. Raises MemoryUnknownError.
     """
     step, passes = settings.step, 2 if settings.accumulates else 1
     generator, evaluated = (build_generator(settings.generator) for _ in range(2))

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mrisr.engine.objectives import CriticObjective
-from mrisr.engine.sharding import average_batchnorm, averaged_tensors, full_state, plain, shard, world_size
+from mrisr.engine.sharding import average_batchnorm, averaged_tensors, full_state, plain, shard, whole, world_size
 from mrisr.engine.step_settings import StepConfig
 from mrisr.models.generator import Generator
 
@@ -47,10 +46,10 @@ def build_networks(
     config.local_batch(world_size())
     over = config.batchnorm_over(world_size(), device.type == "cuda")
     generator.channels_last, generator.recompute = config.channels_last, config.recompute
-    whole: nn.Module = generator
+    module: nn.Module = generator
     if over != config.micro_batch:
-        whole = nn.SyncBatchNorm.convert_sync_batchnorm(generator)
-    sharded = shard(whole, strategy, device)
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(generator)
+    sharded = shard(module, strategy, device)
     objective = None
     if critic is not None:
         objective = shard(CriticObjective(critic, config.gp_weight, config.critic_samples), strategy, device)
@@ -97,8 +96,4 @@ def average_statistics(networks: Networks) -> None:
 
 def evaluated_state(networks: Networks) -> dict[str, Tensor]:
     """full_state of the generator, with the moving average in place of its parameters where one is kept."""
-    state = full_state(networks.generator)
-    for name, value in networks.ema.items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        state[name] = whole.detach().to("cpu", copy=True)
-    return state
+    return full_state(networks.generator) | {name: whole(value) for name, value in networks.ema.items()}

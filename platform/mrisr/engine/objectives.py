@@ -40,16 +40,14 @@ class GeneratorTerms(NamedTuple):
 class CriticObjective(nn.Module):
     """The critic and everything that is computed with it, so that it can be sharded as a single unit.
 
-    critic: (B, 1, P, P, P) -> (B,) scores; no sample influences the score of another. gp_weight: weight of the penalty;
-    with 0 it is not part of the loss, and its figures are still reported. samples_at_once: how many samples the critic
-    scores at a time, None for all. Everything runs in float32 or wider, also under autocast: the penalty differentiates
-    twice.
+    critic: (B, 1, P, P, P) -> (B,) scores; no sample influences the score of another. gp_weight: with 0 the penalty is
+    not part of the loss, and is still reported. samples_at_once: how many the critic scores at a time, None for all.
+    Everything runs in float32 or wider, also under autocast: the penalty differentiates twice.
 
     The gradient of the objective is a sum over samples, and for each sample over two terms: the scores of real and
     fake, and the interpolate's penalty. Forward differentiates each term as soon as it is computed and frees its graph
-    before the next; backward returns the sum. So at most the penalty's graph of `samples_at_once` samples is alive, and
-    nothing is computed twice. Real and fake share a pass, which is faster on small patches; together they need less
-    memory than the interpolate, whose graph is differentiated twice.
+    before the next; backward returns the sum. So at most the penalty's graph of `samples_at_once` samples is alive.
+    Real and fake share a pass, which is faster on small patches and needs less memory than the penalty's.
     """
 
     def __init__(self, critic: nn.Module, gp_weight: float = 10.0, samples_at_once: int | None = 1) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from mrisr.settings import check_bounds, setting
 
@@ -54,8 +55,7 @@ class Schedule:
         return self.total_steps > self.pretrain_steps
 
 
-@dataclass(frozen=True)
-class UpdateCounts:
+class UpdateCounts(NamedTuple):
     """How many updates of each kind lie before a step."""
 
     pretrain: int
@@ -81,7 +81,7 @@ def phase(schedule: Schedule, step: int) -> Phase:
 
 
 def updates_before(schedule: Schedule, step: int) -> UpdateCounts:
-    """The updates made by the steps before `step`, in closed form. ValueError outside [0, total_steps]."""
+    """The updates made by the steps before `step`. Raises ValueError outside [0, total_steps]."""
     if not 0 <= step <= schedule.total_steps:
         raise ValueError(f"step {step} is outside the schedule of {schedule.total_steps} steps")
     pretrain = min(step, schedule.pretrain_steps)

@@ -33,8 +33,8 @@ def rank() -> int:
 def float32_convolutions(tf32: bool) -> None:
     """Choose how a GPU computes float32 convolutions in this process: in TF32 (10 bits of mantissa) or with 23 bits.
 
-    torch's default is TF32 for convolutions, though not for matrix products. It would leave the critic and its penalty,
-    float32 by design, with three digits. Without a GPU this changes nothing.
+    torch's default is TF32 for convolutions: three digits for the critic and its penalty, which are float32 by design.
+    Without a GPU this changes nothing.
     """
     cudnn: Any = torch.backends.cudnn  # torch makes its attributes at run time
     # The old switch too: cudnn.flags, which other libraries use, raises if the two switches disagree.
@@ -64,10 +64,9 @@ def device_for_worker(gpu: bool, tf32: bool = False) -> torch.device:
 def shard(module: nn.Module, strategy: str, device: torch.device | None = None) -> nn.Module:
     """Move `module` to `device` and spread it over the ranks, as ONE unit.
 
-    `fsdp`: FSDP2, parameters become DTensors, the module is changed in place; `ddp`: wrapped in
-    DistributedDataParallel; `single`: one process, nothing to spread. Without a process group `fsdp` and
-    `ddp` mean `single`. The module must hold the same weights on every rank (they do: a seed makes them).
-    Raises ValueError for an unknown strategy, and for `single` with several ranks, which would drift apart.
+    `fsdp`: FSDP2, parameters become DTensors, the module is changed in place; `ddp`: in DistributedDataParallel;
+    `single`: one process. Without a process group `fsdp` and `ddp` mean `single`. The module must hold the same weights
+    on every rank. Raises ValueError for an unknown strategy, and for `single` with several ranks.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"training.strategy is {strategy!r}; choose one of {', '.join(STRATEGIES)}")
@@ -84,9 +83,8 @@ def shard(module: nn.Module, strategy: str, device: torch.device | None = None) 
         return module
     # Each rank keeps its own BatchNorm statistics until average_batchnorm: no broadcast of rank 0's in every forward.
     parameters = inspect.signature(DistributedDataParallel).parameters
-    keep_own = (
-        "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-    )  # renamed in 2.13
+    # renamed in 2.13
+    keep_own = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     options: dict[str, Any] = {keep_own: False, "device_ids": [device] if device.type == "cuda" else None}
     return DistributedDataParallel(module, **options)
 
@@ -173,8 +171,9 @@ def averaged_tensors(generator: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors if tensor.is_floating_point()}
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    return isinstance(tensor, DTensor)
+def whole(tensor: Tensor) -> Tensor:
+    """A plain CPU copy of a tensor that may be sharded; every rank must call it."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().to("cpu", copy=True)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -188,8 +187,4 @@ def full_state(generator: nn.Module) -> dict[str, Tensor]:
     Every rank must call it. Running statistics are this rank's: call average_batchnorm first.
     """
     release(generator)
-    state: dict[str, Tensor] = {}
-    for name, value in plain(generator).state_dict().items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        state[name] = whole.detach().to("cpu", copy=True)
-    return state
+    return {name: whole(value) for name, value in plain(generator).state_dict().items()}

@@ -9,31 +9,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from mrisr.engine.networks import Networks, StepConfig, build_networks
+from mrisr.engine.networks import Networks
 from mrisr.engine.objectives import CriticTerms, GeneratorObjective, PretrainObjective, widened
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import (
     accumulating,
     averaged_tensors,
     gather_rows,
-    is_sharded,
     local,
     plain,
     rank,
     release,
     world_size,
 )
+from mrisr.engine.step_settings import StepConfig
 from mrisr.models.batchnorm import frozen_statistics, shared_update
-
-__all__ = [
-    "Networks",
-    "NonFiniteError",
-    "StepConfig",
-    "build_networks",
-    "interpolation_coefficients",
-    "train_step",
-]
 
 
 class NonFiniteError(RuntimeError):
@@ -134,11 +126,9 @@ def train_step(
 ) -> dict[str, float]:
     """Update the network that `phase` names, by the gradient of the mean over the global batch.
 
-    lr, hr: (batch_size / world size, 1, P, P, P) float32, this rank's slice: the ranks' slices in order are
-    the batch. Returns scalars averaged over the global batch, equal on all ranks: loss and gradient_norm
-    always; l1 for the generator, adversarial in the adversarial stage; wasserstein, penalty,
-    interpolate_gradient_norm for the critic. Raises NonFiniteError on all ranks before the update, ValueError
-    for a batch of another size.
+    lr, hr: (batch_size / world size, 1, P, P, P) float32, this rank's slice: the ranks' slices in order are the batch.
+    Returns scalars averaged over the global batch, equal on all ranks: gradient_norm and the terms of the phase.
+    Raises NonFiniteError on all ranks before the update, ValueError for a batch of another size.
     """
     local = config.local_batch(world_size())
     if lr.shape != hr.shape or lr.shape[0] != local:
@@ -197,7 +187,7 @@ def _checked(
         for parameter in group["params"]:
             gradient = parameter.grad
             if gradient is not None:
-                sharded |= is_sharded(gradient)
+                sharded |= isinstance(gradient, DTensor)
                 squares += torch.linalg.vector_norm(local(gradient), dtype=torch.float64).square()
     names = list(parts[0])
     sums = [torch.stack([part[name] for part in parts]).sum() / len(parts) for name in names]

@@ -36,12 +36,11 @@ class StepSettings:
 class StepConfig(StepSettings):
     """The same with nothing left open, and with what other sections add, which is off unless given.
 
-    micro_batch: on a rank. precision: of the generator; critic and penalty are always float32. sync_batchnorm: on CUDA,
-    where torch can, BatchNorm normalises over the forwards of all ranks together; see batchnorm_over. critic_samples:
-    patches that the critic scores at a time, None for all. weight_clip: the critic's weights are cut to [-c, c] after
-    each of its steps, as in the first Wasserstein GAN (arXiv 1701.07875). ema_decay: of a moving average of the
-    generator's weights. Precision, memory format, recompute and critic_samples change the numbers by rounding only.
-    Raises ValueError, naming the key.
+    micro_batch: on a rank. precision: of the generator; critic and penalty are always float32. sync_batchnorm: see
+    batchnorm_over. critic_samples: patches that the critic scores at a time, None for all. weight_clip: the weights of
+    the critic's convolutions are cut to [-c, c] after each of its steps, as in the first Wasserstein GAN (arXiv
+    1701.07875). Precision, memory format, recompute and critic_samples change the numbers by rounding only. Raises
+    ValueError, naming the key.
     """
 
     micro_batch: int = setting(1, "patches per forward pass on a rank", gt=0)

@@ -16,10 +16,11 @@ from mrisr.data.checks import open_store
 from mrisr.data.rows import PatchMaker
 from mrisr.data.stream import Batch
 from mrisr.engine import checkpoint
-from mrisr.engine.networks import Networks, StepConfig
+from mrisr.engine.networks import Networks
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import device_for_worker, world_size
 from mrisr.engine.step import NonFiniteError, on_ranks, train_step
+from mrisr.engine.step_settings import StepConfig
 from mrisr.training.build import initial_networks, patch_maker, step_config
 from mrisr.training.run_folder import RunFolder
 
@@ -29,10 +30,9 @@ def record(
 ) -> Path:
     """Write nonfinite_<step> into the run's folder; every rank calls it with its part of the batch. Returns the path.
 
-    It is a checkpoint of the weights, which the failed step has not changed. Its progress.json holds under `replay`:
-    step, phase, which value was not finite and on which ranks, the seed, micro_batch, the number of patches that
-    BatchNorm normalised over, the precision, all losses per micro-batch, and for each patch of the global batch its
-    row, epoch, subject, patch number and the row's seed. Raises StorageStopped on every rank if it cannot be written.
+    It is a checkpoint of the weights, which the failed step has not changed. Its progress.json holds under `replay`
+    what was not finite and where, all losses, and for each patch of the global batch where it came from. Raises
+    StorageStopped on every rank if it cannot be written.
     """
     mine = [(int(row), int(patch)) for row, patch in zip(batch.row, batch.patch, strict=True)]
     parts: list[Any] = [mine]
@@ -68,8 +68,8 @@ class Replayed(NamedTuple):
 def replay(folder: Path) -> Replayed:
     """Compute a recorded step again, in this process, from the store and the recorded weights. Changes nothing.
 
-    folder: nonfinite_<step>, or a run's folder, which stands for its newest record. Raises ConfigError for a folder
-    without a record, CheckpointError for a damaged one.
+    folder: nonfinite_<step>, or a run's folder, for its newest record. Raises ConfigError for a folder without one,
+    CheckpointError for a damaged one.
     """
     folder = _record_in(folder)
     told = checkpoint.read_progress(folder)["replay"]

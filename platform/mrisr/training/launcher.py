@@ -35,9 +35,6 @@ class Launcher:
         self, workers: int, settings: WorkerSettings, storage: Path, callbacks: tuple[Any, ...]
     ) -> tuple[Ending, TrainingFailedError | None]:
         """Why the group ended, or the error that ended it."""
-        no_restarts = {"max_failures": 0, "controller_failure_limit": 0}
-        if hasattr(ray.train.FailureConfig, "max_preemption_failures"):  # since Ray 2.60
-            no_restarts["max_preemption_failures"] = 0
         trainer = TorchTrainer(
             run_worker,
             train_loop_config=settings._asdict(),
@@ -47,7 +44,9 @@ class Launcher:
             run_config=ray.train.RunConfig(
                 name=uuid.uuid4().hex,
                 storage_path=str(storage),
-                failure_config=ray.train.FailureConfig(**no_restarts),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+                ),
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
                 callbacks=list(callbacks),
             ),

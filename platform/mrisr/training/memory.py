@@ -60,10 +60,7 @@ def parse_bytes(text: str) -> int:
 
 
 def largest_batch(peak: Callable[[int], int], budget: int) -> int:
-    """The largest n >= 1 with peak(n) <= budget. Raises ValueError if not even 1 fits.
-
-    peak must not fall with n and must grow in the end. It may be level at first.
-    """
+    """The largest n >= 1 with peak(n) <= budget; peak grows, though not at first. ValueError if not even 1 fits."""
     first = peak(1)
     if first > budget:
         raise ValueError(
@@ -84,18 +81,15 @@ FEW = 4
 
 
 def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
-    """Peak bytes of this experiment per kind of step, with that many patches per forward pass, and of a validation.
+    """Peak bytes of this experiment per kind of step, with that many patches per forward pass; see `peak_bytes`.
 
-    For a worker of the smallest group that the run may go on with, which accumulates the most; see `peak_bytes`.
+    For a worker of the smallest group that the run may go on with, which accumulates the most.
     """
     return _peaks_by_patches(experiment)(micro_batch)
 
 
 def _peaks_by_patches(experiment: Experiment) -> Callable[[int], dict[str, int]]:
-    """`estimated_peaks` as a function of the patches.
-
-    Up to FEW patches are counted; counting hundreds would take minutes. Beyond, activations grow linearly.
-    """
+    """Up to FEW patches are counted; counting hundreds would take minutes. Beyond, activations grow linearly."""
     settings = MemorySettings(
         experiment.generator.architecture,
         experiment.critic.kind if experiment.schedule.needs_critic else None,

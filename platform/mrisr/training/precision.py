@@ -15,9 +15,8 @@ from mrisr.training.run_folder import RunFolder
 def settle_precision(experiment: Experiment, device: torch.device) -> Experiment:
     """The experiment with bf16 or fp32, the same on every rank; every rank must call it.
 
-    `auto` becomes bf16 if that is native to the devices of all ranks of the run's first group. Rank 0 says so and
-    records it in the run's folder for all later groups. A rank whose CPU has no native bfloat16 warns.
-    Raises StorageStopped on every rank if it cannot be recorded.
+    `auto` becomes bf16 if that is native to the devices of all ranks of the run's first group, and is recorded in the
+    run's folder for all later groups. Raises StorageStopped on every rank if it cannot be recorded.
     """
     folder, native = RunFolder.of(experiment), native_bf16(device)
     everywhere = on_every_rank(native, device)

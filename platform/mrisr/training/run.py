@@ -34,8 +34,8 @@ from voxelstore import VolumeStore
 class Host(NamedTuple):
     """What a run is part of: a search that runs several at once and listens to each.
 
-    runs: how many such runs share the cluster; driver_cpus: logical CPUs that each one's driver reserves itself;
-    callbacks: of Ray Train; parent_run_id: the MLflow run above it.
+    driver_cpus: logical CPUs that each run's driver reserves itself; callbacks: of Ray Train; parent_run_id: the MLflow
+    run above it.
     """
 
     runs: int = 1
@@ -61,8 +61,7 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
     """Train to the end of the schedule, or continue where an earlier start of the same run stopped.
 
     Raises ConfigError if the experiment does not fit its store or the run's earlier start, or if another process trains
-    it; cluster.ResourceError if its workers can never be placed; TrainingStopped if a step, the disk or a damaged
-    checkpoint stops it; Terminated after SIGTERM.
+    it; cluster.ResourceError if its workers can never be placed; TrainingStopped; Terminated after SIGTERM.
     """
     store = open_store(experiment)
     experiment = settle_splits(experiment, store)
@@ -79,7 +78,8 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
         folder.begin(experiment, store)
         uri = tracking.resolve_uri(experiment.tracking.uri, home())
         initial = prepare_initial_weights(experiment, uri)
-        run_id = _tracked_run(experiment, store, uri, host.parent_run_id)
+        config = experiment.model_dump(mode="json")
+        run_id = tracked_run(config, store, uri, folder, parent_run_id=host.parent_run_id)
         node_cpus = max(1, int(min(cpus for cpus, _ in cluster.nodes()) / host.runs))
         settings = WorkerSettings(experiment, uri, run_id, initial, share, node_cpus, host.runs, host.driver_cpus)
         with ending_in_tracking(uri, run_id):
@@ -147,19 +147,18 @@ def outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> 
     return TrainedRun(experiment, run_id, uri, progress["step"], best["step"], best["figures"], state, checkpoint)
 
 
-def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str, parent: str | None) -> str:
-    """The MLflow run's id: the one of an earlier start if there is one, so that its curves go on."""
-    file = RunFolder.of(experiment).mlflow_run
-    if file.exists():
-        run_id = file.read_text()
-        tracking.resume_if_reachable(uri, run_id, file)
+def tracked_run(config: dict[str, Any], store: VolumeStore, uri: str, folder: RunFolder, **options: Any) -> str:
+    """The MLflow run's id: the one of an earlier start if there is one, so that its curves go on.
+
+    config: the resolved one, as plain values; folder: of a run or a search; options: of `tracking.start_run`.
+    """
+    if (run_id := folder.mlflow_run_id) is not None:
+        tracking.resume_if_reachable(uri, run_id, folder.mlflow_run)
         return run_id
-    config = experiment.model_dump(mode="json")
+    options |= {"name": folder.path.name, "dataset_fingerprint": store.fingerprint()}
     try:
-        place = tracking.prepare(uri, home() / "mlartifacts", experiment.tracking.experiment)
-        run_id = tracking.start_run(
-            place, config, name=experiment.name, dataset_fingerprint=store.fingerprint(), parent_run_id=parent
-        )
+        place = tracking.prepare(uri, home() / "mlartifacts", config["tracking"]["experiment"])
+        run_id = tracking.start_run(place, config, **options)
     except ValueError:
         raise  # an address or an experiment that cannot be used
     except Exception as error:  # a database raises its own errors, not MLflow's
@@ -167,5 +166,5 @@ def _tracked_run(experiment: Experiment, store: VolumeStore, uri: str, parent: s
             f"tracking.uri = {mask_secrets(uri)}: the run cannot be begun there ({first_line(error)}); start "
             "MLflow, or give another address"
         ) from error
-    write_atomic(file, run_id)
+    write_atomic(folder.mlflow_run, run_id)
     return run_id

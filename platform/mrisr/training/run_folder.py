@@ -39,9 +39,7 @@ _WAS_AUTO = "  # auto became this on the first workers of this run"
 
 class RunFolder:
     """One run. It belongs to one configuration and one data set from its first checkpoint on, and to one driver at a
-    time.
-
-    A checkpoint is a folder whose progress.json, written last, can be read. Their names sort by step.
+    time. The names of checkpoints sort by step.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,10 +64,7 @@ class RunFolder:
         return self.mlflow_run.read_text() if self.mlflow_run.exists() else None
 
     def locked(self) -> AbstractContextManager[None]:
-        """Hold the run's lock. Two drivers would delete each other's files. The lock ends with its process.
-
-        Raises ConfigError if another process holds it.
-        """
+        """Hold the run's lock, which ends with its process. Raises ConfigError if another process holds it."""
         return locked(
             self.path / ".lock",
             ConfigError(
@@ -83,8 +78,7 @@ class RunFolder:
     def begin(self, experiment: Experiment, store: VolumeStore) -> None:
         """Write the resolved configuration before the first step.
 
-        If an earlier start of another configuration left no checkpoint, its files are deleted and the folder is reused;
-        its MLflow run stays as it ended.
+        The files of a start of another configuration that left no checkpoint are deleted.
         """
         if self.continues(experiment):
             return
@@ -184,11 +178,7 @@ class RunFolder:
         return None if newest is None or told is None else _computed(newest / PROGRESS, told)
 
     def record_precision(self, precision: str) -> None:
-        """Write what `auto` became into the resolved configuration; every rank must call it.
-
-        Raises StorageStopped on every rank if rank 0 cannot write.
-        """
-
+        """Write what `auto` became into the resolved configuration; every rank must call it. Raises StorageStopped."""
         became = f"  precision: {precision}{_WAS_AUTO}\n"
 
         def write() -> None:

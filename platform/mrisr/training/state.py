@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mrisr.config.validation import Validation
 from mrisr.engine.checkpoint import refused_together
-from mrisr.engine.networks import Networks, StepConfig
+from mrisr.engine.networks import Networks
 from mrisr.engine.schedule import Phase
+from mrisr.engine.step_settings import StepConfig
 from mrisr.metrics import METRICS
 from mrisr.training.checkpoints import best_weights
 

@@ -48,8 +48,17 @@ class Requests:
 
     def after_step(self) -> Request:
         """Every rank must call it equally often."""
-        found = self._found() if rank() == 0 else Request.NOTHING
-        request, ask_ray = self._from_rank_0(found, time.monotonic() - self._asked_ray > PREEMPTION_EVERY_S)
+        found = Request.NOTHING
+        if rank() == 0 and self._folder.stop_request.exists():
+            found = Request.STOP
+        elif rank() == 0 and self._folder.resize_request.exists():
+            found = Request.RESIZE
+        told = torch.tensor(
+            [found, time.monotonic() - self._asked_ray > PREEMPTION_EVERY_S], dtype=torch.uint8, device=self._device
+        )
+        if world_size() > 1:
+            dist.broadcast(told, src=0)
+        request, ask_ray = told.tolist()
         if request or not ask_ray:
             return Request(request)
         self._asked_ray = time.monotonic()
@@ -57,18 +66,6 @@ class Requests:
             return Request.NOTHING
         self._saved_for_preemption = True
         return Request.CHECKPOINT
-
-    def _found(self) -> Request:
-        if self._folder.stop_request.exists():
-            return Request.STOP
-        return Request.RESIZE if self._folder.resize_request.exists() else Request.NOTHING
-
-    def _from_rank_0(self, *values: int) -> list[int]:
-        if world_size() == 1:
-            return list(values)
-        told = torch.tensor(values, dtype=torch.uint8, device=self._device)
-        dist.broadcast(told, src=0)
-        return [int(value) for value in told.tolist()]
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mrisr import cluster
 from mrisr.training.launcher import Launcher
-from mrisr.training.outcome import Ending, RoomForMore, Terminated, TrainingStopped
+from mrisr.training.outcome import Ending, RoomForMore, Terminated, TrainingStopped, reason
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.stopping import stop_on_sigterm
 from mrisr.training.worker_settings import WorkerSettings
@@ -35,7 +35,7 @@ LONGEST_PAUSE_S = 30.0
 
 
 class Supervisor:
-    """Trains one run. settings: of its workers; callbacks: of Ray Train."""
+    """Trains one run. callbacks: of Ray Train."""
 
     def __init__(self, settings: WorkerSettings, callbacks: tuple[Any, ...] = ()) -> None:
         self.settings, self.callbacks = settings, callbacks
@@ -156,10 +156,9 @@ class Supervisor:
 
 
 class Failures:
-    """Counts failures since the newest checkpoint.
+    """Counts failures since the newest checkpoint. most: how many are followed by another group; -1: all.
 
-    most: how many are followed by another group; -1: all. in_search: workers that cannot be placed are a failure, since
-    the search has kept room for them.
+    in_search: workers that cannot be placed are a failure, since the search has kept room for them.
     """
 
     def __init__(self, most: int, folder: RunFolder, in_search: bool = False) -> None:
@@ -183,7 +182,7 @@ class Failures:
             print(f"the workers failed and are given up: training.max_failures = {self.most} restarts since {since} "
                   "were of no use", flush=True)  # fmt: skip
             raise error
-        print(f"the workers failed ({_reason(error)}); they are started again from {since}", flush=True)
+        print(f"the workers failed ({reason(error)}); they are started again from {since}", flush=True)
         if isinstance(error, WorkerGroupError) or announced(error):
             return 0.0
         # The group did not start or its process died. A node that has just died is missed only after a while.
@@ -204,8 +203,7 @@ def reserved(workers: int, share: cluster.Share) -> Iterator[Any]:
 def announced(error: Exception) -> bool:
     """Whether Ray knew that the node would go: a failure that nobody is to blame for and that does not count."""
     causes = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    preempted = getattr(ray.train, "PreemptionError", ())  # since Ray 2.60
-    return isinstance(error, preempted) or any(getattr(cause, "preempted", False) for cause in causes)
+    return isinstance(error, ray.train.PreemptionError) or any(getattr(cause, "preempted", False) for cause in causes)
 
 
 def stopped_by(error: BaseException) -> TrainingStopped | None:
@@ -218,9 +216,3 @@ def _not_placed(error: Exception) -> bool:
     """Whether the workers of a group could not be placed within Ray's time limit. The class is known by name only."""
     cause = error.controller_failure if isinstance(error, ControllerError) else None
     return type(cause).__name__ == "WorkerGroupStartupTimeoutError"
-
-
-def _reason(error: Exception) -> str:
-    causes = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error]
-    cause = next(iter(causes), error)
-    return f"{type(cause).__name__}: {cause}".splitlines()[0][:200]

@@ -78,9 +78,9 @@ def _train_rank(settings: WorkerSettings) -> Ending:
 
 
 class Rank:
-    """One rank's part of a run. All ranks do the same at the same time; rank 0 also speaks to MLflow and the terminal.
+    """One rank's part of a run, from its newest checkpoint on; rank 0 also speaks to MLflow and the terminal.
 
-    Made from the newest checkpoint, if there is one. Raises TrainingStopped on every rank if it cannot be loaded.
+    Raises TrainingStopped on every rank if the checkpoint cannot be loaded.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -183,7 +183,7 @@ class Rank:
         try:
             return next(batches)
         except StreamError as error:
-            # The other ranks have their batches. They wait in the step's collectives, and end with this worker.
+            # The other ranks wait in the step's collectives, and end with this worker.
             raise SubjectAtFault(
                 f"{error}. Another store needs a new run, which may begin at this one's weights: name=... "
                 f"generator.init_from={self.folder.path}"

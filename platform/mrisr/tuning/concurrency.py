@@ -12,9 +12,8 @@ from mrisr.tuning.trial import DRIVER_CPUS
 def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] = ()) -> int:
     """How many trials of this size a cluster can run at a time.
 
-    nodes: (logical CPUs, GPUs) of each machine; by default one machine has them all. A trial needs its workers, a data
-    task and its driver. Raises cluster.ResourceError, which says what would fit, if a trial or `tuning.concurrent`
-    trials can never be placed, or if sharing would move trials from GPUs to CPUs unasked.
+    nodes: (logical CPUs, GPUs) of each machine; by default one machine has them all. Raises cluster.ResourceError if a
+    trial or `tuning.concurrent` trials can never be placed, or if sharing would move trials to CPUs unasked.
     """
     t, workers, task = experiment.tuning, experiment.resources.workers, experiment.stream.cpus_per_task
     (most_cpus, its_gpus), *others = sorted(nodes or [(cpus, gpus)], reverse=True)
@@ -40,13 +39,11 @@ def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequ
         return share is not None and (experiment.resources.gpus is not None or share.gpu == single.gpu)
 
     if t.concurrent is None:
-        best = 1
         for count in range(2, t.trials + 1):
             share = share_of(count)
             if share is None or share.gpu != single.gpu or share.cpus < 0.9 * single.cpus:
-                break
-            best = count
-        return best
+                return count - 1
+        return t.trials
     if allowed(t.concurrent):
         return t.concurrent
     most = max((count for count in range(1, t.concurrent) if allowed(count)), default=1)

@@ -14,9 +14,8 @@ def without_excluded(
 ) -> dict[str, Space]:
     """The spaces without those that an override excludes.
 
-    values: the base value of every key; overridden: the keys that overrides name. For example,
-    degradation.kind=truncate excludes a `degradation.mix` that is searched only when the kind is `mixed`, and every
-    space whose condition is on the mix. A space that an override names itself stays; `check_conditions` judges it.
+    values: the base value of every key; overridden: the keys that overrides name. E.g. degradation.kind=truncate
+    excludes a `degradation.mix` that is searched when the kind is `mixed`, and each space with a condition on the mix.
     """
     left, gone = {}, set(overridden) - spaces.keys()
     for key, space in spaces.items():

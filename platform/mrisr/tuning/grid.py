@@ -16,10 +16,10 @@ MOST_POINTS = 100_000
 
 
 def grid_size(spaces: Sequence[Space], values: Mapping[str, Any], points: int) -> int:
-    """How many different experiments the grid has: keys count only where their conditions hold.
+    """How many different experiments the grid has, counted without making them.
 
     spaces: each after those that its conditions ask about; values: the base value of every key; points: per numeric
-    range. The points are counted without making them.
+    range.
     """
     ways: Counter[tuple[tuple[str, Any], ...]] = Counter({(): 1})
     for place, space in enumerate(spaces):
@@ -57,8 +57,7 @@ def grid_points(spaces: Sequence[Space], values: Mapping[str, Any], points: int)
 class DistinctGrid(optuna.samplers.BaseSampler):
     """Tries every point once, in an order that the seed decides. Optuna's own grid sampler knows no conditions.
 
-    The study says which points were tried, so a killed search can resume. Trials with the user attribute `foreign`
-    come from another search and do not count.
+    Trials with the user attribute `foreign` come from another search and do not count.
     """
 
     def __init__(self, points: Sequence[dict[str, Any]], seed: int, foreign: str) -> None:
@@ -75,11 +74,10 @@ class DistinctGrid(optuna.samplers.BaseSampler):
         }
         # A trial whose process was killed during the draw already has some of its parameters.
         drawn = trial.params.items()
-        free = (p for p in self._points if drawn <= p.items() and frozenset(p.items()) not in tried)
-        chosen = next(free, None)
-        if chosen is None:
+        free = [p for p in self._points if drawn <= p.items() and frozenset(p.items()) not in tried]
+        if not free:
             raise ValueError(f"trial {trial.number}: all {len(self._points)} points of the grid were tried")
-        self._chosen[trial.number] = chosen
+        self._chosen[trial.number] = free[0]
 
     def infer_relative_search_space(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
         return {}

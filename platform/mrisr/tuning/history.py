@@ -31,7 +31,6 @@ class TrialHistory:
 
     @property
     def failure(self) -> str | None:
-        """Why the trial failed."""
         return self._read(FAILURE)
 
     @property
@@ -40,8 +39,7 @@ class TrialHistory:
         return self._read(INTERRUPTION)
 
     def add(self, step: int, figures: dict[str, float]) -> bool:
-        """Append a validation; False for one that is known, since a resumed run repeats the validations after its
-        checkpoint."""
+        """Append a validation; False for one that is known: a resumed run repeats those after its checkpoint."""
         if step <= self.step:
             return False
         self.entries.append({"step": step, "figures": figures})
@@ -61,10 +59,7 @@ class TrialHistory:
         (self.folder / INTERRUPTION).unlink(missing_ok=True)
 
     def results(self, metrics: tuple[str, ...]) -> list[dict[str, Any]]:
-        """What Tune is told after each validation: its step, and the figures of the best validation so far.
-
-        Best is by the first metric, so that all figures belong to the run's best weights.
-        """
+        """What Tune is told after each validation: its step, and the figures of the best so far by the first metric."""
         results, best, first = [], None, metrics[0]
         for entry in self.entries:
             if best is None or METRICS[first].improvement(entry["figures"][first], best["figures"][first]) > 0:

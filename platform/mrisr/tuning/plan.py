@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import optuna
 
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import load_search
@@ -118,22 +118,6 @@ def short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-class _Random:
-    """Draws from a space as a random sampler does, without a study."""
-
-    def __init__(self, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        return float(low * (high / low) ** self._rng.random() if log else self._rng.uniform(low, high))
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        return int(self._rng.integers(int(low), int(high) + 1))
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        return choices[int(self._rng.integers(len(choices)))]
-
-
 def _check_shared_pretraining(plan: SearchPlan) -> None:
     if not plan.base.tuning.shared_pretraining:
         return
@@ -184,9 +168,10 @@ def _check_values(plan: SearchPlan) -> None:
 
 def _check_together(plan: SearchPlan) -> None:
     """Random draws of the whole space: a draw that fails here would fail as a trial."""
-    draws = _Random(seed=0)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(_DRAWS):
-        values = plan.draw(draws)
+        values = plan.draw(draws.ask())
         try:
             plan.experiment(values)
         except ConfigError as error:

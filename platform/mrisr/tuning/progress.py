@@ -20,8 +20,7 @@ _LAST_RELEASE_S = 40.0
 class Progress(tune.Callback):
     """Prints a line for every validation and every trial's end, and releases the placement groups of ended trials.
 
-    A trial that was interrupted, e.g. by a full disk, ends the search, since the next trials would meet the same.
-    stopped: the reason then; done: number of trials that have ended.
+    A trial that was interrupted, e.g. by a full disk, ends the search: the next would meet the same. stopped: why.
     """
 
     def __init__(self, plan: SearchPlan, done: int) -> None:
@@ -69,10 +68,8 @@ class Progress(tune.Callback):
         while (held := [folder for folder in held if not release_groups(folder)]) and time.monotonic() < deadline:
             time.sleep(0.1)
         for folder in held:
-            print(
-                f"{folder.name}: its processes are still there after {_LAST_RELEASE_S:g} s; their room is taken",
-                flush=True,
-            )
+            said = f"its processes are still there after {_LAST_RELEASE_S:g} s; their room is taken"
+            print(f"{folder.name}: {said}", flush=True)
             release_groups(folder, now=True)
 
     def _folder(self, trial: Any) -> Path:

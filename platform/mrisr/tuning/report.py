@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 
 
 def trials_table(plan: SearchPlan, summary: SearchSummary, console: Console) -> Table:
-    """Trials, best first, failed ones last: figures, steps, how each ended, values of the searched keys.
-
-    Every key has a column if the console is wide enough. Otherwise all keys share one column, which is wrapped.
-    """
+    """Trials, best first, failed ones last. All keys share a column if the console is too narrow for one each."""
     wide = _table(plan, summary, one_column=False)
     fits = Measurement.get(console, console.options.update(max_width=10_000), wide).maximum <= console.width
     return wide if fits else _table(plan, summary, one_column=True)
@@ -79,12 +76,9 @@ def ordered(plan: SearchPlan, summary: SearchSummary) -> list[TrialSummary]:
 
 
 def cost_lines(plan: SearchPlan, summary: SearchSummary) -> list[str]:
-    """How the trials ended, and the steps run, compared with no early stopping and with the full grid.
-
-    Steps of failed trials are part of the cost, but early stopping did not save their rest.
-    """
+    """How the trials ended, and the steps run, compared with no early stopping and with the full grid."""
     steps, unit = summary.steps, plan.trial_steps
-    ended = [trial for trial in summary.trials if trial.state != "failed"]
+    ended = [trial for trial in summary.trials if trial.state != "failed"]  # early stopping saved no rest of the others
     useful, whole, grid = sum(trial.step for trial in ended), len(ended) * unit, plan.grid_size * unit
     points = plan.base.tuning.grid_points
     shared = plan.base.schedule.pretrain_steps if plan.base.tuning.shared_pretraining else 0
@@ -112,7 +106,7 @@ def winner_yaml(plan: SearchPlan, trial: TrialSummary) -> str:
 
 
 def write_csv(plan: SearchPlan, summary: SearchSummary, path: Path) -> Path:
-    """One row per trial: number, how it ended, steps, figures, searched values, reason of a failure."""
+    """One row per trial."""
     metrics = plan.base.tuning.metrics
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -130,14 +124,13 @@ def study_of_results(plan: SearchPlan, summary: SearchSummary) -> optuna.Study:
     """
     metrics = plan.base.tuning.metrics
     study = create_study(metrics)
-    for t in summary.trials:
-        if t.figures:
-            study.add_trial(
-                optuna.trial.create_trial(
-                    state=TrialState.COMPLETE, values=[t.figures[m] for m in metrics], params=t.frozen.params,
-                    distributions=t.frozen.distributions, user_attrs={"trial": t.number, "steps": t.step},
-                )
-            )  # fmt: skip
+    study.add_trials(
+        optuna.trial.create_trial(
+            state=TrialState.COMPLETE, values=[t.figures[m] for m in metrics], params=t.frozen.params,
+            distributions=t.frozen.distributions, user_attrs={"trial": t.number, "steps": t.step},
+        )
+        for t in summary.trials if t.figures
+    )  # fmt: skip
     return study
 
 

@@ -108,8 +108,8 @@ def _forget(plan: SearchPlan) -> None:
 def learn(plan: SearchPlan, fingerprint: str, study: optuna.Study) -> int:
     """Tell a new study the results of the searches in `tuning.learn_from`; returns how many trials it knows from them.
 
-    They inform the sampler alone, and cannot win. Trials outside of this search's space are left out. Raises
-    ConfigError for a folder without a search, or with one of another experiment, whose figures would mislead.
+    They inform the sampler alone, and cannot win. Raises ConfigError for a folder without a search, or with one of
+    another experiment, whose figures would mislead.
     """
     if not begun(study):
         known = {trial.user_attrs.get(LEARNT) for trial in study.get_trials(deepcopy=False)}

@@ -20,8 +20,7 @@ class ASHA(FIFOScheduler):
     """Asynchronous successive halving: a trial stops at a rung where it is not among the best 1/reduction so far.
 
     The decisions are those of `ray.tune.schedulers.ASHAScheduler` with one bracket and stop_last_trials=False, which
-    cannot be given earlier results. A rung knows a trial by its run, which stays the same when the search goes on.
-    So a resumed trial is not judged again at a rung that it has passed.
+    cannot be given earlier results. A rung knows a trial by its run, so a resumed one is not judged there again.
     """
 
     def __init__(self, rungs: Sequence[float], metric: str, reduction: float, histories: Histories) -> None:

@@ -19,8 +19,7 @@ from mrisr.data.splits import settle_splits
 from mrisr.files import locked, write_atomic
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.addresses import check_address
-from mrisr.tracking.runs import Tracking
-from mrisr.training.run import Host, ending_in_tracking, train
+from mrisr.training.run import Host, ending_in_tracking, tracked_run, train
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.worker import LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S
 from mrisr.tuning.concurrency import trials_at_once
@@ -37,10 +36,10 @@ from voxelstore import VolumeStore
 
 
 class Search(NamedTuple):
-    """A finished search. parent_run_id: its MLflow run."""
+    """A finished search. uri: of MLflow; parent_run_id: its run there."""
 
     plan: SearchPlan
-    place: Tracking
+    uri: str
     parent_run_id: str
     summary: SearchSummary
 
@@ -63,8 +62,9 @@ def search(plan: SearchPlan, console: Console) -> Iterator[Search]:
     )
     with locked(plan.folder / ".lock", refusal), sigterm_interrupts():
         begin_or_resume(plan, store.fingerprint())
-        place = tracking.prepare(uri, home() / "mlartifacts", plan.base.tracking.experiment)
-        parent = _parent_run(plan, place, store)
+        config = settle_splits(plan.base, store).model_dump(mode="json")
+        config["space"] = {key: repr(space) for key, space in plan.spaces.items()}
+        parent = tracked_run(config, store, uri, RunFolder(plan.folder), tags={"tuning.kind": "search"})
         with ending_in_tracking(uri, parent):
             if plan.base.tuning.shared_pretraining:
                 _pretrain(plan, parent, console)
@@ -79,7 +79,7 @@ def search(plan: SearchPlan, console: Console) -> Iterator[Search]:
             end_trials(uri, summary, parent, seconds)
             if summary.missing:
                 raise KeyboardInterrupt  # Tune returns after Ctrl-C as if it had finished
-            yield Search(plan, place, parent, summary)
+            yield Search(plan, uri, parent, summary)
         tracking.finish(uri, parent)
 
 
@@ -143,22 +143,6 @@ def _run_trials(settings: TrialSettings, fingerprint: str, console: Console) -> 
         if progress.stopped is not None:
             raise progress.stopped from None
         raise
-
-
-def _parent_run(plan: SearchPlan, place: Tracking, store: VolumeStore) -> str:
-    """The search's MLflow run: that of an earlier start, or a new one."""
-    file = RunFolder(plan.folder).mlflow_run
-    if file.exists():
-        run_id = file.read_text()
-        tracking.resume_if_reachable(place.uri, run_id, file)
-        return run_id
-    space = {key: repr(space) for key, space in plan.spaces.items()}
-    config = settle_splits(plan.base, store).model_dump(mode="json") | {"space": space}
-    run_id = tracking.start_run(
-        place, config, name=plan.folder.name, dataset_fingerprint=store.fingerprint(), tags={"tuning.kind": "search"}
-    )
-    write_atomic(file, run_id)
-    return run_id
 
 
 def _pretrain(plan: SearchPlan, parent_run_id: str, console: Console) -> None:

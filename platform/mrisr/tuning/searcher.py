@@ -16,9 +16,8 @@ from mrisr.tuning.study import RUN, begun, build_sampler, open_storage, running_
 class StudySearcher(Searcher):
     """Runs the trials of a study, so that a search goes on after its driver was killed.
 
-    The trials that the study holds as running are handed out first, with their parameters. Each one resumes in the
-    run's folder, which has the trial's number in its name. Figures are stored under the training step. A trial that
-    was stopped early is stored as pruned, which TPE expects.
+    The trials that the study holds as running are handed out first, and resume in their runs' folders. Figures are
+    stored under the training step. A trial that was stopped early is stored as pruned, which TPE expects.
     """
 
     def __init__(self, plan: SearchPlan, study: optuna.Study) -> None:

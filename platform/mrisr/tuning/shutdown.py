@@ -85,8 +85,7 @@ def _in_our_words(record: logging.LogRecord) -> bool:
 def end_trials(uri: str, summary: SearchSummary, parent: str, seconds: float) -> None:
     """Deliver the records that trials have not delivered themselves, and end their MLflow runs.
 
-    seconds: time limit for the records of each trial; the next start of the search delivers the rest. If MLflow cannot
-    be reached, a message on stderr says so, and no error is raised.
+    seconds: time limit for the records of each trial. An unreachable MLflow is a message on stderr.
     """
     for trial in summary.trials:
         if (run_id := trial.mlflow_run_id) is None:

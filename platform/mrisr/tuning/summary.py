@@ -23,8 +23,7 @@ _STATES = {
 
 
 class TrialSummary(NamedTuple):
-    """One trial. values: of the searched keys; results: what Tune was told; figures: of the last result; step: of the
-    last validation."""
+    """results: what Tune was told; figures: of the last result; step: of the last validation."""
 
     number: int
     run: str
@@ -58,9 +57,7 @@ class SearchSummary(NamedTuple):
 
 def summarize(plan: SearchPlan, study: optuna.Study | None = None) -> SearchSummary:
     """Read the study and the trials' folders."""
-    if study is None:
-        study = open_study(plan)
-    trials = [_summarize_trial(plan, frozen) for frozen in begun(study)]
+    trials = [_summarize_trial(plan, frozen) for frozen in begun(study or open_study(plan))]
     ended = [trial for trial in trials if trial.ended]
     return SearchSummary(trials, _best(ended, plan.base.tuning.metrics), max(0, plan.trials - len(ended)))
 

@@ -15,7 +15,7 @@ from mrisr.config import Experiment, load_experiment
 from mrisr.config.tuning import Tuning
 from mrisr.engine.checkpoint import read_progress
 from mrisr.metrics import METRICS
-from mrisr.training.outcome import SURROUNDINGS, TrainingStopped
+from mrisr.training.outcome import OUTSIDE_CAUSES, reason
 from mrisr.training.run import Host, train
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.state import score
@@ -30,8 +30,7 @@ DRIVER_CPUS = 0.01
 class TrialSettings(NamedTuple):
     """What all trials of a search share.
 
-    concurrent: how many trials run at a time; environment: the search's addresses and folders, since another machine
-    may have other defaults.
+    environment: the search's addresses and folders; another machine may have other defaults.
     """
 
     plan: SearchPlan
@@ -99,7 +98,6 @@ class ReportToTune(TuneReportCallback):
         self.metrics, self.protocols = tuning.metrics, tuning.protocols
 
     def scores(self, validation: dict[str, Any]) -> dict[str, float]:
-        """The score of a validation by every metric."""
         return {metric: score(validation, metric, self.main_protocol, self.protocols) for metric in METRICS}
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
@@ -137,7 +135,7 @@ def run_trial(config: dict[str, Any], settings: TrialSettings) -> None:
     except Exception as error:
         if not _stopped():
             with suppress(OSError):  # a full disk may refuse the note too; the trial's own error matters more
-                (history.interrupt if isinstance(error, SURROUNDINGS) else history.fail)(_reason(error))
+                (history.interrupt if isinstance(error, OUTSIDE_CAUSES) else history.fail)(reason(error))
         raise
 
 
@@ -146,16 +144,3 @@ def _stopped() -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tune warns that there is no session, which is what is asked here
         return tune.get_context().get_trial_name() is None
-
-
-def _reason(error: BaseException) -> str:
-    """One line: the error that a worker raised, without Ray's wrapping."""
-    if isinstance(error, TrainingStopped):
-        return str(error)
-    failures = getattr(error, "worker_failures", None)
-    lines = str(next(iter(failures.values())) if failures else error).strip().splitlines() or [""]
-    if not failures:
-        return f"{type(error).__name__}: {lines[-1]}"[:400]
-    # A traceback ends with `package.module.Class: message`.
-    name, colon, message = lines[-1].partition(": ")
-    return f"{name.rsplit('.', 1)[-1]}{colon}{message}"[:400]

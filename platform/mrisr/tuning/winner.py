@@ -33,16 +33,16 @@ def tune(config: Path | str | None, overrides: list[str]) -> None:
         tags = {"search_run_id": found.parent_run_id, "search": plan.folder.name, "search_trial": winner.run}
         published = publish(run, tags)
         console.print("\n".join(published.lines()), markup=False, soft_wrap=True)
-        tracking.RunLogger(found.place.uri, found.parent_run_id).tags({"winner.model": published.model_uri})
+        tracking.RunLogger(found.uri, found.parent_run_id).tags({"winner.model": published.model_uri})
         _evaluate_once(found, run, published, console)
-    uri = mask_secrets(found.place.uri)
+    uri = mask_secrets(found.uri)
     console.print(f"search run {found.parent_run_id} at {uri}; study {plan.folder}", markup=False, soft_wrap=True)
 
 
 def _report(found: Search, console: Console) -> TrialSummary:
-    """Print the table, the winner and the cost, and log them to the search's MLflow run. Returns the winner."""
+    """Print the table, the winner and the cost, and log them to the search's MLflow run."""
     plan, summary = found.plan, found.summary
-    logger = tracking.RunLogger(found.place.uri, found.parent_run_id)
+    logger = tracking.RunLogger(found.uri, found.parent_run_id)
     logger.artifact(write_csv(plan, summary, plan.folder / "trials.csv"))
     for name, plot in plots(plan, summary):
         file = plan.folder / "plots" / f"{name}.html"
@@ -83,7 +83,7 @@ def _evaluate_once(found: Search, run: TrainedRun, published: Published, console
         result.write_csv(fresh)
         # For the search, the step is the model's version: a later winner may have fewer steps.
         for run_id, step in ((found.parent_run_id, int(published.version)), (run.run_id, run.step)):
-            logger = tracking.RunLogger(found.place.uri, run_id)
+            logger = tracking.RunLogger(found.uri, run_id)
             logger.metrics(step, {f"test/{key}": value for key, value in result.as_metrics().items()})
             logger.artifact(fresh)
         fresh.replace(csv)  # last, since the file says that nothing is left to do
@@ -92,27 +92,18 @@ def _evaluate_once(found: Search, run: TrainedRun, published: Published, console
 def _as_it_is(found: Search, winner: TrialSummary) -> TrainedRun:
     assert winner.mlflow_run_id is not None
     experiment = trial_experiment(found.plan, winner.run, winner.values)
-    return outcome(experiment, winner.mlflow_run_id, found.place.uri, _scored_checkpoint(winner))
+    return outcome(experiment, winner.mlflow_run_id, found.uri, _scored_checkpoint(winner))
 
 
 def _scored_checkpoint(winner: TrialSummary) -> Path:
-    """The newest checkpoint with the weights that gave the trial's score.
-
-    A trial that Tune stopped may have saved one more, with better weights that were never reported.
-    """
-    folders = RunFolder(winner.folder).checkpoints()
-    scored = winner.results[-1]["best_step"]
-    for folder in reversed(folders):
-        if read_progress(folder)["best"]["step"] == scored:
-            return folder
-    return folders[-1]
+    """The newest checkpoint with the weights that gave the trial's score; a stopped trial may have saved one more."""
+    folders, scored = RunFolder(winner.folder).checkpoints(), winner.results[-1]["best_step"]
+    fitting = [folder for folder in folders if read_progress(folder)["best"]["step"] == scored]
+    return (fitting or folders)[-1]
 
 
 def _retrained(found: Search, winner: TrialSummary) -> TrainedRun:
-    """A new run of the winner's configuration with another seed, so that the result is not the luck of one trial.
-
-    It starts where the trials started, from the shared pretraining if there is one.
-    """
+    """A new run of the winner's configuration with another seed, so that the result is not the luck of one trial."""
     plan = found.plan
     experiment = with_known_precision(plan, searched_experiment(plan, winner.values), winner.run)
     changes = {"name": f"winner-{winner.run}", "output": plan.folder, "seed": plan.base.seed + 1}
