@@ -86,7 +86,7 @@ def train(
 def tune(
     overrides: Overrides = None,
     config: ConfigOption = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="the same as tuning.trials=...")] = None,
+    trials: Annotated[str | None, typer.Option(metavar="INTEGER", help="the same as tuning.trials=...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print space and plan, start nothing")] = False,
 ) -> None:
     """Search the keys whose value in the file is a space, then register the winner and print it as a configuration.

@@ -17,7 +17,10 @@ from mrisr.config.reference import fields_of
 
 def key_reference() -> str:
     """Every configuration key with type, default and meaning; \\b keeps click from re-wrapping the lines."""
-    parts = ["\b\nConfiguration keys (KEY=VALUE; values are YAML):", *_rows(field_reference())]
+    parts = [
+        "\b\nConfiguration keys (KEY=VALUE; values are YAML 1.2, texts and paths as they are):",
+        *_rows(field_reference()),
+    ]
     for kind, settings in list(Generator.kinds())[1:]:
         parts += [f"With generator.kind={kind}, instead of the keys of the default kind:"]
         parts += _rows(fields_of(settings, "generator."))

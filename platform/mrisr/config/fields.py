@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 
 from mrisr.config.paths import absolute_path
+from mrisr.config.values import schema_of_values
 from mrisr.settings import OneOf, one_of
 
 __all__ = ["AbsolutePath", "NonNegative", "OneOf", "Positive", "Section", "one_of"]
@@ -21,3 +22,7 @@ AbsolutePath = Annotated[Path, AfterValidator(absolute_path)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return schema_of_values(handler(source), handler.resolve_ref_schema)

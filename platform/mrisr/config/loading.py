@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,21 @@ import yaml
 
 from mrisr.config.reference import ConfigError, checked, fields_of, set_key
 from mrisr.config.schema import Experiment
-from mrisr.config.spaces import Space, SpaceError, active, flat, take_spaces
+from mrisr.config.spaces import KINDS, Space, SpaceError, active, flat, take_spaces
+from mrisr.config.values import NULLS, dump, parse
 from mrisr.tracking.redaction import mask_secrets
 
 SHIPPED = {file.stem: file for file in sorted((Path(__file__).parent / "shipped").glob("*.yaml"))}
 
 
+_TEXTS = ("str", "str | null", "Path")
+
+
 def load_experiment(path: Path | str | None, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment file or a shipped one by its name (None: the defaults), apply overrides, check it all.
 
-    Overrides are YAML: `degradation.fraction=[0.3,0.8]`, `generator.init_from=null`. A search space stands for its
-    `fixed` value. Raises ConfigError naming the file, or each wrong key with its value and the remedy.
+    Overrides are YAML 1.2, `degradation.fraction=[0.3,0.8]`, except that a text or a path is taken as it is. A search
+    space stands for its `fixed` value. Raises ConfigError naming the file, or each wrong key with value and remedy.
     """
     raw, spaces = load_search(path, overrides)
     experiment = checked(Experiment, raw)
@@ -54,7 +59,7 @@ def dump_experiment(experiment: Experiment, without: Sequence[str] = ()) -> str:
     if shown["tracking"]["uri"] != plain["tracking"]["uri"]:
         shown["tracking"]["uri"] = None
         head = "# tracking.uri holds credentials, which are not kept here: set MLFLOW_TRACKING_URI instead.\n"
-    return head + yaml.safe_dump(shown, sort_keys=False)
+    return head + dump(shown)
 
 
 def field_reference() -> Iterator[tuple[str, str, str, str]]:
@@ -62,24 +67,9 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
     return fields_of(Experiment)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A SafeLoader that refuses a key given twice. YAML would take the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice; keep one of them", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(), _UniqueKeys)
+        raw = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         names = ", ".join(SHIPPED)
         raise ConfigError(
@@ -97,8 +87,21 @@ def _override(raw: dict[str, Any], item: str) -> None:
     if not equals or not key:
         raise ConfigError(f"{item!r} is not an override; write section.key=value, e.g. training.gp_weight=5")
     key = key.lstrip("-")
+    set_key(raw, key, _typed(key, text))
+
+
+def _typed(key: str, text: str) -> Any:
+    """The value that a text on the command line stands for: itself where the key takes a text or a path, else YAML."""
+    kind = next((kind for name, kind, *_ in fields_of(Experiment) if name == key), "")
     try:
-        # In YAML a leading star is an alias. There are none in an override, so it starts a glob.
-        set_key(raw, key, text if text.startswith("*") else yaml.safe_load(text))
+        if kind not in _TEXTS:
+            return parse(text)
+        if kind.endswith("| null") and text in NULLS:
+            return None
+        if text.startswith("{"):  # a search space
+            with suppress(yaml.YAMLError):
+                if set(KINDS) & (value := parse(text)).keys():
+                    return value
+        return text
     except yaml.YAMLError:
         raise ConfigError(f"{key}: {text!r} is not a YAML value; quote it, e.g. {key}='\"text\"'") from None

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from mrisr.config.fields import Positive, Section, one_of
+from mrisr.config.values import Unguessed
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,9 @@ class Generator(Section):
                     f"generator.{key} = {own[key]!r}: is a key of {' and '.join(others)}, not of generator.kind = "
                     f"{kind!r}, which has {', '.join(keys[kind])}; leave it out"
                 )
-        return shared | asdict(TypeAdapter(GENERATORS.entries[kind].Config).validate_python(own))
+        return shared | asdict(
+            TypeAdapter(Annotated[GENERATORS.entries[kind].Config, Unguessed()]).validate_python(own)
+        )
 
 
 class Critic(Section):

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from mrisr.config.fields import OneOf
 from mrisr.config.networks import Generator
+from mrisr.config.values import dump
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -83,9 +83,11 @@ def type_text(kind: Any) -> str:
 
 
 def _as_yaml(value: Any) -> str:
-    """A default as the text that an override takes: null, [0.5, 0.5]."""
-    plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-    return yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+    """A default as the text that an override takes: null, [0.5, 0.5], *."""
+    if isinstance(value, str | Path):
+        return str(value)
+    plain = list(value) if isinstance(value, tuple) else value
+    return dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:

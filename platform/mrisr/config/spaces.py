@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
+from mrisr.config.values import plain
+
 NUMERIC = ("uniform", "log_uniform", "int", "log_int")
 KINDS = (*NUMERIC, "choice", "interval")
 # Keys that may not be searched, and why.
@@ -160,7 +162,7 @@ def _take(node: dict[str, Any], prefix: str) -> Iterator[Space]:
         if not any(kind in value for kind in KINDS) or key == "data.splits":
             yield from _take(value, f"{key}.")
             continue
-        space = _parse(key, value)
+        space = _parse(key, plain(value))
         if space.has_fixed:
             node[name] = space.fixed
         else:
@@ -199,7 +201,7 @@ def _check_ends(key: str, kind: str, options: Any, value: dict[str, Any]) -> Non
     if not isinstance(options, list) or len(options) != 2:
         raise SpaceError(f"{key} = {value!r}: {kind} takes a list of two ends, [low, high]")
     if not all(map(_number, options)):
-        raise SpaceError(f"{key} = {value!r}: the ends of {kind} are numbers (1.0e-5 in YAML, not 1e-5)")
+        raise SpaceError(f"{key} = {value!r}: the ends of {kind} are numbers between -2^63 and 2^63")
     low, high = options
     if not low < high:
         raise SpaceError(f"{key} = {value!r}: the lower end comes first and the ends differ; use [{high}, {low}]")
@@ -227,4 +229,4 @@ def _ordered(spaces: dict[str, Space]) -> dict[str, Space]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**63
