@@ -61,6 +61,7 @@ def test_overrides_are_yaml_values_at_dotted_keys() -> None:
         ("degradation.slice_thickness=3", ["degradation.slice_thickness", "3.0", "degradation.slice_axis"]),
         ("degradation.apodisation=tukey", ["degradation.taper", "above 0"]),
         ("degradation.apodisation=hann", ["degradation.apodisation", "'hann'", "hamming"]),
+        ("validation.split=test", ["validation.split = 'test'", "would choose the weights", "such as validation"]),
         ("validation.protocol=mine", ["validation.protocol", "'mine'", "chen2018"]),
         ("resources.workers=4", ["training.batch_size", "resources.workers = 4", "multiple of 4"]),
         ("training.micro_batch=3", ["training.micro_batch", "3"]),

@@ -84,9 +84,8 @@ class Generator(Section):
                     f"generator.{key} = {own[key]!r}: is a key of {' and '.join(others)}, not of generator.kind = "
                     f"{kind!r}, which has {', '.join(keys[kind])}; leave it out"
                 )
-        return shared | asdict(
-            TypeAdapter(Annotated[GENERATORS.entries[kind].Config, Unguessed()]).validate_python(own)
-        )
+        settings: Any = Annotated[GENERATORS.entries[kind].Config, Unguessed()]
+        return shared | asdict(TypeAdapter(settings).validate_python(own))
 
 
 class Critic(Section):

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from mrisr.config.fields import Positive, Section
 from mrisr.config.reference import ConfigError
 from mrisr.config.tuning import Metric, Protocol
 from mrisr.degradation import PROTOCOLS, Degradation
+
+
+def not_test(split: str) -> str:
+    """Raise ValueError for the split of final figures."""
+    if split == "test":
+        raise ValueError(
+            "the test split would choose the weights that are then measured on it, and the figures would mislead; "
+            "give another split, such as validation"
+        )
+    return split
 
 
 class Validation(Section):
@@ -17,7 +29,9 @@ class Validation(Section):
     further_protocols: tuple[Protocol, ...] = Field(
         (), description="measured beside it; they decide nothing in training"
     )
-    split: str = Field("validation", description="split that chooses the best weights and the champion")
+    split: Annotated[str, AfterValidator(not_test)] = Field(
+        "validation", description="split that chooses the best weights and the champion, not `test`"
+    )
     every: Positive = Field(2000, description="steps between validations")
     patch_size: Positive = Field(64, description="edge of the cubes validated during training, voxels")
     patches_per_subject: Positive = Field(4, description="cubes per subject; the same ones for ever")

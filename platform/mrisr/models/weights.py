@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,29 +49,39 @@ def _text(config: Mapping[str, Any]) -> str:
 def read_weights_file(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """Read a weights file. Returns (generator_config, or None if the file has none; state dict on the CPU).
 
-    .safetensors: the configuration comes from its header, or from generator.json beside it.
-    .pt, .pth: a state dict, or a dict with one under `state_dict` or `model_state_dict`; nothing but tensors is
-    unpickled. Raises ValueError that names the file and the remedy; FileNotFoundError.
+    The content decides, whatever the name. safetensors: the configuration comes from its header, or from generator.json
+    beside it. torch.save, zip or legacy: a state dict, or a dict with one under `state_dict` or `model_state_dict`;
+    nothing but tensors is unpickled. Raises ValueError that names the file and the remedy; FileNotFoundError.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix not in (".pt", ".pth"):
-        raise ValueError(f"{path}: weights are read from .safetensors, .pt or .pth, not from {path.suffix!r}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path}: not a file of plain tensors, and nothing else is unpickled from it; "
-            f"save the network's state_dict() with torch.save ({str(error).splitlines()[0]})"
-        ) from error
+        with path.open("rb") as file:
+            head = file.read(9)
+        if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+            return _read_safetensors(path)
+        if not (head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05")):
+            raise ValueError(f"{path}: damaged, or not a weights file; give one of safetensors or of torch.save")
+        content = _unpickled(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error}); give a readable weights file") from error
     for key in ("state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: holds {type(content).__name__}, expected a state dict of tensors")
     return None, dict(content)
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:  # torch.load would go by the name
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged pickle makes of itself
+        raise ValueError(
+            f"{path}: damaged, or not a file of plain tensors, and nothing else is unpickled from it; "
+            f"save the network's state_dict() with torch.save ({next(iter(str(error).splitlines()), '')})"
+        ) from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
@@ -85,4 +94,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tens
     beside = path.with_name(CONFIG)
     if header is None and beside.is_file():
         header = beside.read_text()
-    return (None if header is None else json.loads(header)), state
+    try:
+        config = None if header is None else json.loads(header)
+    except ValueError:
+        config = header
+    if not isinstance(config, dict | None):
+        raise ValueError(f"{path}: its generator's configuration is damaged ({header[:40]!r}); save the weights again")
+    return config, state
