@@ -98,6 +98,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tens
         config = None if header is None else json.loads(header)
     except ValueError:
         config = header
-    if not isinstance(config, dict | None):
+    if header is not None and not isinstance(config, dict):
         raise ValueError(f"{path}: its generator's configuration is damaged ({header[:40]!r}); save the weights again")
     return config, state
