@@ -6,16 +6,12 @@ from pathlib import Path
 
 
 class VolumeError(ValueError):
-    """A source file that cannot be used: file, value found and remedy. `reason` is one of `REASONS`."""
+    """A source file that cannot be used: file, value found and remedy.
 
-    REASONS = (
-        "unreadable", "truncated", "unsupported", "not-3d", "constant", "not-finite", "too-small", "duplicate",
-        "name-clash", "worker-died", "too-large", "unusable",
-    )  # fmt: skip
+    reason: unreadable, truncated, unsupported, not-3d, constant, not-finite or too-small.
+    """
 
     def __init__(self, path: str | Path, reason: str, message: str) -> None:
-        if reason not in self.REASONS:
-            raise ValueError(f"reason {reason!r} is not one of {self.REASONS}")
         super().__init__(f"{path}: {message}")
         self.path = str(path)
         self.reason = reason

@@ -38,10 +38,7 @@ def atomic_write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Hold an advisory lock on the file `path`; yields False without `wait` where another process holds it.
-
-    The kernel releases the lock of a process that dies, so no lock is ever stale.
-    """
+    """Hold the kernel's lock on a file until the process ends; yields False without `wait` where another holds it."""
     with path.open("a+b") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
@@ -77,10 +74,7 @@ def remove_folder(path: Path) -> None:
 
 
 def clean(folder: Path) -> list[str]:
-    """Remove what killed writers left in `folder`, and bring back folders that were moved aside but not replaced.
-
-    Call it only while no writer runs. Returns the names removed.
-    """
+    """Remove what killed writers left, and bring back folders that were moved aside, while no writer runs."""
     removed = []
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith(REPLACED):

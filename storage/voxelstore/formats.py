@@ -42,8 +42,7 @@ class SourceLayout:
     suffix: bytes
 
 
-@dataclass(frozen=True)
-class ParsedFile:
+class ParsedFile(NamedTuple):
     """raw: the voxels as stored, (D, H, W) on disk in Fortran order, a view of the file's bytes."""
 
     raw: np.ndarray

@@ -16,7 +16,7 @@ BLOCK_SHARE = 0.1  # a block is foreground when this share of its voxels is
 
 @dataclass(frozen=True)
 class IntensityMap:
-    """The affine map from physical to normalised intensities: `low` becomes 0, `high` becomes 1; nothing is clipped."""
+    """The affine map from physical to normalised intensities: `low` to 0, `high` to 1, nothing clipped."""
 
     low: float
     high: float
@@ -52,10 +52,9 @@ class IntensityMap:
 def intensity_map(physical: np.ndarray) -> IntensityMap:
     """The robust intensity map of a volume. physical: (D, H, W) real, finite, not constant. Raises ValueError.
 
-    low is the 0.1st percentile of the volume: the background's level, if there is a background. high is the 99.9th
-    percentile of the voxels above Otsu's threshold: neither the share of background, which differs between
-    skull-stripped, cropped and full-head volumes, nor a few bright vessels move it. Volumes of more than 4 million
-    voxels are sampled at every second voxel along each axis.
+    low: the 0.1st percentile of the volume. high: the 99.9th of the voxels above Otsu's threshold, so that neither the
+    share of background nor a few bright vessels move it. More than 4 million voxels are sampled at every second one
+    along each axis.
     """
     sample = physical[::2, ::2, ::2] if physical.size > 4_000_000 else physical
     lowest, highest = float(physical.min()), float(physical.max())
@@ -89,10 +88,9 @@ def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
 def foreground(physical: np.ndarray) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
     """Where the head (or the brain of a skull-stripped volume) lies. physical: (D, H, W) real.
 
-    Returns the coarse mask, bool, ceil(shape / MASK_BLOCK), one value per block of 8^3 voxels, and the bounding box of
-    the mask, ((d0, d1), (h0, h1), (w0, w1)), half-open, in voxels. A block counts by its share of voxels above half of
-    Otsu's threshold, measured from the background's level: in full-head volumes, bright fat puts the threshold itself
-    above grey matter. The largest connected part stays, and its holes (ventricles, sinuses) are filled.
+    Returns the coarse mask, bool, one value per block of 8^3 voxels, and its bounding box, half-open, in voxels. A
+    block counts by its share of voxels above half of Otsu's threshold: in full-head volumes, bright fat puts the
+    threshold itself above grey matter. The largest connected part stays, with its holes filled.
     """
     sample = physical[::2, ::2, ::2] if physical.size > 4_000_000 else physical
     background = float(np.percentile(sample, LOW_PERCENTILE))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class SplitRule(NamedTuple):
-    """What a store was split by. splits: name -> fraction or count; their order decides ties. seed: of the draw."""
+    """What a store was split by: fraction or count by name, whose order decides ties, and the seed of the draw."""
 
     splits: dict[str, float]
     seed: int
@@ -53,15 +53,12 @@ def assign_splits(
     seed: int,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, str | None]:
-    """The split of every subject; None for those without a split. Raises ValueError.
+    """The split of every subject; None for people beyond the counts, or beyond fractions below 1. Raises ValueError.
 
-    assigned: the splits that subjects have; they stay. groups: subject -> person, by default the subject itself. All
-    volumes of a person go to one split, and what is counted is people. splits: fractions of all people, or counts if
-    they sum to more than 1 (so `{train: 1}` is everyone). New people are taken in the order of SHA-256(seed, the
-    person's first subject by name). Each goes to the split with the greatest deficit (its quota minus its people); the
-    earlier-named split wins a tie. If there are at least as many people as splits with a quota, empty splits come
-    first. People beyond the sum of the counts, or of fractions below 1, get None: growing a split silently would change
-    the experiment.
+    assigned: the splits that subjects have; they stay. groups: subject -> person, by default the subject itself; a
+    person's volumes share a split, and people are counted. splits: fractions, or counts if they sum to more than 1.
+    New people come in the order of SHA-256(seed, the person's first subject) and go to the split with the greatest
+    deficit, the earlier-named one in a tie; empty splits come first if there are enough people for all.
     """
     check_splits(splits)
     people: dict[str, list[str]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +18,9 @@ from voxelstore.manifest import MANIFEST, new_manifest, read_manifest
 from voxelstore.record import SubjectRecord
 from voxelstore.splits import SplitRule, assign_splits
 from voxelstore.subject import (
+    FOREGROUND,
     VOXELS,
-    open_voxels,
-    read_foreground,
+    open_array,
     read_record,
     read_source,
     update_record,
@@ -37,10 +36,9 @@ MANIFEST_LOCK = ".manifest.lock"
 
 
 class VolumeStore:
-    """A folder of brain volumes, (D, H, W) in canonical orientation (RAS+).
+    """A folder of brain volumes, (D, H, W) in canonical orientation (RAS+): those listed when it was opened.
 
-    It shows the subjects that the manifest listed when the store was opened. Pickling it costs its path and manifest;
-    opened arrays are kept per process.
+    Pickling it costs its path and manifest; opened arrays are kept per process.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
@@ -110,8 +108,8 @@ class VolumeStore:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """`read_normalised` of a region, part by part along `axis`: (the part's first index along it, the part).
 
-        voxels: the size of a part, at least one slice; None: one part. Every block of the store is decoded once, and
-        one layer of blocks is in memory at a time. A small part is still in a core's cache when it is used.
+        voxels: the size of a part, at least one slice; None: one part. Every block is decoded once, and one layer of
+        blocks is in memory at a time.
         """
         record = self.record(subject)
         first, last, _ = region[axis].indices(record.shape[axis])
@@ -132,7 +130,9 @@ class VolumeStore:
 
     def foreground(self, subject: str) -> np.ndarray:
         """Coarse foreground mask, bool, ceil(shape / mask_block): True where the block holds foreground."""
-        return read_foreground(self._folder(subject), self.record(subject))
+        record = self.record(subject)
+        shape = tuple(math.ceil(n / record.mask_block) for n in record.shape)
+        return np.asarray(open_array(self._folder(subject) / FOREGROUND, shape)[...], dtype=bool)
 
     def source(self, subject: str) -> SourceVolume:
         """The subject as `read_volume` gave it; `write_volume` needs it to write into the subject's own space."""
@@ -156,10 +156,10 @@ class VolumeStore:
     def write_subject(
         self, subject: str, volume: SourceVolume, sha256: str | None = None, group: str | None = None
     ) -> SubjectRecord:
-        """Store a volume under `subject`, atomically. A stored one is replaced and keeps its split.
+        """Store a volume under `subject`, atomically; one that it replaces keeps its split.
 
-        sha256: of the source file, by default `volume.sha256`. group: the person, by default the subject itself. The
-        manifest lists the subject after `update_manifest`. Raises StoreError for a name that cannot be a folder's.
+        sha256: of the source file, by default `volume.sha256`. group: the person, by default the subject itself.
+        `update_manifest` lists the subject. Raises StoreError for a name that cannot be a folder's.
         """
         with locked(self.path / WRITERS_LOCK, shared=True):
             return write_subject(self._folder(subject), volume, sha256 or volume.sha256, group or subject)
@@ -192,8 +192,8 @@ class VolumeStore:
     ) -> None:
         """List every stored subject, give a split to those without one (`assign_splits`), and record the rule.
 
-        A split is written into the subject's own record first and into the manifest last, so that the manifest can
-        always be rebuilt. Raises ValueError for splits that do not add up.
+        Splits are in the subjects' own records before the manifest, which can so be rebuilt. Raises ValueError for
+        splits that do not add up.
         """
         with self._changing_manifest():
             records = self.stored_records()
@@ -218,9 +218,8 @@ class VolumeStore:
     def _write_manifest(
         self, records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any], rule: SplitRule | None
     ) -> None:
-        manifest = new_manifest(records, left_out, rule)
-        atomic_write_json(self.path / MANIFEST, manifest)
-        self._take(json.loads(json.dumps(manifest)))
+        atomic_write_json(self.path / MANIFEST, new_manifest(records, left_out, rule))
+        self._take(read_manifest(self.path))
 
     def _take(self, manifest: Mapping[str, Any]) -> None:
         where = str(self.path / MANIFEST)
@@ -238,7 +237,7 @@ class VolumeStore:
     def _array(self, subject: str) -> zarr.Array[Any]:
         array = self._arrays.get(subject)
         if array is None:
-            array = self._arrays[subject] = open_voxels(self._folder(subject), self.record(subject))
+            array = self._arrays[subject] = open_array(self._folder(subject) / VOXELS, self.record(subject).shape)
         return array
 
     def _voxels(self, subject: str, region: Region | None) -> np.ndarray:

@@ -83,17 +83,6 @@ def write_array(folder: Path, data: np.ndarray, chunk: int = CHUNK) -> None:
     array[...] = data
 
 
-def open_voxels(folder: Path, record: SubjectRecord) -> zarr.Array[Any]:
-    """The voxel array of a subject. Raises StoreError if it is missing or of another shape than recorded."""
-    return _open_array(folder / VOXELS, record.shape)
-
-
-def read_foreground(folder: Path, record: SubjectRecord) -> np.ndarray:
-    """The coarse mask, bool, ceil(shape / mask_block)."""
-    d, h, w = (math.ceil(n / record.mask_block) for n in record.shape)
-    return np.asarray(_open_array(folder / FOREGROUND, (d, h, w))[...], dtype=bool)
-
-
 def read_record(folder: Path) -> SubjectRecord:
     """The record in the subject's own group."""
     return SubjectRecord.from_json(_attributes(folder).get("record"), str(folder))
@@ -129,7 +118,8 @@ def _attributes(folder: Path) -> dict[str, Any]:
         raise StoreError(text) from error
 
 
-def _open_array(folder: Path, shape: tuple[int, int, int]) -> zarr.Array[Any]:
+def open_array(folder: Path, shape: tuple[int, ...]) -> zarr.Array[Any]:
+    """An array of a subject. Raises StoreError if it is missing, without data or of another shape."""
     try:
         array = zarr.open_array(folder, mode="r", zarr_format=3)
     except (FileNotFoundError, ValueError) as error:
@@ -144,22 +134,10 @@ def _open_array(folder: Path, shape: tuple[int, int, int]) -> zarr.Array[Any]:
 
 
 def _layout_to_json(layout: SourceLayout) -> dict[str, Any]:
-    return {
-        "format": layout.format,
-        "dtype": layout.dtype,
-        "shape": list(layout.shape),
-        "affine": layout.affine.tolist(),
-        "prefix": base64.b64encode(zlib.compress(layout.prefix)).decode(),
-        "suffix": base64.b64encode(zlib.compress(layout.suffix)).decode(),
-    }
+    packed = {key: base64.b64encode(zlib.compress(getattr(layout, key))).decode() for key in ("prefix", "suffix")}
+    return {**vars(layout), "shape": list(layout.shape), "affine": layout.affine.tolist(), **packed}
 
 
 def _layout_from_json(value: dict[str, Any]) -> SourceLayout:
-    return SourceLayout(
-        value["format"],
-        value["dtype"],
-        tuple(value["shape"]),
-        np.array(value["affine"]),
-        zlib.decompress(base64.b64decode(value["prefix"])),
-        zlib.decompress(base64.b64decode(value["suffix"])),
-    )
+    unpacked = {key: zlib.decompress(base64.b64decode(value[key])) for key in ("prefix", "suffix")}
+    return SourceLayout(**{**value, "shape": tuple(value["shape"]), "affine": np.array(value["affine"]), **unpacked})

@@ -78,11 +78,10 @@ def write_volume(path: str | Path, data: np.ndarray, like: SourceVolume) -> None
     """Write physical intensities into the space of `like`, atomically.
 
     data: (D, H, W) real, canonical orientation, the shape of `like`. The file has the orientation, affine, header,
-    type, slope and intercept of `like`. For integer types the values are rounded to the nearest step and clipped to the
-    type's range. Unmodified integer voxels come back identical while |voxel + intercept / slope| < 2^23, the limit of
-    float32; data may be float64 beyond it. The extension chooses the format. NIfTI written to .mgz, or the reverse,
-    keeps affine and type if the format can: MGH has no slopes and no unsigned or 64-bit types, which become float32.
-    Raises ValueError for another shape, another extension or values that are not finite.
+    type, slope and intercept of `like`; integer types are rounded and clipped. Unmodified integer voxels come back
+    identical while |voxel + intercept / slope| < 2^23, the limit of float32; data may be float64 beyond it. NIfTI
+    written to .mgz, or the reverse, keeps affine and type if it can: MGH has no slopes and no unsigned or 64-bit types,
+    which become float32. Raises ValueError for another shape, another extension or values that are not finite.
     """
     path = Path(path)
     if data.shape != like.voxels.shape:

@@ -30,10 +30,7 @@ TRY_AGAIN = ("unreadable", "worker-died", "name-clash", "too-large")
 
 
 class LeftOut(NamedTuple):
-    """A file that is not in the store: a short reason (`VolumeError.reason`), and what to do about it.
-
-    twin: of a duplicate, the subject that stays.
-    """
+    """A file that is not in the store: reason, remedy, and of a duplicate the subject that stays (`twin`)."""
 
     path: Path
     reason: str
@@ -47,9 +44,8 @@ Outcomes = dict[Path, Outcome]
 
 @dataclass(frozen=True)
 class ConversionSummary:
-    """What a conversion did. converted, unchanged, unassigned, orphaned: subjects.
+    """What a conversion did. splits: number of subjects in each; people: number in the store; the others: subjects.
 
-    splits: number of subjects in each split. people: number of people in the store. unassigned: subjects in no split.
     orphaned: stored subjects whose file below the folder is gone or no longer chosen by the pattern.
     """
 
@@ -80,8 +76,10 @@ class ConversionSummary:
         elif self.people < volumes:
             lines.append(f"{volumes} volumes of {self.people} people; all volumes of a person share a split")
         if self.unassigned:
-            few = _few(self.unassigned)
-            lines.append(f"{len(self.unassigned)} subjects are in no split, as data.splits asks for fewer: {few}")
+            lines.append(
+                f"{len(self.unassigned)} subjects are in no split, as data.splits asks for fewer: "
+                f"{_few(self.unassigned)}"
+            )
         if self.orphaned:
             lines.append(
                 f"{len(self.orphaned)} subjects stay in the store though their files are gone or data.pattern leaves "
@@ -113,10 +111,9 @@ def convert_folder(
     """Convert the .nii, .nii.gz and .mgz files below `source` into data.store, which is made if nothing is there.
 
     Ray must be initialised; every node needs to see both paths. A file whose size and modification time are recorded is
-    not read again, unless `verify`: then it is hashed. A file whose SHA-256 is recorded is not decoded. A killed
-    conversion goes on where it was. Subjects keep the split that they have; `agreed_rule` says how new ones are split.
-    Files that cannot be used are left out with a reason. Raises FileNotFoundError for a folder without volumes,
-    ValueError for splits that do not add up or are not the store's, StoreError.
+    not read again, unless `verify`: then it is hashed. A file whose SHA-256 is recorded is not decoded. Subjects keep
+    their split. Raises FileNotFoundError for a folder without volumes, ValueError for splits that do not add up or are
+    not the store's, StoreError.
     """
     rule = agreed_rule(VolumeStore.open(data.store) if VolumeStore.exists(data.store) else None, data)
     root = Path(source).resolve()
@@ -143,7 +140,7 @@ def convert_folder(
 
 
 def _name_clashes(files: Sequence[SourceFile]) -> Outcomes:
-    """The files whose subject name belongs to another one: the stored subject's own file, else the first."""
+    """The files whose subject name belongs to another file: the stored subject's own, else the first."""
     owners: dict[str, Path] = {}
     for file in files:
         if file.subject not in owners or file.is_source_of_known():
@@ -198,9 +195,8 @@ def _run_tasks(
                 text = f"its task died twice ({type(error).__name__}); give a task more memory and convert again"
                 outcome = LeftOut(file.path, "worker-died", text)
             outcomes[file.path] = outcome
-            bar.update(
-                row, advance=1, last=f"{file.subject} {outcome.reason if isinstance(outcome, LeftOut) else outcome}"
-            )
+            last = outcome.reason if isinstance(outcome, LeftOut) else outcome
+            bar.update(row, advance=1, last=f"{file.subject} {last}")
     return outcomes
 
 

@@ -24,11 +24,9 @@ def overlaps(offsets: np.ndarray, patch: int, block: int, blocks: int) -> np.nda
 
 
 def foreground_share(mask: np.ndarray, block: int, shape: tuple[int, ...], patch: int) -> np.ndarray:
-    """Share of foreground in the patch at each candidate corner, a multiple of `block` or the last that fits.
+    """Share of a patch's voxels that lie in foreground blocks, at each candidate corner (`candidate_offsets`).
 
-    mask: (ceil(D/block), ...) bool, True where the block holds foreground; shape: (D, H, W) in voxels. Returns float64
-    in [0, 1] per candidate corner (`candidate_offsets` along each axis): the exact share of the patch's voxels that lie
-    in foreground blocks.
+    mask: (ceil(D/block), ...) bool; shape: (D, H, W) in voxels. Returns float64 in [0, 1] per candidate.
     """
     share = mask.astype(np.float64)
     for axis, n in enumerate(shape):
@@ -67,10 +65,9 @@ def sample_corners(
     """Draw `count` corners of (patch, patch, patch) cubes inside the volume.
 
     A candidate on the coarse grid is drawn uniformly among those with a foreground share of at least `min_foreground`,
-    then moved by less than one block in every direction, so that patches do not sit on a lattice. A moved cube with too
-    little foreground is drawn again: every cube holds at least `min_foreground`, measured by the mask's blocks. If no
-    candidate reaches that, the best tenth of the candidates that touch foreground is used, and the bound is the least
-    share among these. If none touches foreground, all are used.
+    then moved by less than one block in every direction; a moved cube with too little foreground is drawn again. If no
+    candidate reaches that share, the best tenth of those that touch foreground is used, with the least share among
+    them as the bound. If none touches foreground, all are used.
     """
     share = foreground_share(mask, block, shape, patch)
     # The slack for rounding is relative: a bound above 0 must stay above the share of air, which is exactly 0.

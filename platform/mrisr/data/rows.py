@@ -17,8 +17,7 @@ from mrisr.degradation import DegradationRange, degrader
 from voxelstore import VolumeStore
 from voxelstore.manifest import MANIFEST
 
-# Patches travel from the data tasks to the workers as float16. On normalised intensities in [0, 2) the rounding error
-# is at most 2^-11 of the value (4.9e-4 at 1), about 75 dB below a unit range. A value above 65504 is an error.
+# Patches travel as float16: a rounding error of at most 2^-11 of the value. A value above 65504 is an error.
 WIRE_DTYPE = np.float16
 # Voxels of one part where slices are independent: 1.3 MB of float32.
 PART_VOXELS = 5 * 2**16
@@ -35,10 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """The endless, seeded sequence of rows over a fixed list of subjects.
-
-    subjects: names, in any order (sorted inside); seed: the experiment's.
-    """
+    """The endless, seeded sequence of rows over a fixed list of subjects, in any order; seed: the experiment's."""
 
     subjects: tuple[str, ...]
     seed: int
@@ -85,9 +81,8 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 class PreparedRow(NamedTuple):
     """A row whose parameters and places are drawn.
 
-    parts: the normalised high-resolution voxels that its patches need, a few slices at a time, each with the number of
-    its first slice along `axis`. degrade: high to low resolution, for one part. corners: of the K patches, counted from
-    where the parts begin.
+    parts: the normalised high-resolution voxels that its patches need, each with the number of its first slice along
+    `axis`. degrade: high to low resolution, for one part. corners: of the K patches, from where the parts begin.
     """
 
     parts: Iterable[tuple[int, np.ndarray]]
@@ -115,8 +110,7 @@ class PatchMaker:
     def prepare(self, row: Row) -> PreparedRow:
         """Draw the degradation and the places of a row; its voxels are read when its parts are iterated.
 
-        Along an axis on which the degradation treats every slice by itself, only the slices that patches need are read,
-        a few at a time: they stay in a core's cache from the store to the patches.
+        Along an axis on which slices are independent, only those that patches need are read, a few at a time.
         """
         store = cached_store(str(self.store))
         rng = self.plan.row_rng(row)
@@ -173,8 +167,7 @@ class PatchMaker:
 def _overflowed(patch: np.ndarray) -> bool:
     """Whether a float16 patch holds an infinity.
 
-    NaN and infinity have larger bit patterns than any finite value of their sign, and numpy finds the largest integer
-    25 times as fast as it looks for infinities.
+    Its bit pattern is larger than any finite one, and numpy finds the largest integer 25 times as fast as infinities.
     """
     infinity = np.float16(np.inf).view(np.int16), np.float16(-np.inf).view(np.uint16)
     suspect = patch.view(np.int16).max() >= infinity[0] or patch.view(np.uint16).max() >= infinity[1]

@@ -6,12 +6,7 @@ may compute it at any time.
 
 The rows are dealt to G lanes, one per element of the global batch. A lane works through groups of R rows and mixes the
 R*K patches of a group by a seeded permutation; at step s every lane contributes its patch number s. Rank r of W owns a
-contiguous block of G/W lanes. Training relies on what follows:
-
-- step s sees the same G patches in the same order for every W that divides G;
-- the position in the stream is the step: a run resumes in the middle of a row and does not read consumed rows again;
-- every volume is read and transformed once per row, for every W;
-- a batch holds patches of up to G different volumes.
+contiguous block of G/W lanes. docs/design/stream.md lists what training relies on.
 """
 
 from __future__ import annotations
@@ -108,10 +103,10 @@ def rank_batches(
     """The batches of a rank for steps start_step ... stop_step - 1, streamed by Ray Data; close it to stop early.
 
     One dataset computes `limits.rounds` groups of every lane; AHEAD datasets run while an earlier one is consumed. Two,
-    because Ray Data looks for finished tasks, and starts others, ten times a second: the tasks of the second dataset
-    wait in Ray's queue, so no core waits. A single endless dataset with backpressure is not an option: Ray Data's
-    executor, a thread of the training process, then spins and holds the GIL, which made a CPU training step three times
-    as slow. Raises StreamError for a row at fault, and Ray's error for a task that failed for another reason.
+    because Ray Data starts tasks ten times a second: those of the second dataset wait in Ray's queue, so no core waits.
+    Not one endless dataset with backpressure: Ray Data's executor, a thread of the training process, then spins and
+    holds the GIL, which made a CPU training step three times as slow. Raises StreamError for a row at fault, and Ray's
+    error for a task that failed for another reason.
     """
     from ray.exceptions import RayTaskError, UserCodeException
 
