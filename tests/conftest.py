@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -44,6 +47,21 @@ def write_cohort(folder: Path, count: int, size: int = 40) -> list[Path]:
         paths.append(folder / f"sub-{i:02d}.nii.gz")
         nib.save(nib.Nifti1Image(volume, np.diag([1.0, 1.0, 1.0, 1.0])), paths[-1])
     return paths
+
+
+@contextmanager
+def unprivileged() -> Iterator[Path]:
+    """A folder of a user to whom permissions apply: root is nobody until the end."""
+    with tempfile.TemporaryDirectory() as name:
+        root = os.geteuid() == 0
+        if root:
+            os.chown(name, 65534, 65534)
+            os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            if root:
+                os.seteuid(0)
 
 
 @pytest.fixture(scope="session")

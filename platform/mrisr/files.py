@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +28,50 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
         raise
     if durable:
         sync(path.parent)
+
+
+_REMEDIES = {
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOSPC: "free some space, or choose another disk",
+    errno.EDQUOT: "free some space, or choose another disk",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose another disk",
+    errno.EISDIR: "give the name of a file in it",
+    errno.ENOTDIR: "choose a path without a file as one of its folders",
+    errno.ENOENT: "check the path",
+    errno.ELOOP: "remove the link that leads to itself",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def describe_os_error(error: OSError, path: str | Path | None = None) -> str:
+    """An error of the system as a line: the file (or `path`), the reason and the remedy."""
+    if error.errno is None:
+        return str(error)
+    place = path or error.filename
+    remedy = _REMEDIES.get(error.errno, "check the disk and the path")
+    return f"{'' if place is None else f'{place}: '}{error.strerror}; {remedy}"
+
+
+def check_output(path: Path, *, folder: bool = False, space: int = 0) -> None:
+    """Raise an OSError if a file, or a folder of files, could not be written to `path`; nothing is left there.
+
+    Call it before the work. space: bytes that it needs.
+    """
+    if not folder and path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    place = path if folder else path.parent
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(place)) from None
+    if space > (free := shutil.disk_usage(place).free):
+        text = f"has {free / 2**20:.0f} MiB of free space, and about {space / 2**20:.0f} MiB are needed"
+        raise OSError(errno.ENOSPC, text, str(place))
 
 
 @contextmanager

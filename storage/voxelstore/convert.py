@@ -5,42 +5,69 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from voxelstore.errors import VolumeError
+from voxelstore.files import open_regular, real_path
 from voxelstore.record import SubjectRecord
 from voxelstore.store import VolumeStore
 from voxelstore.volume import EXTENSIONS, read_volume
 
+BIDS = "bids:"
+_NOT_RAW = ("derivatives", "sourcedata")
 # A person's label in the Brain Imaging Data Structure (BIDS), in a folder's or a file's name.
 _LABEL = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 
 
-def find_volumes(folder: str | Path, pattern: str = "*") -> list[Path]:
+def find_volumes(
+    folder: str | Path, pattern: str = "*", on_error: Callable[[VolumeError], None] | None = None
+) -> list[Path]:
     """Every .nii, .nii.gz and .mgz file below `folder` that matches `pattern`, sorted; links to folders are followed.
 
-    pattern: a glob on the file's name (`*T1w*`). With a slash it is a glob on the path below `folder`, and a star also
-    matches slashes (`*/ses-1/*_T1w.nii.gz`). Hidden files and folders are skipped. Raises NotADirectoryError.
+    pattern: a glob on the file's name (`*_T1w.*`). With a slash it is a glob on the path below `folder`, and a star
+    also matches slashes (`*/ses-1/*_T1w.nii.gz`). `bids:T1w` chooses by BIDS' own rule: names `sub-..._T1w` without a
+    `space-` entity (images resampled to a template), outside of folders `derivatives` and `sourcedata` below `folder`.
+    Hidden files and folders are skipped. on_error: gets a VolumeError for every folder that cannot be listed, which is
+    raised without it. Raises NotADirectoryError.
     """
     root = Path(folder)
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: no such folder; give the one that holds the volumes")
     found: list[Path] = []
     followed: set[Path] = set()
-    for parent, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(n for n in folders if n[0] != "." and _leads_on(Path(parent, n), root.resolve(), followed))
+    skipped = _NOT_RAW if pattern.startswith(BIDS) else ()
+
+    def cannot_list(error: OSError) -> None:
+        text = f"cannot be listed ({error.strerror}); check its permissions, or take it out of the folder"
+        problem = VolumeError(error.filename, "unreadable", text)
+        if on_error is None:
+            raise problem
+        on_error(problem)
+
+    for parent, folders, names in os.walk(root, followlinks=True, onerror=cannot_list):
+        inside = [name for name in folders if name[0] != "." and name not in skipped]
+        folders[:] = sorted(n for n in inside if _leads_on(Path(parent, n), real_path(root), followed))
         paths = [Path(parent, n) for n in names if n.lower().endswith(EXTENSIONS) and n[0] != "."]
-        whole = "/" in pattern
-        found += [p for p in paths if fnmatchcase(p.relative_to(root).as_posix() if whole else p.name, pattern)]
+        found += [path for path in paths if _fits(path.relative_to(root), pattern)]
     return sorted(found)
+
+
+def _fits(path: Path, pattern: str) -> bool:
+    if not pattern.startswith(BIDS):
+        return fnmatchcase(path.as_posix() if "/" in pattern else path.name, pattern)
+    *entities, suffix = path.name.split(".")[0].split("_")
+    if not entities or not entities[0].startswith("sub-"):
+        return False
+    return fnmatchcase(suffix, pattern.removeprefix(BIDS)) and not any(e.startswith("space-") for e in entities)
 
 
 def _leads_on(folder: Path, root: Path, followed: set[Path]) -> bool:
     """Whether to enter a folder: not a link to a folder that the search visits already, and each link's target once."""
-    if not folder.is_symlink():
+    if not os.path.islink(folder):
         return True
-    target = folder.resolve()
+    target = real_path(folder)
     if root.is_relative_to(target) or any(target.is_relative_to(known) for known in (root, *followed)):
         return False
     followed.add(target)
@@ -71,7 +98,7 @@ def subject_id(path: str | Path, root: str | Path | None = None) -> str:
     plain = "__".join([*parts[:-1], parts[-1][: len(parts[-1]) - len(extension)]])
     safe = re.sub(r"[^A-Za-z0-9._-]", "-", plain).lstrip(".") or "subject"
     if safe != plain or len(safe) > 150:
-        safe = f"{safe[:150]}-{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:8]}"
+        safe = f"{safe[:150]}-{hashlib.sha256(os.fsencode('/'.join(parts))).hexdigest()[:8]}"
     return safe
 
 
@@ -91,12 +118,12 @@ def convert_volume(
 
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file, read piece by piece."""
-    with Path(path).open("rb") as file:
+    with open_regular(Path(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def drop_duplicates(store: VolumeStore) -> dict[str, tuple[SubjectRecord, str]]:
-    """Remove stored subjects whose voxels equal another's: subject -> (its record, the subject that stays).
+    """Remove stored subjects whose image is another's: subject -> (its record, the subject that stays).
 
     Of equal subjects, one with a split stays (it may have been trained on), else one that the manifest lists, else the
     first by name. A copy in another split would leak.
@@ -107,8 +134,10 @@ def drop_duplicates(store: VolumeStore) -> dict[str, tuple[SubjectRecord, str]]:
     kept: dict[str, str] = {}
     dropped = {}
     for record in order:
-        twin = kept.setdefault(record.content, record.subject)
-        if twin != record.subject:
+        hashes = {record.content, record.content_hash}
+        twin = next((kept[one] for one in hashes if one in kept), None)
+        kept |= dict.fromkeys(hashes - kept.keys(), twin or record.subject)
+        if twin is not None:
             store.remove_subject(record.subject)
             dropped[record.subject] = record, twin
     return dropped

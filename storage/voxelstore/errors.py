@@ -8,7 +8,7 @@ from pathlib import Path
 class VolumeError(ValueError):
     """A source file that cannot be used: file, value found and remedy.
 
-    reason: unreadable, truncated, unsupported, not-3d, constant, not-finite or too-small.
+    reason: unreadable, truncated, unsupported, not-3d, constant, not-finite, unusable or too-small.
     """
 
     def __init__(self, path: str | Path, reason: str, message: str) -> None:

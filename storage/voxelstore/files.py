@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,20 @@ def atomic_write(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def real_path(path: Path) -> Path:
+    """`path` with its links followed as far as they lead; `Path.resolve` fails for a link to itself."""
+    return Path(os.path.realpath(path))
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading. Raises OSError for what is no regular file: a pipe would make the reader wait."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def atomic_write_json(path: Path, value: Any) -> None:

@@ -6,8 +6,8 @@ normalise some fields, extensions and tags.
 
 from __future__ import annotations
 
-import gzip
 import io
+import logging
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,13 @@ from nibabel.spatialimages import HeaderDataError
 from voxelstore.errors import VolumeError
 
 GZIP_MAGIC = b"\x1f\x8b"
+GZIP = 31  # zlib's window bits for a gzip container, whose checksum it compares
 MGH_VOXELS_AT = 284
+UNITS = {1: 1000.0, 3: 0.001}  # NIfTI's metre and micrometre in mm; everything else is mm
+# A quaternion is rounded to float32, and some tools write float16's precision. Beyond it, it is no rotation.
+QUATERNION_SLACK = 1e-2
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,19 +64,31 @@ class _Header(NamedTuple):
     affine: np.ndarray
     voxels_at: int  # the offset of the voxels, in bytes
     scale: tuple[float, float]  # slope and intercept
+    corrected: tuple[tuple[int, bytes], ...] = ()  # other bytes of the header, and where they go
 
 
 def decompressed(path: Path, content: bytes) -> bytes:
-    """`content` without its gzip container, which is recognised by its first bytes and not by the file's name."""
+    """`content` without its gzip container, which is recognised by its first bytes and not by the file's name.
+
+    Bytes after the container are ignored with a note in the log, as gzip does.
+    """
     if not content.startswith(GZIP_MAGIC):
         return content
-    try:
-        return gzip.decompress(content)
-    except EOFError as error:
-        text = f"the gzip stream ends early, after {len(content)} bytes; copy the file again"
-        raise VolumeError(path, "truncated", text) from error
-    except (zlib.error, gzip.BadGzipFile) as error:
-        raise VolumeError(path, "unreadable", f"the gzip stream is damaged ({error}); copy the file again") from error
+    members, rest = [], content
+    while rest.startswith(GZIP_MAGIC):
+        member = zlib.decompressobj(GZIP)
+        try:
+            members.append(member.decompress(rest))
+        except zlib.error as error:
+            text = f"the gzip stream is damaged ({error}); copy the file again"
+            raise VolumeError(path, "unreadable", text) from error
+        if not member.eof:
+            text = f"the gzip stream ends early, after {len(content)} bytes; copy the file again"
+            raise VolumeError(path, "truncated", text)
+        rest = member.unused_data
+    if rest.strip(b"\0"):
+        log.warning("%s: %d bytes after the gzip stream are ignored", path, len(rest))
+    return b"".join(members)
 
 
 def parse(path: Path, content: bytes) -> ParsedFile:
@@ -86,7 +104,9 @@ def parse(path: Path, content: bytes) -> ParsedFile:
             return _take_apart(path, content, _nifti_header(path, content, nib.Nifti2Header, 540, "nifti2"))
         if size[1] == 1:
             return _take_apart(path, content, _mgh_header(path, content))
-    except (HeaderDataError, ImageFileError, KeyError, np.linalg.LinAlgError) as error:
+    except VolumeError:
+        raise
+    except (HeaderDataError, ImageFileError, KeyError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
         raise VolumeError(path, "unreadable", f"its header is damaged ({error}); export the volume again") from error
     raise VolumeError(
         path,
@@ -106,11 +126,36 @@ def _nifti_header(path: Path, content: bytes, kind: type[nib.Nifti1Header], size
             f"a header of an .hdr/.img pair or of Analyze (magic {bytes(header['magic'])!r}); "
             "convert it to a single .nii.gz file",
         )
+    corrected = _corrected(path, header)
     slope, intercept = header.get_slope_inter()
     scale = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
     shape = tuple(int(n) for n in header.get_data_shape())
-    offset = int(header.get_data_offset())
-    return _Header(name, header.get_data_dtype(), shape, header.get_best_affine(), offset, scale)
+    affine = header.get_best_affine()
+    affine[:3] *= UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
+    return _Header(name, header.get_data_dtype(), shape, affine, int(header["vox_offset"]), scale, corrected)
+
+
+def _corrected(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, bytes], ...]:
+    """Set what other readers put right as well. Returns it as bytes: the output's header has to have it, too."""
+    fields: dict[str, float] = {}
+    if header["vox_offset"] == 0:
+        fields["vox_offset"] = header.single_vox_offset
+    elif not header["vox_offset"] >= header.single_vox_offset:
+        text = (
+            f"vox_offset {header['vox_offset']} lies inside its header of {header.single_vox_offset} bytes; correct it"
+        )
+        raise VolumeError(path, "unreadable", text)
+    names = "quatern_b", "quatern_c", "quatern_d"
+    length = float(np.sqrt(sum(float(header[name]) ** 2 for name in names)))
+    if header["sform_code"] == 0 and header["qform_code"] > 0 and length > 1:
+        if not length <= 1 + QUATERNION_SLACK:
+            text = f"the quaternion of its qform has the length {length:.4g}, above 1; correct qform or give an sform"
+            raise VolumeError(path, "unreadable", text)
+        fields |= {name: float(header[name]) / (length * (1 + 1e-15)) for name in names}
+    for name, value in fields.items():
+        header[name] = value
+    places = header.structarr.dtype.fields
+    return tuple((places[name][1], header[name].tobytes()) for name in fields)
 
 
 def _mgh_header(path: Path, content: bytes) -> _Header:
@@ -121,12 +166,13 @@ def _mgh_header(path: Path, content: bytes) -> _Header:
 
 
 def _take_apart(path: Path, content: bytes, header: _Header) -> ParsedFile:
-    name, dtype, shape, affine, offset, scale = header
+    name, dtype, shape, affine, offset, scale, corrected = header
     if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
         raise VolumeError(path, "not-3d", f"shape {shape}; extract one 3-D volume (D, H, W) into a file of its own")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise VolumeError(path, "unsupported", f"voxel type {dtype} is no real number of 8 to 64 bits; convert it")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * spacing.prod():
         text = f"affine {affine.tolist()} has no inverse; correct sform or qform in its header"
         raise VolumeError(path, "unreadable", text)
     if not np.isfinite(scale).all():
@@ -136,7 +182,10 @@ def _take_apart(path: Path, content: bytes, header: _Header) -> ParsedFile:
     end = offset + count * dtype.itemsize
     _require(path, content, end)
     raw = np.frombuffer(content, dtype=dtype, count=count, offset=offset).reshape(shape[:3], order="F")
-    layout = SourceLayout(name, dtype.str, shape, np.array(affine, dtype=np.float64), content[:offset], content[end:])
+    prefix = bytearray(content[:offset])
+    for at, field in corrected:
+        prefix[at : at + len(field)] = field
+    layout = SourceLayout(name, dtype.str, shape, np.array(affine, dtype=np.float64), bytes(prefix), content[end:])
     return ParsedFile(raw, *scale, layout)
 
 

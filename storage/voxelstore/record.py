@@ -22,8 +22,8 @@ class SubjectRecord:
     group: the person; volumes of one group share a split. shape: (D, H, W). spacing: mm per voxel. dtype: of the stored
     voxels, such as "int16". Physical intensity = voxel * slope + intercept. affine: 4 rows of 4, canonical indices to
     mm. foreground_box: half-open, in voxels. mask_block: edge of a block of the coarse foreground mask, in voxels.
-    source, size, mtime_ns, sha256: the file that was converted. content: SHA-256 of the voxels, the same for one image
-    in two containers.
+    source, size, mtime_ns, sha256: the file that was converted. content: SHA-256 of the voxels as stored. image: of the
+    image itself, whatever its type and scale; "" in records of earlier versions, which the next conversion completes.
     """
 
     subject: str
@@ -43,6 +43,12 @@ class SubjectRecord:
     size: int
     mtime_ns: int
     content: str
+    image: str = ""
+
+    @property
+    def content_hash(self) -> str:
+        """What tells whether two subjects, of any stores, are one image: `image`, or `content` in an old record."""
+        return self.image or self.content
 
     def normalised(self, voxels: np.ndarray) -> np.ndarray:
         """Stored voxels, any part of them, to float32 in about [0, 1] (see `IntensityMap`)."""

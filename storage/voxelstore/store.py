@@ -20,6 +20,8 @@ from voxelstore.splits import SplitRule, assign_splits
 from voxelstore.subject import (
     FOREGROUND,
     VOXELS,
+    data_version,
+    image_hash,
     open_array,
     read_record,
     read_source,
@@ -113,7 +115,7 @@ class VolumeStore:
         """
         record = self.record(subject)
         first, last, _ = region[axis].indices(record.shape[axis])
-        block = last if voxels is None else self._array(subject).chunks[axis]
+        block = last if voxels is None else self._array(subject)[0].chunks[axis]
         while first < last:
             end = min(last, (first // block + 1) * block)
             layer = self._voxels(subject, _along(axis, slice(first, end), region))
@@ -132,7 +134,9 @@ class VolumeStore:
         """Coarse foreground mask, bool, ceil(shape / mask_block): True where the block holds foreground."""
         record = self.record(subject)
         shape = tuple(math.ceil(n / record.mask_block) for n in record.shape)
-        return np.asarray(open_array(self._folder(subject) / FOREGROUND, shape)[...], dtype=bool)
+        folder = self._folder(subject) / FOREGROUND
+        version = data_version(folder)
+        return _read(folder, open_array(folder, shape), version, ...).astype(bool)
 
     def source(self, subject: str) -> SourceVolume:
         """The subject as `read_volume` gave it; `write_volume` needs it to write into the subject's own space."""
@@ -169,10 +173,18 @@ class VolumeStore:
         with locked(self.path / WRITERS_LOCK, shared=True):
             remove_folder(self._folder(subject))
 
-    def note_source(self, subject: str, source: Path, size: int, mtime_ns: int) -> None:
-        """Record where an unchanged source lies now, so that the next conversion need not hash it."""
+    def note_source(self, subject: str, source: str, size: int, mtime_ns: int) -> None:
+        """Record where an unchanged source lies now, so that the next conversion need not hash it.
+
+        A record of an earlier version gets its `image`.
+        """
+        folder = self._folder(subject)
         with locked(self.path / WRITERS_LOCK, shared=True):
-            update_record(self._folder(subject), source=str(source.resolve()), size=size, mtime_ns=mtime_ns)
+            record = read_record(folder)
+            image = record.image or image_hash(
+                read_source(folder, np.asarray(open_array(folder / VOXELS, record.shape)[...]))
+            )
+            update_record(folder, source=source, size=size, mtime_ns=mtime_ns, image=image)
 
     def stored_records(self) -> dict[str, SubjectRecord]:
         """The records in the subjects' own folders, sorted by name, whether or not the manifest lists them."""
@@ -227,27 +239,41 @@ class VolumeStore:
         self._records = {subject: SubjectRecord.from_json(value, f"{where}, {subject}") for subject, value in subjects}
         self._left_out: dict[str, Any] = dict(manifest["left_out"])
         self._rule = None if manifest["splits"] is None else SplitRule.from_json(manifest["splits"])
-        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._arrays: dict[str, tuple[zarr.Array[Any], tuple[int, ...]]] = {}
 
     def _folder(self, subject: str) -> Path:
         if not subject or subject[0] == "." or "/" in subject:
             raise StoreError(f"subject {subject!r} cannot be a folder's name; subject_id() makes one")
         return self.path / SUBJECTS / subject
 
-    def _array(self, subject: str) -> zarr.Array[Any]:
-        array = self._arrays.get(subject)
-        if array is None:
-            array = self._arrays[subject] = open_array(self._folder(subject) / VOXELS, self.record(subject).shape)
-        return array
+    def _array(self, subject: str) -> tuple[zarr.Array[Any], tuple[int, ...]]:
+        """The open array and the version of its data file, both of the volume that the manifest describes."""
+        if subject not in self._arrays:
+            record, folder = self.record(subject), self._folder(subject)
+            version = data_version(folder / VOXELS)
+            self._arrays[subject] = open_array(folder / VOXELS, record.shape), version
+            if read_record(folder).sha256 != record.sha256:
+                del self._arrays[subject]
+                raise StoreError(
+                    f"{folder}: was converted from another file than {MANIFEST} describes; let `mrisr convert` end, or "
+                    "run it again"
+                )
+        return self._arrays[subject]
 
     def _voxels(self, subject: str, region: Region | None) -> np.ndarray:
-        array = self._array(subject)
-        try:
-            return np.asarray(array[region if region is not None else ...])
-        except (ValueError, RuntimeError) as error:  # a checksum's and a codec's errors
-            raise StoreError(
-                f"{self._folder(subject)}: damaged data ({error}); delete the folder and convert again"
-            ) from error
+        folder = self._folder(subject) / VOXELS
+        return _read(folder, *self._array(subject), ... if region is None else region)
+
+
+def _read(folder: Path, array: zarr.Array[Any], version: tuple[int, ...], region: Any) -> np.ndarray:
+    """A region of an open array. Raises StoreError for damage, and for a data file that is not that of `version`."""
+    try:
+        found = np.asarray(array[region])
+    except (ValueError, RuntimeError, OSError) as error:  # a checksum's, a codec's and the disk's errors
+        raise StoreError(f"{folder}: damaged data ({error}); delete the subject's folder and convert again") from error
+    if data_version(folder) != version:
+        raise StoreError(f"{folder}: was converted again while the store was open; open the store again")
+    return found
 
 
 def _along(axis: int, chosen: slice, region: Region = (slice(None), slice(None), slice(None))) -> Region:

@@ -16,11 +16,11 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from voxelstore.errors import StoreError
-from voxelstore.files import atomic_write_json, whole_folder
+from voxelstore.files import atomic_write_json, real_path, whole_folder
 from voxelstore.formats import SourceLayout
-from voxelstore.intensity import MASK_BLOCK, foreground, intensity_map
+from voxelstore.intensity import MASK_BLOCK, foreground
 from voxelstore.record import SubjectRecord
-from voxelstore.volume import SourceVolume
+from voxelstore.volume import SourceVolume, to_physical
 
 VOXELS = "voxels"
 FOREGROUND = "foreground"
@@ -42,14 +42,15 @@ def write_subject(folder: Path, volume: SourceVolume, sha256: str, group: str) -
         slope=volume.slope,
         intercept=volume.intercept,
         affine=tuple(tuple(float(x) for x in row) for row in volume.affine),
-        intensity=intensity_map(physical),
+        intensity=volume.intensity(),
         foreground_box=(box[0], box[1], box[2]),
         mask_block=MASK_BLOCK,
-        source=str(volume.path.resolve()),
+        source=str(real_path(volume.path)),
         sha256=sha256,
         size=volume.size,
         mtime_ns=volume.mtime_ns,
         content=content_hash(volume),
+        image=image_hash(volume),
     )
     with whole_folder(folder) as temporary:
         write_array(temporary / VOXELS, volume.voxels)
@@ -63,6 +64,24 @@ def content_hash(volume: SourceVolume) -> str:
     head = f"{volume.voxels.dtype.name} {volume.voxels.shape} {volume.slope!r} {volume.intercept!r}\n"
     digest = hashlib.sha256(head.encode())
     digest.update(np.ascontiguousarray(volume.voxels).data)
+    return digest.hexdigest()
+
+
+def image_hash(volume: SourceVolume) -> str:
+    """SHA-256 of the image whatever its type, scale, container and orientation on the disk.
+
+    With up to 65,536 intensities it is that of their order from dark to bright, which rounding to another type does not
+    change; with more, of the physical float32 values.
+    """
+    stored = np.unique(volume.voxels)
+    levels, ranks = np.unique(to_physical(stored, volume.slope, volume.intercept), return_inverse=True)
+    digest = hashlib.sha256(f"image {volume.voxels.shape}\n".encode())
+    for slab in volume.voxels:
+        if len(levels) > 2**16:
+            image = to_physical(slab, volume.slope, volume.intercept) + np.float32(0)  # -0.0 becomes 0.0
+        else:
+            image = ranks.astype(np.uint16)[np.searchsorted(stored, slab)]
+        digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
 
 
@@ -119,18 +138,27 @@ def _attributes(folder: Path) -> dict[str, Any]:
 
 
 def open_array(folder: Path, shape: tuple[int, ...]) -> zarr.Array[Any]:
-    """An array of a subject. Raises StoreError if it is missing, without data or of another shape."""
+    """An array of a subject. Raises StoreError if it is missing or of another shape."""
     try:
         array = zarr.open_array(folder, mode="r", zarr_format=3)
     except (FileNotFoundError, ValueError) as error:
         raise StoreError(f"{folder}: {error}; delete the subject's folder and convert again") from error
-    # Zarr reads a missing file as zeros without an error.
-    if array.shape != shape or not (folder / "c" / "0" / "0" / "0").exists():
-        raise StoreError(
-            f"{folder}: shape {array.shape}, the record says {shape}, or its data file is missing; "
-            "delete the subject's folder and convert again"
-        )
+    if array.shape != shape:
+        raise StoreError(f"{folder}: shape {array.shape}, the record says {shape}; delete the folder and convert again")
     return array
+
+
+def data_version(folder: Path) -> tuple[int, int, int]:
+    """What changes when an array's data file is replaced. Raises StoreError if it is missing.
+
+    Zarr reads a missing file as zeros without an error, also under an array that is open.
+    """
+    try:
+        found = (folder / "c" / "0" / "0" / "0").stat()
+    except OSError as error:
+        text = f"{folder}: its data file is missing ({error.strerror}); delete the subject's folder and convert again"
+        raise StoreError(text) from error
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _layout_to_json(layout: SourceLayout) -> dict[str, Any]:

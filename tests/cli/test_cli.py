@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +75,44 @@ def test_no_verb_writes_into_the_throw_away_copy_of_a_job(
         main(arguments)
     assert end.value.code == 2
     assert "give an absolute path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["convert", "{}", "--store", "{}/file"], ["/file: Not a directory; "]),
+        (["convert", "{}", "--store", "{}/file/s.zarr"], ["/file: Not a directory; "]),
+        (["convert", "{}", "--store", "{}/self/s.zarr"], ["/self: ", "symbolic links; remove the link"]),
+        (["convert", "{}", "--store", "/proc/self/s.zarr"], ["/proc/self: "]),
+        (["preview", "--output", "{}/x.jpg"], ["--output", "'.jpg'", ".png"]),
+        (["preview", "--output", "{}/x.png"], ["/x.png: Is a directory; give the name of a file in it"]),
+        (["preview", "--volume", "{}/pipe", "--output", "{}/y.png"], ["/pipe: ", "no regular file"]),
+        (["preview", "--volume", "{}/self", "--output", "{}/y.png"], ["/self: ", "symbolic links"]),
+        (["evaluate", "--model", "m", "--store", "{store}", "--output", "{}/file"], ["/file: Not a directory; "]),
+    ],
+)
+def test_an_output_is_tried_first_and_an_error_of_the_system_is_a_line(
+    arguments: list[str], words: list[str], small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    (tmp_path / "x.png").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    places = [argument.replace("{store}", str(small_store)).replace("{}", str(tmp_path)) for argument in arguments]
+    code, output = run(capsys, *places)
+    assert code == 2
+    assert "Traceback" not in output
+    assert all(word in output for word in words), output
+
+
+def test_a_name_that_is_no_text_can_be_printed(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/Jos\xe9.nii"
+    Path(os.fsdecode(name)).write_bytes(b"no volume")
+    command = [os.fsencode(sys.executable), b"-m", b"mrisr", b"preview", b"--volume", name, b"--output", name + b".png"]
+    paths = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"Jos\\udce9.nii: neither NIfTI nor MGH" in done.stderr
 
 
 @pytest.mark.integration

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import resource
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -76,6 +80,76 @@ def test_a_file_beyond_the_memory_is_left_out_and_a_damaged_store_stops_the_task
     (store.path / "manifest.json").unlink()
     with pytest.raises(StoreError, match="manifest"):
         convert_file(SourceFile(good, "sub-2", "sub-2", None), store.path, 32)
+
+
+def test_a_disk_that_takes_no_more_is_a_line_that_ends_the_conversion(tmp_path: Path) -> None:
+    store = VolumeStore.create(tmp_path / "store")
+    good = save(tmp_path / "sub-1.nii", volume(0))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(StoreError, match=rf"^{tmp_path}.*: File too large; raise the limit.*$"):
+            convert_file(SourceFile(good, "sub-1", "sub-1", None), store.path, 32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (store.path / "subjects").iterdir()] == ["zarr.json"]
+
+
+def deep_folder(root: Path) -> None:
+    """A folder of more than 4096 characters, which nobody can list by its path."""
+    here = os.open(root, os.O_RDONLY)
+    for _ in range(18):
+        os.mkdir("d" * 240, dir_fd=here)
+        below = os.open("d" * 240, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_cannot_be_listed_or_opened_is_left_out_and_the_rest_converted(cohort: Path, tmp_path: Path) -> None:
+    deep_folder(cohort)
+    os.mkfifo(cohort / "pipe.nii.gz")
+    (cohort / "self.nii").symlink_to(cohort / "self.nii")
+    odd = save(cohort / "x.nii.gz", volume(7)).rename(Path(os.fsdecode(bytes(cohort) + b"/Jos\xe9.nii.gz")))
+    summary = convert(cohort, tmp_path)
+    left_out = {item.path.name[:9]: item.message for item in summary.left_out}
+    assert sorted(left_out) == ["ddddddddd", "pipe.nii.", "self.nii"]
+    assert "File name too long" in left_out["ddddddddd"]
+    assert "no regular file" in left_out["pipe.nii."]
+    assert summary.converted[0].startswith("Jos--")
+    assert summary.converted[1:] == NAMES
+    assert summary.exit_code == 3
+    again = convert(cohort, tmp_path)
+    assert (again.converted, len(again.unchanged), len(again.left_out)) == ([], 4, 3)
+    assert VolumeStore.open(tmp_path / "store").record(summary.converted[0]).source == str(odd)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_an_older_store_gets_the_hash_of_the_image_when_it_is_converted_next(cohort: Path, tmp_path: Path) -> None:
+    convert(cohort, tmp_path)
+    store = VolumeStore.open(tmp_path / "store")
+    expected = {subject: store.record(subject).content_hash for subject in NAMES}
+    for subject in NAMES:
+        file = store.path / "subjects" / subject / "zarr.json"
+        described = json.loads(file.read_text())
+        del described["attributes"]["record"]["image"]
+        file.write_text(json.dumps(described))
+    save(cohort / "copy.nii.gz", volume(0).astype(np.float64))
+    summary = convert(cohort, tmp_path)
+    assert (summary.unchanged, reasons(summary)) == (NAMES, {"copy.nii.gz": "duplicate"})
+    store = VolumeStore.open(tmp_path / "store")
+    assert {subject: store.record(subject).content_hash for subject in NAMES} == expected
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_store_is_tried_before_the_work(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match="the folder of the volumes"):
+        convert_folder(cohort, Data(store=cohort), progress=False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**10))
+    with pytest.raises(StoreError, match=r"data\.store = .*store: .*MiB of free space.*; free some space"):
+        convert(cohort, tmp_path)
+    assert VolumeStore.open(tmp_path / "store").stored_records() == {}
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrisr.degradation import Degradation, DegradationRange, degrade, describe, kept_band, noise_weight, spectral_weight
+from mrisr.degradation import (
+    Degradation,
+    DegradationRange,
+    brightness,
+    degrade,
+    describe,
+    kept_band,
+    noise_weight,
+    spectral_weight,
+)
 from mrisr.degradation.applying import received_noise
 from voxelstore.intensity import IntensityMap
 
@@ -216,3 +225,15 @@ def test_a_description_names_what_is_on() -> None:
     assert DegradationRange("truncate").describe() == "truncate, axes 1 2, f=0.5"
     rich = Degradation("mixed", (0,), voxels=8, mix=0.25, apodisation="tukey", taper=0.5, noise=0.02, noise_seed=0)
     assert describe(rich) == "mixed, axes 0, 8 voxels, a=0.25, tukey 0.5, noise 0.02"
+
+
+@pytest.mark.parametrize(("kind", "gain"), [("mixed", 0.7), ("shift", 0.0), ("truncate", 1.0), ("box", 1.0)])
+def test_noise_is_counted_from_where_the_degradation_leaves_the_zero(kind: str, gain: float) -> None:
+    """Against the physical volume, whose zero no weight moves."""
+    d = Degradation(kind, (0, 1, 2), 0.5, mix=0.3, noise=0.05, noise_seed=3)
+    physical = np.random.default_rng(1).random((12, 10, 14)).astype(np.float32)
+    assert brightness(physical.shape, d) == pytest.approx(gain)
+    expected = degrade(physical, d)
+    # Normalised so that physical 0 is 0.25: the constant passes as W(0) times itself.
+    found = degrade(physical + np.float32(0.25), d, no_signal=0.25)
+    np.testing.assert_allclose(found, expected + gain * 0.25, atol=1e-5)

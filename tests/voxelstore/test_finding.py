@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from tests.conftest import unprivileged
 
-from voxelstore import find_volumes, subject_id
+from voxelstore import VolumeError, find_volumes, subject_id
 from voxelstore.convert import person_of
 
 
@@ -73,3 +75,48 @@ def test_a_pattern_chooses_files_and_links_to_folders_are_followed(tmp_path: Pat
     assert len(found()) == 7  # 'again' comes before 'linked', which holds it
     (root / "again").unlink()
     assert found() == ["linked/p3/T1w.nii", "linked/p3/T2w.nii", "p1/T1w/T1w.nii", "p1/T1w/mask.nii", "p2/T2w.nii"]
+
+
+def test_a_folder_without_permission_is_told() -> None:
+    with unprivileged() as root:
+        (root / "a.nii").touch()
+        (root / "locked").mkdir(0o000)
+        told: list[VolumeError] = []
+        assert find_volumes(root, on_error=told.append) == [root / "a.nii"]
+        assert [(e.path, e.reason) for e in told] == [(str(root / "locked"), "unreadable")]
+        with pytest.raises(VolumeError, match=r"locked: cannot be listed \(Permission denied\); check its permissions"):
+            find_volumes(root)
+        (root / "locked").chmod(0o700)
+
+
+def test_names_that_are_no_text_get_subjects_of_their_own(tmp_path: Path) -> None:
+    for name in (b"Jos\xe9.nii.gz", "José.nii.gz".encode(), b"Jos\xe8.nii.gz"):
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).touch()
+    found = find_volumes(tmp_path)
+    names = {subject_id(path, tmp_path) for path in found}
+    assert len(names) == 3
+    assert all(name.isascii() and person_of(path, tmp_path).isascii() for name, path in zip(names, found, strict=True))
+
+
+def test_bids_selection_takes_images_of_one_kind_and_no_derived_ones(tmp_path: Path) -> None:
+    wanted = ["sub-1/anat/sub-1_desc-preproc_T1w.nii.gz", "sub-2/ses-1/anat/sub-2_ses-1_run-2_T1w.nii"]
+    others = [
+        "sub-1/anat/sub-1_desc-brain_mask.nii.gz",
+        "sub-1/anat/sub-1_dseg.nii.gz",
+        "sub-1/anat/sub-1_space-MNI152NLin6Asym_desc-preproc_T1w.nii.gz",
+        "sub-1/anat/sub-1_T2w.nii.gz",
+        "sub-1/func/sub-1_task-rest_space-T1w_boldref.nii.gz",
+        "derivatives/x/sub-1/anat/sub-1_T1w.nii.gz",
+        "template_T1w.nii",
+    ]
+    for name in wanted + others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(root: Path, pattern: str) -> list[str]:
+        return [path.relative_to(root).as_posix() for path in find_volumes(root, pattern)]
+
+    assert found(tmp_path, "bids:T1w") == wanted
+    assert found(tmp_path, "bids:T?w") == sorted([*wanted, "sub-1/anat/sub-1_T2w.nii.gz"])
+    assert found(tmp_path / "derivatives", "bids:T1w") == ["x/sub-1/anat/sub-1_T1w.nii.gz"]
+    assert not any("mask" in n or "dseg" in n or "boldref" in n for n in found(tmp_path, "*_T1w.*"))

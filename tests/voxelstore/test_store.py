@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import zarr
@@ -234,6 +235,75 @@ def test_duplicates_leave_the_one_with_a_split(
     dropped = drop_duplicates(store)
     assert {name: kept for name, (_, kept) in dropped.items()} == {"0": "a"}
     assert sorted(store.stored_records()) == ["a", "b", "c"]
+
+
+def test_an_image_is_known_again_in_another_type_container_and_orientation(
+    store: VolumeStore, head: np.ndarray, nifti: Callable[..., Path], tmp_path: Path
+) -> None:
+    scaled = head * 0.5 + 4.0
+    as_int16 = nib.Nifti1Image(scaled, np.diag([0.7, 0.8, 0.9, 1]))
+    as_int16.set_data_dtype(np.int16)  # nibabel spreads the values over the type's range
+    nib.save(as_int16, tmp_path / "in" / "spread.nii.gz")
+    turned = nib.Nifti1Image(scaled.astype(np.float32), np.diag([0.7, 0.8, 0.9, 1]))
+    turned = turned.as_reoriented(nib.orientations.axcodes2ornt(("P", "L", "S")))
+    nib.save(turned, tmp_path / "in" / "turned.nii")
+    nib.save(nib.MGHImage(scaled.astype(np.float32), np.diag([0.7, 0.8, 0.9, 1])), tmp_path / "in" / "x.mgz")
+    twins = [
+        nifti(scaled, name="in/float64.nii.gz"),
+        nifti(scaled.astype(np.float32) * np.float32(1.000_000_1), name="in/float32.nii"),
+        *(tmp_path / "in" / name for name in ("spread.nii.gz", "turned.nii", "x.mgz")),
+    ]
+    for path in twins:
+        record = convert_volume(path, store.path, path.name.split(".")[0], 32)
+        assert record.content_hash == store.record("a").content_hash, path.name
+    assert {kept for _, kept in drop_duplicates(store).values()} == {"a"}
+    other = head.copy()
+    other[20, 20, 20] += 1
+    assert convert_volume(nifti(other), store.path, "d", 32).content_hash != store.record("a").content_hash
+    rng = np.random.default_rng(0)
+    fine = rng.random(head.shape)  # more intensities than 16 bits have
+    first = convert_volume(nifti(fine), store.path, "e", 32)
+    second = convert_volume(nifti(fine.astype(np.float32)), store.path, "f", 32)
+    assert first.content_hash == second.content_hash != store.record("a").content_hash
+
+
+def test_a_record_without_the_hash_of_the_image_compares_by_its_voxels(
+    store: VolumeStore, head: np.ndarray, nifti: Callable[..., Path]
+) -> None:
+    file = store.path / "subjects" / "a" / "zarr.json"
+    described = json.loads(file.read_text())
+    image = described["attributes"]["record"].pop("image")
+    file.write_text(json.dumps(described))
+    old = store.stored_records()["a"]
+    assert old.content_hash == old.content
+    convert_volume(nifti(head, name="in/0.nii", slope=0.5, intercept=4.0), store.path, "0", 32)
+    assert [kept for _, kept in drop_duplicates(store).values()] == ["a"]
+    store.note_source("a", old.source, old.size, old.mtime_ns)
+    assert store.stored_records()["a"].content_hash == image
+
+
+def test_a_file_that_vanishes_or_changes_under_an_open_array_is_an_error(
+    store: VolumeStore, head: np.ndarray, nifti: Callable[..., Path]
+) -> None:
+    reader = VolumeStore.open(store.path)
+    before = reader.read("a")
+    data = store.path / "subjects" / "a" / "voxels" / "c" / "0" / "0" / "0"
+    data.rename(data.with_name("away"))
+    with pytest.raises(StoreError, match=r"voxels: its data file is missing .*convert again"):
+        reader.read("a")
+    data.with_name("away").rename(data)
+    np.testing.assert_array_equal(reader.read("a"), before)
+    (data.parents[4] / "foreground" / "c" / "0" / "0" / "0").unlink()
+    with pytest.raises(StoreError, match="foreground: its data file is missing"):
+        reader.foreground("a")
+    convert_volume(nifti(head // 2, name="in/a.nii.gz"), store.path, "a", 32)
+    with pytest.raises(StoreError, match="converted again while the store was open"):
+        reader.read("a")
+    # The manifest still describes the old volume, with its intensity map.
+    with pytest.raises(StoreError, match=r"another file than manifest\.json describes"):
+        VolumeStore.open(store.path).read_normalised("a")
+    store.update_manifest(SPLITS, seed=0)
+    np.testing.assert_array_equal(VolumeStore.open(store.path).read("a"), head // 2)
 
 
 def test_a_store_moved_elsewhere_reads_the_same(store: VolumeStore, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -14,6 +15,7 @@ from mrisr.cli.options import ConfigOption, Overrides, TrackingOption, WithKeys,
 from mrisr.config.loading import ConfigError, load_experiment
 from mrisr.config.validation import protocol_named
 from mrisr.degradation import PROTOCOLS, describe
+from mrisr.files import check_output, describe_os_error
 from mrisr.tracking.redaction import mask_message, redact_logs
 
 app = typer.Typer(
@@ -43,6 +45,7 @@ def convert(
 
     if not source.is_dir():
         raise ConfigError(f"{source}: is not a folder; give the folder that holds the volumes")
+    check_output(experiment.data.store, folder=True)
     cluster.connect()
     summary = convert_folder(source, experiment.data)
     typer.echo("\n".join([*summary.lines(), f"store: {experiment.data.store}"]))
@@ -145,6 +148,7 @@ def evaluate(
 
     folder, target = absolute(store, "--store"), output_path(output, "evaluation", "--output")
     evaluation = Evaluation(VolumeStore.open(folder), split, protocol, consistency=consistency)
+    check_output(target, folder=True)
     run_evaluation(model, tracking_uri, evaluation, target, per_subject)
 
 
@@ -158,6 +162,9 @@ def superresolve(
         typer.Option(help=f"put the acquired band back; the protocol that names it: {PROTOCOL_NAMES}"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace existing output")] = False,
+    keep_background: Annotated[
+        bool, typer.Option(help="of an input without negative values: output >= 0, and 0 where the input is 0")
+    ] = True,
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Super-resolve NIfTI files; the output keeps the input's affine, orientation, type and intensity range."""
@@ -165,7 +172,7 @@ def superresolve(
     from mrisr.cli.commands import run_superresolution
 
     paths = absolute(source, "SOURCE"), absolute(target, "TARGET")
-    raise typer.Exit(run_superresolution(model, tracking_uri, *paths, band, overwrite))
+    raise typer.Exit(run_superresolution(model, tracking_uri, paths, band, overwrite, keep_background))
 
 
 @app.command(cls=WithKeys)
@@ -183,9 +190,12 @@ def preview(
     experiment = load_experiment(config, overrides or [])
     from mrisr.tools.preview import contact_sheet, gallery_entries, load_volume, planned, write_sheet
 
+    target = output_path(output, "preview.png", "--output")
+    if target.suffix.lower() != ".png":
+        raise ConfigError(f"--output {target}: extension {target.suffix!r}; the picture is a .png file")
+    check_output(target)
     name, hr, no_signal = load_volume(experiment, None if volume is None else absolute(volume, "--volume"))
     entries = gallery_entries() if gallery else planned(experiment, samples)
-    target = output_path(output, "preview.png", "--output")
     write_sheet(contact_sheet(hr, entries, name, 2 if len(entries) > 6 else 1, no_signal), target, dpi=90)
     typer.echo("\n".join([*(f"{title:<24} {describe(degradation)}" for title, degradation in entries), str(target)]))
 
@@ -224,6 +234,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     prepare_environment()
     redact_logs()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         code = app(arguments, standalone_mode=False)
         if code == 130:
@@ -231,10 +244,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except Terminated as error:
         _fail(f"{error}; the same command goes on there", 143)
-    except (ValueError, ResourceError, TrainingStopped, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, ResourceError, TrainingStopped, OSError) as error:
         if os.environ.get("MRISR_TRACEBACK"):
             _fail_with_traceback(error)
-        _fail(f"{error}\n(MRISR_TRACEBACK=1 shows where)", 2)
+        text = describe_os_error(error) if isinstance(error, OSError) else error
+        _fail(f"{text}\n(MRISR_TRACEBACK=1 shows where)", 2)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on where it stopped", 130)
     except typer.Abort:

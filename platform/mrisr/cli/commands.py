@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mrisr.config.paths import home
-from mrisr.degradation import Degradation
+from mrisr.degradation import PROTOCOLS, Degradation
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, log_evaluation
 from mrisr.evaluation.subject import Evaluation
 from mrisr.inference.model import load_model
@@ -35,20 +35,27 @@ def run_evaluation(
 
 
 def run_superresolution(
-    model: str, tracking_uri: str | None, source: Path, target: Path, band: Degradation | None, overwrite: bool
+    model: str,
+    tracking_uri: str | None,
+    paths: tuple[Path, Path],
+    band: Degradation | None,
+    overwrite: bool,
+    keep_background: bool,
 ) -> int:
     """Super-resolve a file or a folder; one line per file. Returns the exit code: 3 if a file was left out.
 
-    band: what was acquired, to be put back into the output; None for no data consistency.
+    paths: source and target. band, keep_background: see `SuperResolver`.
     """
     options = InferenceOptions(device="cuda" if torch.cuda.is_available() else "cpu", precision="auto")
-    resolver = SuperResolver(load_model(model, tracking_uri).generator, options, band)
+    loaded = load_model(model, tracking_uri)
+    protocol = PROTOCOLS.get(loaded.protocol or "")
+    resolver = SuperResolver(loaded.generator, options, band, keep_background, protocol)
     console = Console(highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("super-resolving", total=None)
         summary = superresolve_files(
-            source, target, resolver, overwrite,
+            *paths, resolver, overwrite,
             progress=lambda path, done, total: bar.update(task, description=path.name, completed=done, total=total),
             on_file=lambda result: console.print(result.describe(), markup=False, soft_wrap=True),
         )  # fmt: skip

@@ -32,7 +32,9 @@ class Data(Section):
     split_seed: int | None = Field(None, description="seed of the split; null: as the store has it, for a new one 0")
     min_size: Positive = Field(64, description="volumes with a shorter axis are left out at conversion, voxels")
     pattern: str = Field(
-        "*", min_length=1, description="which files to convert: a glob on the name ('*T1w*') or, with a /, on the path"
+        "*",
+        min_length=1,
+        description="which files to convert: bids:T1w, or a glob on the name ('*_T1w.*') or, with a /, on the path",
     )
 
 

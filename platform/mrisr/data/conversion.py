@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mrisr.config.schema import Data
 from mrisr.data.splits import agreed_rule
+from mrisr.files import check_output, describe_os_error
 from voxelstore import (
     StoreError,
     SubjectRecord,
@@ -24,6 +24,7 @@ from voxelstore import (
     subject_id,
 )
 from voxelstore.convert import drop_duplicates, file_hash
+from voxelstore.files import real_path
 
 # Reasons that can pass without the file's size and time changing (permissions, a fetched annex, memory).
 TRY_AGAIN = ("unreadable", "worker-died", "name-clash", "too-large")
@@ -102,7 +103,7 @@ class SourceFile(NamedTuple):
 
     def is_source_of_known(self) -> bool:
         """Whether the stored subject of that name came from this file."""
-        return self.known is not None and self.known.source == str(self.path.resolve())
+        return self.known is not None and self.known.source == str(real_path(self.path))
 
 
 def convert_folder(
@@ -116,27 +117,50 @@ def convert_folder(
     not the store's, StoreError.
     """
     rule = agreed_rule(VolumeStore.open(data.store) if VolumeStore.exists(data.store) else None, data)
-    root = Path(source).resolve()
-    paths = find_volumes(root, data.pattern)
-    if not paths and (others := len(find_volumes(root))):
-        raise FileNotFoundError(
-            f"data.pattern = {data.pattern!r}: fits none of the {others} volumes below {root}; widen it"
-        )
-    if not paths:
-        raise FileNotFoundError(f"{root}: holds no .nii, .nii.gz or .mgz file; give the folder of the volumes")
+    root = real_path(Path(source))
+    unlisted: Outcomes = {}
+    paths = _choose(root, data.pattern, unlisted)
+    if real_path(data.store) == root:
+        raise StoreError(f"data.store = {data.store}: this is the folder of the volumes; give a path of its own")
     store = VolumeStore.create(data.store)
     store.clean()
     records = store.stored_records()
     names = {path: subject_id(path, root) for path in paths}
     files = [SourceFile(path, name, person_of(path, root), records.get(name)) for path, name in names.items()]
-    outcomes = _name_clashes(files)
+    outcomes = unlisted | _name_clashes(files)
     if not verify:  # a clash overrides what was known of the file before
         outcomes = _without_reading(files, store.left_out, records, data.min_size) | outcomes
     waiting = [file for file in files if file.path not in outcomes]
+    _check_room(store.path, sum((_stat(file.path) or (0, 0))[0] for file in waiting) // 4)
     outcomes |= _run_tasks(waiting, store.path, data.min_size, progress, console)
     _leave_out_duplicates(store, files, outcomes)
     store.update_manifest(rule.splits, rule.seed, _left_out_entries(store, root, outcomes, data.min_size))
     return _summary(store, root, files, outcomes)
+
+
+def _choose(root: Path, pattern: str, unlisted: Outcomes) -> list[Path]:
+    """The files to convert. Folders that cannot be listed are added to `unlisted`."""
+
+    def leave_out(error: VolumeError) -> None:
+        unlisted[Path(error.path)] = LeftOut(Path(error.path), error.reason, error.message)
+
+    paths = find_volumes(root, pattern, leave_out)
+    if not paths and (others := len(find_volumes(root, on_error=leave_out))):
+        raise FileNotFoundError(f"data.pattern = {pattern!r}: fits none of the {others} volumes below {root}; widen it")
+    if not paths:
+        problem = "; ".join(f"{item.path} {item.message}" for item in _left_out(unlisted))
+        raise FileNotFoundError(
+            f"{root}: holds no .nii, .nii.gz or .mgz file; {problem or 'give the folder of the volumes'}"
+        )
+    return paths
+
+
+def _check_room(store: Path, space: int) -> None:
+    """Raise StoreError if the store cannot be written, or has no room for `space` bytes."""
+    try:
+        check_output(store, folder=True, space=space)
+    except OSError as error:
+        raise StoreError(f"data.store = {store}: {describe_os_error(error)}") from None
 
 
 def _name_clashes(files: Sequence[SourceFile]) -> Outcomes:
@@ -160,7 +184,8 @@ def _without_reading(
     outcomes: Outcomes = {}
     for file in files:
         stat, known, entry = _stat(file.path), file.known, left_out.get(str(file.path))
-        if known is not None and file.is_source_of_known() and stat == (known.size, known.mtime_ns):
+        same = known is not None and file.is_source_of_known() and stat == (known.size, known.mtime_ns)
+        if same and known is not None and known.image:
             outcomes[file.path] = "unchanged"
         elif (
             entry is not None
@@ -178,7 +203,7 @@ def _run_tasks(
     files: Sequence[SourceFile], store: Path, min_size: int, progress: bool, console: Console | None
 ) -> Outcomes:
     import ray
-    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
     task = ray.remote(num_cpus=1, max_retries=1)(convert_file)
     waiting = {task.remote(file, store, min_size): file for file in files}
@@ -194,6 +219,8 @@ def _run_tasks(
             except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
                 text = f"its task died twice ({type(error).__name__}); give a task more memory and convert again"
                 outcome = LeftOut(file.path, "worker-died", text)
+            except RayTaskError as error:
+                raise error.cause from None  # its message has no traceback of the task
             outcomes[file.path] = outcome
             last = outcome.reason if isinstance(outcome, LeftOut) else outcome
             bar.update(row, advance=1, last=f"{file.subject} {last}")
@@ -203,13 +230,14 @@ def _run_tasks(
 def convert_file(file: SourceFile, store: Path, min_size: int) -> Outcome:
     """One Ray task: convert a file unless its content is stored already.
 
-    A fault of this one file is an outcome. A full disk or a damaged store raises, which ends the whole conversion.
+    A fault of this one file is an outcome. A full disk or a damaged store raises StoreError, which ends the whole
+    conversion.
     """
     try:
         if file.known is not None:
             stat = _stat(file.path)
-            if stat is not None and os.access(file.path, os.R_OK) and file_hash(file.path) == file.known.sha256:
-                VolumeStore.open(store).note_source(file.subject, file.path.resolve(), *stat)
+            if stat is not None and _hash(file.path) == file.known.sha256:
+                VolumeStore.open(store).note_source(file.subject, str(real_path(file.path)), *stat)
                 return "unchanged"
             if not file.is_source_of_known() and Path(file.known.source).exists():
                 return _name_clash(file, file.known.source)
@@ -219,6 +247,8 @@ def convert_file(file: SourceFile, store: Path, min_size: int) -> Outcome:
         return LeftOut(file.path, error.reason, error.message + kept)
     except StoreError:
         raise
+    except OSError as error:
+        raise StoreError(describe_os_error(error, error.filename or store)) from None
     except MemoryError as error:
         text = f"does not fit into the memory of its task ({str(error) or 'MemoryError'}); crop it, or leave it out"
         return LeftOut(file.path, "too-large", text)
@@ -231,7 +261,7 @@ def _leave_out_duplicates(store: VolumeStore, files: Sequence[SourceFile], outco
     paths = {file.subject: file.path for file in files if not isinstance(outcomes[file.path], LeftOut)}
     for subject, (record, twin) in drop_duplicates(store).items():
         path = paths.get(subject, Path(record.source))
-        text = f"holds the same voxels as subject {twin!r}; remove one of the two files"
+        text = f"holds the same image as subject {twin!r}; remove one of the two files"
         outcomes[path] = LeftOut(path, "duplicate", text, twin)
 
 
@@ -250,7 +280,7 @@ def _left_out_entries(store: VolumeStore, root: Path, outcomes: Outcomes, min_si
 
 def _summary(store: VolumeStore, root: Path, files: Sequence[SourceFile], outcomes: Outcomes) -> ConversionSummary:
     records = {subject: store.record(subject) for subject in store.subjects()}
-    chosen = {str(file.path.resolve()) for file in files}
+    chosen = {str(real_path(file.path)) for file in files}
     return ConversionSummary(
         converted=[file.subject for file in files if outcomes[file.path] == "converted"],
         unchanged=[file.subject for file in files if outcomes[file.path] == "unchanged"],
@@ -260,6 +290,14 @@ def _summary(store: VolumeStore, root: Path, files: Sequence[SourceFile], outcom
         unassigned=[s for s, record in records.items() if record.split is None],
         orphaned=[s for s, r in records.items() if r.source not in chosen and Path(r.source).is_relative_to(root)],
     )
+
+
+def _hash(path: Path) -> str | None:
+    """SHA-256; None for what cannot be read, which `read_volume` names."""
+    try:
+        return file_hash(path)
+    except OSError:
+        return None
 
 
 def _stat(path: Path) -> tuple[int, int] | None:

@@ -27,7 +27,7 @@ from mrisr.degradation.checks import check, describe
 from mrisr.degradation.kinds import BASES, KINDS, Kind
 from mrisr.degradation.parameters import APODISATIONS, Degradation
 from mrisr.degradation.ranges import PROTOCOLS, DegradationRange
-from mrisr.degradation.spectrum import kept_band, noise_weight, spectral_weight
+from mrisr.degradation.spectrum import brightness, kept_band, noise_weight, spectral_weight
 
 __all__ = [
     "APODISATIONS",
@@ -38,6 +38,7 @@ __all__ = [
     "DegradationRange",
     "Kind",
     "apply_weight",
+    "brightness",
     "check",
     "degrade",
     "degrader",

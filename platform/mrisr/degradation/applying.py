@@ -93,16 +93,18 @@ def degrader(
     if (program := KINDS[d.kind].program) is not None:
         return lambda part: program(part, d)
     weight = spectral_weight(shape, d)
+    # A volume of that intensity alone, degraded: `mixed` and `shift` dim it.
+    zero = dtype(no_signal * float(weight.flat[0]))
 
     def apply(part: np.ndarray) -> np.ndarray:
         out = apply_weight(part, weight, d.transform_axes, dtype)
         if d.noise > 0:
             noise = received_noise(part.shape, d)
             # In place: the magnitude of a complex sum would take three volumes more.
-            out -= dtype(no_signal)
+            out -= zero
             out += noise.real
             np.hypot(out, noise.imag, out=out)
-            out += dtype(no_signal)
+            out += zero
         return out
 
     return apply

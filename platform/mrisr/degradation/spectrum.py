@@ -42,6 +42,11 @@ def noise_weight(shape: tuple[int, ...], degradation: Degradation) -> np.ndarray
     return _tapered(weight(shape, degradation), shape, degradation)
 
 
+def brightness(shape: tuple[int, ...], degradation: Degradation) -> float:
+    """W(0): what becomes of the mean intensity. 1 but for `mixed` (1 - mix) and `shift` (0)."""
+    return float(spectral_weight(shape, degradation).flat[0])
+
+
 def kept_band(shape: tuple[int, ...], degradation: Degradation) -> np.ndarray:
     """Where the degradation leaves the spectrum untouched: bool, shaped as `spectral_weight`.
 

@@ -15,11 +15,15 @@ from mrisr.tracking.runs import resolve_uri
 
 
 class Model(NamedTuple):
-    """A generator in evaluation mode on the CPU. run_id: the MLflow run behind it, None for a weights file."""
+    """A generator in evaluation mode on the CPU. The others are those of a registered version.
+
+    protocol: that it was validated by, None for a weights file.
+    """
 
     generator: Generator
     run_id: str | None
     version: str | None
+    protocol: str | None = None
 
 
 def load_model(model: str, tracking_uri: str | None) -> Model:
@@ -31,7 +35,7 @@ def load_model(model: str, tracking_uri: str | None) -> Model:
     try:
         if model.startswith("models:/"):
             found = registry.load(model, resolve_uri(tracking_uri, home()))
-            return Model(found.generator, found.run_id, found.version)
+            return Model(found.generator, found.run_id, found.version, found.tags.get(registry.PROTOCOL))
         config, state = registry.load_generator_weights(Path(model).expanduser())
         if config is not None:
             return Model(trained_generator(config, state), None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from mrisr.degradation import Degradation, describe, enforce_consistency
+from mrisr.degradation import Degradation, brightness, describe, enforce_consistency
+from mrisr.files import check_output, describe_os_error
 from mrisr.inference.sliding_window import InferenceOptions, Progress, superresolve_array
-from voxelstore import SourceVolume, find_volumes, intensity_map, read_volume, write_volume
+from voxelstore import SourceVolume, VolumeError, find_volumes, read_volume, write_volume
+from voxelstore.files import real_path
 from voxelstore.volume import EXTENSIONS
 
 FileProgress = Callable[[Path, int, int], None]  # (file, windows done, windows in total)
@@ -23,12 +26,16 @@ class SuperResolver:
     """How files are super-resolved.
 
     generator: its input is the zero-filled (or interpolated) volume on the grid of its output. band: what part of
-    k-space was acquired; if given, the output takes that band from the input (data consistency).
+    k-space was acquired; if given, the output takes that band from the input (data consistency). keep_background: of a
+    volume without negative intensities, the output has none either, and stays 0 where the input is exactly 0. protocol:
+    that the generator was validated by, if it is known; else that of `band`.
     """
 
     generator: nn.Module
     options: InferenceOptions = field(default_factory=InferenceOptions)
     band: Degradation | None = None
+    keep_background: bool = True
+    protocol: Degradation | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,16 @@ def superresolve_files(
     """
     source, target = Path(source), Path(target)
     results = []
-    for file, output in _files(source, target):
+
+    def done(result: FileResult) -> None:
+        results.append(result)
+        if on_file is not None:
+            on_file(result)
+
+    def cannot_list(error: VolumeError) -> None:
+        done(FileResult(Path(error.path), target, 0.0, error=error.message))
+
+    for file, output in _files(source, target, cannot_list):
         started = time.perf_counter()
         error = None
         try:
@@ -92,42 +108,60 @@ def superresolve_files(
         except (ValueError, OSError, RuntimeError) as problem:
             if not source.is_dir():
                 raise
-            error = f"{type(problem).__name__}: {problem}"
+            text = describe_os_error(problem, output) if isinstance(problem, OSError) else str(problem)
+            error = f"{type(problem).__name__}: {text}"
         seconds = time.perf_counter() - started
         consistency = describe(resolver.band) if resolver.band is not None and error is None else None
-        results.append(FileResult(file, output, seconds, consistency, error))
-        if on_file is not None:
-            on_file(results[-1])
+        done(FileResult(file, output, seconds, consistency, error))
     return Summary(tuple(results))
 
 
 def superresolve_volume(volume: SourceVolume, resolver: SuperResolver, progress: Progress | None = None) -> np.ndarray:
     """Super-resolve what a file holds. Returns (D, H, W) float32, physical intensities, canonical orientation.
 
-    Intensities are normalised by the input's own map, since there is no high-resolution volume to take one from.
-    Raises ValueError if the network's output is not finite.
+    Intensities are normalised by the input's own map, since there is no high-resolution volume to take one from. That
+    map undoes the dimming of a protocol like `report160`, which the network's input then gets back (`brightness`); the
+    output is as bright as the file. `keep_background` comes last: the acquired band is no longer exact by what data
+    consistency had put below 0 or into the background. Raises ValueError if the network's output is not finite.
     """
     physical = volume.physical()
-    scale = intensity_map(physical)
+    scale = volume.intensity()
     low = scale.normalise(physical)
-    high = superresolve_array(resolver.generator, low, resolver.options, progress)
+    expected = _dimmed(low, resolver.protocol or resolver.band)
+    high = superresolve_array(resolver.generator, expected, resolver.options, progress)
     if resolver.band is not None:
-        high = enforce_consistency(high, low, resolver.band)
+        high = enforce_consistency(high, _dimmed(low, resolver.band), resolver.band)
     bad = int(np.count_nonzero(~np.isfinite(high)))
     if bad:
         raise ValueError(f"{volume.path}: the network gave {bad} voxels that are not finite; nothing was written")
-    return scale.restore(high)
+    restored = scale.restore(high)
+    if resolver.keep_background and physical.min() >= 0:
+        np.maximum(restored, 0, out=restored)
+        restored[physical == 0] = 0
+    return restored
 
 
-def _files(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    """Every input with its output."""
+def _dimmed(volume: np.ndarray, degradation: Degradation | None) -> np.ndarray:
+    gain = 1.0 if degradation is None else brightness(volume.shape, degradation)
+    return volume if gain == 1 else volume * np.float32(gain)
+
+
+def _files(source: Path, target: Path, on_error: Callable[[VolumeError], None]) -> list[tuple[Path, Path]]:
+    """Every input with its output. on_error: see `find_volumes`."""
     if source.is_file():
-        return [(source, target if target.name.lower().endswith(EXTENSIONS) else target / source.name)]
+        if target.name.lower().endswith(EXTENSIONS):
+            return [(source, target)]
+        if target.suffix and not target.is_dir():
+            raise ValueError(
+                f"{target}: extension {target.suffix!r} is none of {', '.join(EXTENSIONS)}; "
+                "for a folder of that name, make it first"
+            )
+        return [(source, target / source.name)]
     if source.is_dir() and (target.is_file() or target.name.lower().endswith(EXTENSIONS)):
         raise ValueError(f"{target}: the source {source} is a folder, so the target must be one as well")
     # A target inside the source may hold outputs of an earlier call.
-    found = find_volumes(source) if source.is_dir() else []
-    inputs = [file for file in found if target.resolve() not in file.resolve().parents]
+    found = find_volumes(source, on_error=on_error) if source.is_dir() else []
+    inputs = [file for file in found if real_path(target) not in real_path(file).parents]
     if not inputs:
         raise FileNotFoundError(
             f"{source}: no volume found; expected a {', '.join(EXTENSIONS)} file or a folder of them"
@@ -139,11 +173,13 @@ def _superresolve_file(
     source: Path, target: Path, resolver: SuperResolver, overwrite: bool, progress: FileProgress | None
 ) -> None:
     # These checks come before the work, which takes minutes.
-    if target.resolve() == source.resolve():
+    if target.exists() and target.samefile(source):
         raise FileExistsError(f"{target}: this is the input itself, which is never replaced; choose another target")
-    if target.exists() and not overwrite:
+    check_output(target)
+    if os.path.lexists(target) and not overwrite:
         raise FileExistsError(f"{target}: exists already; pass overwrite (--overwrite) to replace it")
     volume = read_volume(source)
+    check_output(target, space=volume.voxels.nbytes if target.suffix == ".nii" else volume.size // 2)
     windows = None if progress is None else lambda done, total: progress(source, done, total)
     high = superresolve_volume(volume, resolver, windows)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from scipy import fft
 from mrisr.config import ConfigError, Experiment
 from mrisr.degradation import KINDS, PROTOCOLS, Degradation, degrade, describe
 from mrisr.metrics.psnr import peak_signal_to_noise
-from voxelstore import VolumeStore, intensity_map, read_volume
+from voxelstore import VolumeStore, read_volume
 
 Entry = tuple[str, Degradation]
 
@@ -54,9 +54,9 @@ def load_volume(experiment: Experiment, volume: Path | None) -> tuple[str, np.nd
     empty store.
     """
     if volume is not None:
-        physical = read_volume(volume).physical()
-        intensity = intensity_map(physical)
-        return volume.name, intensity.normalise(physical), intensity.no_signal
+        read = read_volume(volume)
+        intensity = read.intensity()
+        return volume.name, intensity.normalise(read.physical()), intensity.no_signal
     store = VolumeStore.open(experiment.data.store)
     subjects = store.subjects("train") or store.subjects()
     if not subjects:
