@@ -27,7 +27,7 @@ from step_loops import (
 )
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from mrisr.cluster import prepare_environment
+from mrisr.cluster import worker_environment
 from mrisr.engine.compiling import compile_generator, distance, gradients
 from mrisr.engine.objectives import CriticObjective
 from mrisr.engine.precision import chosen, native_bf16
@@ -218,10 +218,9 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_cpu = device.type == "cpu"
-    if on_cpu and "MALLOC_ARENA_MAX" not in os.environ:
+    if environment := worker_environment(gpu=not on_cpu):
         # glibc reads its settings when a process starts: the plain loops shall have those of Ray's workers.
-        prepare_environment()
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment})
     size, repeats = options.size or (32 if on_cpu else 64), options.repeats or (7 if on_cpu else 20)
     parts = options.parts or [part for part in PARTS if part != "compile" or not on_cpu]
     cores = sorted(os.sched_getaffinity(0))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrisr.cluster import ResourceError, divide
+from mrisr.cluster import KEEP_MEMORY, ResourceError, divide, worker_environment
 from mrisr.config import ConfigError, Experiment, load_experiment
 
 
@@ -88,3 +88,10 @@ def test_an_elastic_run_starts_on_a_cluster_that_holds_its_fewest_workers() -> N
     assert divide(experiment(4, *wanted), cpus=2, gpus=1).gpu
     with pytest.raises(ResourceError, match="1 workers of 1 CPUs and a data task of 1"):
         divide(experiment(4, *wanted), cpus=1.5, gpus=0)
+
+
+def test_what_the_user_told_glibc_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_environment(gpu=False) == KEEP_MEMORY
+    assert worker_environment(gpu=True) == {}
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    assert worker_environment(gpu=False) == {}

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from mrisr.config import Experiment
@@ -22,12 +22,12 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    # Ray's processes inherit these. Without them, glibc gives the memory of every step's tensors back to the kernel and
-    # takes it again, page by page, in the next step: a quarter of a critic step at 2 x 64^3 on a CPU. It does so with
-    # blocks of 32 MiB and more (MMAP_MAX_), and in every arena but the main one (ARENA_MAX).
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_ARENA_MAX": "1",
+}
+# For training workers on CPUs: without it, glibc gives the memory of every step's tensors back to the kernel and takes
+# it again, page by page, in the next step. It does so with blocks of 32 MiB and more (mmap_max), and in every arena but
+# the main one (arena_max). glibc reads this when a process starts; `mallopt` in a worker comes too late for its arenas.
+KEEP_MEMORY = {
+    "GLIBC_TUNABLES": f"glibc.malloc.trim_threshold={2**32}:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1"
 }
 
 
@@ -66,6 +66,18 @@ def prepare_environment() -> None:
     """Set what Ray and MLflow read when they are imported. What the user has set stays."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+
+
+def worker_environment(gpu: bool) -> dict[str, str]:
+    """What training workers have in their environment besides: KEEP_MEMORY on CPUs, unless the user has chosen."""
+    chosen = any(key == "GLIBC_TUNABLES" or key.startswith("MALLOC_") for key in os.environ)
+    return {} if gpu or chosen else KEEP_MEMORY
+
+
+def task_options() -> dict[str, Any]:
+    """Ray's options that keep KEEP_MEMORY from the tasks of a worker, which inherit its environment."""
+    without = {key: "" for key, value in KEEP_MEMORY.items() if os.environ.get(key) == value}
+    return {"runtime_env": {"env_vars": without}} if without else {}
 
 
 def quiet() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from itertools import islice
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from ray.exceptions import RayTaskError, UserCodeException
 
+from mrisr import cluster
 from mrisr.data import stream
 from mrisr.data.rows import PatchMaker, Row, RowPlan
 from mrisr.data.stream import Batch, StreamError, StreamLimits, interleave, rank_batches, rank_lanes
@@ -64,6 +67,31 @@ def test_ray_delivers_exactly_the_planned_batches(small_store: Path, world: int,
         for g, e in zip(got, expected, strict=True):
             for name in Batch._fields:
                 np.testing.assert_array_equal(getattr(g, name), getattr(e, name))
+
+
+class EnvironmentTeller(PatchMaker):
+    """Tells, instead of patches, what glibc was told in its process."""
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"told": np.array([os.environ.get("GLIBC_TUNABLES", "")])}
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("local_ray")
+def test_a_worker_keeps_its_memory_and_its_data_tasks_do_not(small_store: Path) -> None:
+    """The settings of glibc that make a training step faster are no use in other processes, and cost memory there."""
+    maker = make(small_store)
+    teller = EnvironmentTeller(maker.store, maker.plan, RANGE, 16, 0.3)
+
+    def told() -> tuple[str, str]:
+        (row,) = stream.group_dataset(teller, [0], range(1), 0, LIMITS).take_all()
+        return os.environ.get("GLIBC_TUNABLES", ""), row["told"]
+
+    options = {"num_cpus": 0, "runtime_env": {"env_vars": cluster.worker_environment(gpu=False)}}
+    worker, task = ray.get(ray.remote(told).options(**options).remote())
+    assert "arena_max=1" in worker
+    assert task == ""
+    assert not any(key.startswith("MALLOC_") for key in cluster.ENVIRONMENT)
 
 
 @pytest.mark.integration

@@ -264,6 +264,9 @@ def test_ray_itself_restarts_and_resumes_nothing(tmp_path: Path, monkeypatch: py
         config = run.failure_config
         assert (config.max_failures, config.controller_failure_limit) == (0, 0)
         assert getattr(config, "max_preemption_failures", 0) == 0, "Ray has it since 2.59"
+    launcher.fit(1, settings_of(Experiment(), cluster.Share(0.5, False, 1.0)), tmp_path, ())
+    environments = [options["run_config"].worker_runtime_env["env_vars"] for options in fitted]
+    assert environments == [{}, {}, cluster.KEEP_MEMORY], "on CPUs alone"
 
 
 def test_memory_that_does_not_suffice_is_told_with_what_helps() -> None:

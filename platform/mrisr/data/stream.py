@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mrisr.cluster import task_options
 from mrisr.data.rows import WIRE_DTYPE, PatchMaker
 from voxelstore import StoreError
 
@@ -85,8 +86,9 @@ def group_dataset(maker: PatchMaker, lanes: Sequence[int], turns: range, skip: i
 
     items = [{"turn": t, "lane": lane, "skip": skip if t == turns.start else 0} for t in turns for lane in lanes]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        maker, batch_size=None, batch_format="numpy", num_cpus=limits.cpus_per_task, zero_copy_batch=True
-    )
+        maker, batch_size=None, batch_format="numpy", num_cpus=limits.cpus_per_task, zero_copy_batch=True,
+        **task_options(),
+    )  # fmt: skip
     context: Any = dataset.context
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(cpu=limits.cpus)

@@ -44,6 +44,7 @@ class Launcher:
             run_config=ray.train.RunConfig(
                 name=uuid.uuid4().hex,
                 storage_path=str(storage),
+                worker_runtime_env={"env_vars": cluster.worker_environment(settings.share.gpu)},
                 failure_config=ray.train.FailureConfig(
                     max_failures=0, controller_failure_limit=0, max_preemption_failures=0
                 ),
