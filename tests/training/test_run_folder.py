@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,16 @@ def test_a_start_without_a_checkpoint_gives_the_name_back(small_store: Path, tmp
     (right.run_folder / "mlflow_run_id.txt").write_text("of the right one")
     RunFolder.of(right).begin(right, store)
     assert (right.run_folder / "mlflow_run_id.txt").exists()
+    # Of another store, it begins anew: nothing has been trained on the first.
+    other = VolumeStore.open(shutil.copytree(small_store, tmp_path / "other.zarr"))
+    other.remove_subject(other.subjects()[0])
+    other.update_manifest({"train": 1.0}, 0)
+    RunFolder.of(right).begin(right, other)
+    assert not (right.run_folder / "mlflow_run_id.txt").exists()
+    leave_checkpoint(right.run_folder)
+    RunFolder.of(right).refuse_other(right, other)
+    with pytest.raises(ConfigError, match="its subjects or splits have changed since run 'r' began"):
+        RunFolder.of(right).refuse_other(right, store)
 
 
 @pytest.mark.parametrize(

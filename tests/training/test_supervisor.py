@@ -53,7 +53,7 @@ def supervised(tmp_path: Path, *, runs: int = 1, least: int | None = None, max_f
 
 
 def settings_of(experiment: Experiment, share: cluster.Share, runs: int = 1) -> WorkerSettings:
-    return WorkerSettings(experiment, "", "", None, share, 1, runs)
+    return WorkerSettings(experiment, "", "", "", None, share, 1, runs)
 
 
 class FakeCluster:

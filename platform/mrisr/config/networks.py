@@ -96,7 +96,7 @@ class Critic(Section):
         1, description="patches the critic scores at a time: memory, same numbers; null: a whole forward pass"
     )
     weight_clip: float | None = Field(
-        None, gt=0, description="clip weights to [-c, c] after each step; then set training.gp_weight=0; null: off"
+        None, gt=0, description="clip convolutions to [-c, c] after each step; then set training.gp_weight=0; null: off"
     )
 
     def unmet_patch_rule(self, patch_size: int) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mrisr.engine.networks import Networks
+from mrisr.engine.networks import Networks, clipped_weights
 from mrisr.engine.objectives import CriticTerms, GeneratorObjective, PretrainObjective, widened
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import (
@@ -170,8 +170,8 @@ def _after_update(networks: Networks, config: StepConfig, phase: Phase) -> None:
     """Clip the critic, or move the generator's average; on this rank's shards, without communication."""
     if phase is Phase.CRITIC:
         if config.weight_clip is not None and networks.critic is not None:
-            for parameter in networks.critic.parameters():
-                local(parameter).clamp_(-config.weight_clip, config.weight_clip)
+            for weight in clipped_weights(networks.critic).values():
+                local(weight).clamp_(-config.weight_clip, config.weight_clip)
     elif config.ema_decay is not None:
         for name, tensor in averaged_tensors(networks.generator).items():
             local(networks.ema[name]).lerp_(local(tensor), 1 - config.ema_decay)

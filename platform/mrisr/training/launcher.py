@@ -35,6 +35,9 @@ class Launcher:
         self, workers: int, settings: WorkerSettings, storage: Path, callbacks: tuple[Any, ...]
     ) -> tuple[Ending, TrainingFailedError | None]:
         """Why the group ended, or the error that ended it."""
+        no_restarts = {"max_failures": 0, "controller_failure_limit": 0}
+        if hasattr(ray.train.FailureConfig, "max_preemption_failures"):  # since Ray 2.60
+            no_restarts["max_preemption_failures"] = 0
         trainer = TorchTrainer(
             run_worker,
             train_loop_config=settings._asdict(),
@@ -45,9 +48,7 @@ class Launcher:
                 name=uuid.uuid4().hex,
                 storage_path=str(storage),
                 worker_runtime_env={"env_vars": cluster.worker_environment(settings.share.gpu)},
-                failure_config=ray.train.FailureConfig(
-                    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
-                ),
+                failure_config=ray.train.FailureConfig(**no_restarts),
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
                 callbacks=list(callbacks),
             ),

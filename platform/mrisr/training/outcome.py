@@ -15,12 +15,16 @@ class TrackingUnreachable(TrainingStopped):
     """A run could not be begun in MLflow. Its settings are not at fault."""
 
 
+class StoreChanged(TrainingStopped):
+    """The store is not the one that the run began with, or cannot be opened any more; raised on every rank."""
+
+
 class SubjectAtFault(TrainingStopped):
     """A subject of the store that no run can use; raised on the rank that read it, and on no other."""
 
 
 # These are not the fault of a run's settings: another run of the same store on the same machines would stop too.
-OUTSIDE_CAUSES = (StorageStopped, TrackingUnreachable, SubjectAtFault, OSError)
+OUTSIDE_CAUSES = (StorageStopped, TrackingUnreachable, StoreChanged, SubjectAtFault, OSError)
 
 
 class Terminated(RuntimeError):

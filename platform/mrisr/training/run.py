@@ -81,7 +81,9 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
         config = experiment.model_dump(mode="json")
         run_id = tracked_run(config, store, uri, folder, parent_run_id=host.parent_run_id)
         node_cpus = max(1, int(min(cpus for cpus, _ in cluster.nodes()) / host.runs))
-        settings = WorkerSettings(experiment, uri, run_id, initial, share, node_cpus, host.runs, host.driver_cpus)
+        settings = WorkerSettings(
+            experiment, uri, run_id, store.fingerprint(), initial, share, node_cpus, host.runs, host.driver_cpus
+        )
         with ending_in_tracking(uri, run_id):
             Supervisor(settings, host.callbacks).run()
         _deliver_rest(experiment, uri, run_id)

@@ -80,7 +80,8 @@ class RunFolder:
 
         The files of a start of another configuration that left no checkpoint are deleted.
         """
-        if self.continues(experiment):
+        same_data = self._dataset.exists() and self._dataset.read_text() == store.fingerprint()
+        if self.continues(experiment) and (same_data or self.newest() is not None):
             return
         for file in (self.initial_weights, self.mlflow_run, self._precision):
             file.unlink(missing_ok=True)
@@ -132,10 +133,15 @@ class RunFolder:
                 f"name=... generator.init_from={self.path}"
             )
         if self._dataset.exists() and self._dataset.read_text() != store.fingerprint():
-            raise ConfigError(
-                f"data.store = {store.path}: its subjects or splits have changed since run {name!r} began, so that it "
-                "cannot be resumed exactly; use another name=... to start a new run"
-            )
+            raise ConfigError(self.other_data(store.path))
+
+    def other_data(self, store: Path) -> str:
+        """What to say of a store whose fingerprint has changed."""
+        return (
+            f"data.store = {store}: its subjects or splits have changed since run {self.path.name!r} began, so that it "
+            "cannot be resumed exactly; use another name=... to start a new run, which may begin at its weights: "
+            f"generator.init_from={self.path}"
+        )
 
     def refuse_other_batchnorm(self, experiment: Experiment, gpu: bool) -> None:
         """Raise ConfigError if BatchNorm would normalise over another number of patches than in the checkpoints.

@@ -203,7 +203,8 @@ def reserved(workers: int, share: cluster.Share) -> Iterator[Any]:
 def announced(error: Exception) -> bool:
     """Whether Ray knew that the node would go: a failure that nobody is to blame for and that does not count."""
     causes = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    return isinstance(error, ray.train.PreemptionError) or any(getattr(cause, "preempted", False) for cause in causes)
+    preempted = getattr(ray.train, "PreemptionError", ())  # since Ray 2.60
+    return isinstance(error, preempted) or any(getattr(cause, "preempted", False) for cause in causes)
 
 
 def stopped_by(error: BaseException) -> TrainingStopped | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -134,6 +135,8 @@ def superresolve_cube(
 
 
 def _scores(references: np.ndarray, estimates: np.ndarray) -> dict[str, float]:
+    if not np.isfinite(estimates).all():
+        return dict.fromkeys(METRICS, math.nan)  # in the mean of all ranks, so that all of them stop together
     return _mean([measure(*pair) for pair in zip(references, estimates, strict=True)])
 
 

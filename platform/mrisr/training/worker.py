@@ -15,9 +15,9 @@ from torch import Tensor
 from mrisr import cluster
 from mrisr.data.stream import Batch, StreamError, StreamLimits, rank_batches
 from mrisr.engine import checkpoint
-from mrisr.engine.networks import average_statistics, evaluated_state
+from mrisr.engine.networks import average_statistics, clipped_weights, evaluated_state
 from mrisr.engine.schedule import Phase, phase
-from mrisr.engine.sharding import device_for_worker, full_state, largest
+from mrisr.engine.sharding import device_for_worker, full_state, gather_texts, largest
 from mrisr.engine.step import NonFiniteError, train_step
 from mrisr.evaluation.pictures import critic_figure
 from mrisr.metrics import METRICS
@@ -27,8 +27,17 @@ from mrisr.tracking.outbox import Outbox
 from mrisr.training import failed_step
 from mrisr.training.build import initial_networks, patch_maker, step_config
 from mrisr.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS
+from mrisr.training.critic_watch import CriticWatch
 from mrisr.training.memory import memory_advice, out_of_memory
-from mrisr.training.outcome import Ending, RoomForMore, StorageStopped, SubjectAtFault, Terminated, TrainingStopped
+from mrisr.training.outcome import (
+    Ending,
+    RoomForMore,
+    StorageStopped,
+    StoreChanged,
+    SubjectAtFault,
+    Terminated,
+    TrainingStopped,
+)
 from mrisr.training.placement_groups import note_group
 from mrisr.training.precision import settle_precision
 from mrisr.training.run_folder import RunFolder
@@ -36,7 +45,7 @@ from mrisr.training.state import Best, RunState, Window, record_line
 from mrisr.training.stopping import Request, Requests
 from mrisr.training.validation import describe, validate, validators
 from mrisr.training.worker_settings import WorkerSettings
-from voxelstore import VolumeStore
+from voxelstore import StoreError, VolumeStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,12 +121,12 @@ class Rank:
                 flush=True,
             )
 
-        store = VolumeStore.open(experiment.data.store)
+        store = agreed_store(experiment.data.store, settings.dataset, self.folder)
         self.validators = validators(experiment.validation, store, self.rank, self.world)
         self.outbox: Outbox | None = None
         if self.rank == 0:
             self.outbox = Outbox(settings.tracking_uri, settings.mlflow_run_id, self.folder.outbox)
-        self.requests = Requests(self.folder, self.device)
+        self.requests, self.critic_watch = Requests(self.folder, self.device), CriticWatch()
         self.maker = patch_maker(experiment, store.subjects("train"))
         # The cluster as it is now: after the loss of a node there are fewer workers and fewer CPUs beside them.
         cpus = cluster.available()[0] / settings.runs - settings.driver_cpus
@@ -164,7 +173,10 @@ class Rank:
         state.step += 1
         state.window.add(now, metrics, waited, time.perf_counter() - started)
         if "interpolate_gradient_norm" in metrics:
-            state.critic_norms.append(metrics["interpolate_gradient_norm"])
+            norm = metrics["interpolate_gradient_norm"]
+            state.critic_norms.append(norm)
+            if (dead := self.critic_watch.after_step(norm, state.step)) is not None and self.rank == 0:
+                print(dead, flush=True)
 
         last = state.step == self.schedule.total_steps
         if state.step % t.log_every == 0 or last:
@@ -212,11 +224,7 @@ class Rank:
         weights = evaluated_state(networks)
         self.evaluated.load_state_dict(weights)
         figures, picture = validate(self.validators, self.evaluated, self.device, self.config.precision)
-        if not all(math.isfinite(value) for key, value in figures.items() if key.rpartition("/")[2] in METRICS):
-            raise TrainingStopped(
-                f"after step {state.step} the validation figures are not finite: {figures}; start a new run from the "
-                f"best weights with a smaller learning rate: name=... generator.init_from={self.folder.path}"
-            )
+        require_finite(figures, state.step, self.folder)
         state.latest = {**figures, "validated": state.step}
         better = state.best.offer(state.step, figures, weights)
         trained = networks.critic is not None and state.step > self.schedule.pretrain_steps
@@ -235,8 +243,10 @@ class Rank:
         outbox.metrics(step, {f"validation/{key}": value for key, value in figures.items()})
         if picture is not None:
             outbox.figure(step, "validation", picture)
-        if critic is not None:
-            weights = {name: value.numpy() for name, value in critic.items()}
+        if critic is not None and self.networks.critic is not None:
+            # What clipping leaves alone would hide what it bounds.
+            shown = clipped_weights(self.networks.critic) if self.config.weight_clip is not None else critic
+            weights = {name: critic[name].numpy() for name in shown}
             histogram, spread = critic_figure(weights, self.state.critic_norms, self.config.weight_clip)
             outbox.figure(step, "critic", histogram)
             outbox.metrics(step, {f"critic_weights/{key}": value for key, value in spread.items()})
@@ -256,6 +266,33 @@ class Rank:
     def _report(self) -> None:
         """Tell a search of the last validation; every rank must call it."""
         ray.train.report({"step": self.state.step, **self.state.latest})
+
+
+def agreed_store(path: Path, fingerprint: str, folder: RunFolder) -> VolumeStore:
+    """The store, if it is on every rank the one that the run began with; every rank must call it.
+
+    Raises StoreChanged on every rank otherwise.
+    """
+    problem = ""
+    try:
+        store = VolumeStore.open(path)
+        if store.fingerprint() != fingerprint:
+            problem = folder.other_data(path)
+    except (StoreError, OSError) as error:
+        problem = f"data.store = {path}: {error}; the same command goes on when the store is there"
+    if told := [text for text in gather_texts(problem) if text]:
+        raise StoreChanged(told[0])
+    return store
+
+
+def require_finite(figures: dict[str, float], step: int, folder: RunFolder) -> None:
+    """Raise TrainingStopped for a validation whose figures, the same on every rank, are not finite."""
+    told = {key: value for key, value in figures.items() if key.rpartition("/")[2] in METRICS}
+    if not all(math.isfinite(value) for value in told.values()):
+        raise TrainingStopped(
+            f"after step {step} the validation figures are not finite: {told}; start a new run from the best weights "
+            f"with a smaller learning rate: name=... generator.init_from={folder.path}"
+        )
 
 
 def _tensors(batch: Batch) -> tuple[Tensor, Tensor]:
