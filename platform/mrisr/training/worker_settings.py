@@ -12,8 +12,8 @@ from mrisr.config import Experiment
 class WorkerSettings(NamedTuple):
     """What the driver tells every worker.
 
-    dataset: the store's fingerprint; initial_weights: safetensors file, None for seeded ones; node_cpus: logical CPUs of
-    the smallest node for this run; runs: of a search that share the cluster; driver_cpus: of each of their drivers.
+    dataset: the store's fingerprint; initial_weights: safetensors file, None for seeded ones; node_cpus: logical CPUs
+    of the smallest node for this run; runs: of a search that share the cluster; driver_cpus: of each of their drivers.
     """
 
     experiment: Experiment
