@@ -134,7 +134,7 @@ def test_a_state_dict_of_the_public_port_is_a_starting_point(tmp_path: Path) -> 
     experiment = load_experiment(None, ["generator.growth_rate=2", "generator.blocks=2", "generator.units=2"])
     reference = MDCSRN(MDCSRNConfig(2, 2, 2), seed=9)
     torch.save({f"module.{k}": v for k, v in reference.state_dict().items()}, tmp_path / "port.pt")
-    state = read_initial_weights(experiment, str(tmp_path / "port.pt"), "")
+    state = read_initial_weights(experiment, str(tmp_path / "port.pt"), "").state
     for key, value in reference.state_dict().items():
         np.testing.assert_array_equal(state[key], value)
     torch.save(MDCSRN(MDCSRNConfig(4, 2, 2)).state_dict(), tmp_path / "other.pt")

@@ -23,7 +23,8 @@ def newest(bench: Bench) -> Path:
 
 def test_a_submitted_job_goes_through_every_phase_and_is_registered(unkilled: tuple[Bench, str]) -> None:
     bench, output = unkilled
-    for word in ("pretrain", "critic", "generator", "validation", "registered models:/mdcsrn/1", "champion"):
+    for word in ("pretrain", "critic", "generator", "validation", "registered models:/mdcsrn/1",
+                 "registered models:/mdcsrn/2", "not the champion", "gain-corrected input", "wgan-gp"):  # fmt: skip
         assert word in output
     assert newest(bench).name == "checkpoint_00000024"
     kept = sorted(folder.name for folder in bench.run.glob("checkpoint_[0-9]*"))
@@ -45,9 +46,14 @@ def test_a_submitted_job_goes_through_every_phase_and_is_registered(unkilled: tu
     assert run.data.tags["code_version"].startswith("sources sha256:")
     pictures = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "pictures")}
     assert {f"pictures/{step:08d}-validation.png" for step in (0, 6, 12, 18, 24)} <= pictures
-    version = client.get_model_version_by_alias("mdcsrn", "champion")
-    assert version.tags["protocol"] == "chen2018"
-    assert version.tags["precision"] == "fp32"
+    # 24 steps restore nothing: nobody becomes champion.
+    assert not client.get_registered_model("mdcsrn").aliases
+    for number, stage in (("1", "l1"), ("2", "wgan-gp")):
+        version = client.get_model_version("mdcsrn", number)
+        assert version.tags["protocol"] == "chen2018"
+        assert version.tags["precision"] == "fp32"
+        assert version.tags["stage"] == stage
+        assert version.tags["trained_on_subjects"] == "4"
     assert json.loads((newest(bench) / "progress.json").read_text())["precision"] == "fp32"
 
 
@@ -72,7 +78,7 @@ def test_running_it_again_trains_and_registers_nothing(
     assert code == 0
     assert "registered models:/mdcsrn/1" in output
     assert bench.history() == before
-    assert len(MlflowClient(bench.uri).search_model_versions("name = 'mdcsrn'")) == 1
+    assert len(MlflowClient(bench.uri).search_model_versions("name = 'mdcsrn'")) == 2
 
 
 def test_another_configuration_of_the_same_name_is_refused(
@@ -121,8 +127,9 @@ def test_training_starts_from_another_run_and_from_the_registry(unkilled: tuple[
     bench, _ = unkilled
     experiment = load_experiment(bench.config, [f"output={bench.home}/runs"])
     best = load_file(newest(bench) / "best.safetensors")
-    for source in (str(bench.run), str(newest(bench)), "models:/mdcsrn@champion"):
-        state = read_initial_weights(experiment, source, bench.uri)
+    for source in (str(bench.run), str(newest(bench)), "models:/mdcsrn/1"):
+        _, state, trained_on = read_initial_weights(experiment, source, bench.uri)
+        assert (len(trained_on.contents), trained_on.complete) == (4, True)
         for key, value in best.items():
             torch.testing.assert_close(state[key], value, rtol=0, atol=0)
     assert TINY["name"] == experiment.name
@@ -134,7 +141,7 @@ def test_training_starts_from_another_run_and_from_the_registry(unkilled: tuple[
     assert loaded.generator.config.residual
 
 
-def test_the_champion_super_resolves_a_nifti_file(
+def test_a_version_super_resolves_a_nifti_file(
     unkilled: tuple[Bench, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench, _ = unkilled
@@ -143,7 +150,7 @@ def test_the_champion_super_resolves_a_nifti_file(
     affine = np.array([[0, -1.2, 0, 3], [0.9, 0, 0, 4], [0, 0, 1.1, 5], [0, 0, 0, 1.0]])
     nib.save(nib.Nifti1Image(data, affine), tmp_path / "in.nii.gz")
     target = tmp_path / "out.nii.gz"
-    command = ("superresolve", "--model", "models:/mdcsrn@champion", str(tmp_path / "in.nii.gz"), str(target))
+    command = ("superresolve", "--model", "models:/mdcsrn/1", str(tmp_path / "in.nii.gz"), str(target))
     bench.call(*command)
     out = nib.load(target)
     assert out.shape == data.shape
@@ -161,14 +168,16 @@ def test_evaluate_prints_the_table_writes_the_figures_and_logs_them(
 ) -> None:
     bench, _ = unkilled
     folder = tmp_path / "evaluation"
-    command = ("evaluate", "--model", "models:/mdcsrn@champion", "--store", str(bench.store), "--output", str(folder))
+    command = ("evaluate", "--model", "models:/mdcsrn/1", "--store", str(bench.store), "--output", str(folder))
     code, output = bench.here(monkeypatch, capsys, *command, "--data-consistency")
     assert code == 0, output
     for word in ("zero-filled", "cubic spline", "model", "data consistency", "foreground"):
         assert word in output
-    assert (folder / "test-chen2018.csv").read_text().count("\n") == 1 + 4 * 2
+    assert (folder / "test-chen2018.csv").read_text().count("\n") == 1 + 5 * 2
     assert list(folder.glob("*.png"))
     assert [version for version, _ in bench.history()["test/chen2018/model/whole/psnr"]] == [1]
     run_id = (bench.run / "mlflow_run_id.txt").read_text()
-    (logged,) = MlflowClient(bench.uri).list_artifacts(run_id, "evaluation/version-1")
+    client = MlflowClient(bench.uri)
+    (folder_of_subjects,) = client.list_artifacts(run_id, "evaluation/version-1")
+    (logged,) = client.list_artifacts(run_id, folder_of_subjects.path)
     assert logged.path.endswith("test-chen2018.csv")

@@ -143,7 +143,7 @@ def test_a_search_is_killed_goes_on_stops_bad_trials_survives_failing_ones_and_r
         assert "validation/psnr" in run.data.metrics
     assert client.get_run(parent).info.status == "FINISHED"
     assert client.get_run(parent).data.metrics["test/model/whole/psnr"] > 0
-    version = client.get_model_version_by_alias("mdcsrn", "champion")
+    version = client.get_model_version("mdcsrn", "1")
     assert version.tags["search_run_id"] == parent
     assert len(list(bench.folder.glob("test-*.csv"))) == 1
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from mrisr.models import MDCSRN
 from mrisr.models.mdcsrn import MDCSRNConfig
-from mrisr.models.weights import write_weights
+from mrisr.models.weights import TrainedOn, Weights, write_weights
 from mrisr.tracking import registry
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.promotion import promote
 
+TRAINED_ON = TrainedOn(frozenset({"a1", "b2"}), complete=True)
 CONFIG = {"growth_rate": 4, "blocks": 2, "units": 2, "residual": False}
 
 
@@ -35,6 +36,7 @@ class Registered:
 
 def _tags(psnr: float, fingerprint: str = "subjects-a", protocol: str = "chen2018") -> dict[str, str]:
     figures = {"val_psnr": psnr, "val_ssim": 0.9, "val_nrmse": 3 / psnr}
+    figures |= {"baseline_psnr": 20.0, "baseline_ssim": 0.5, "baseline_nrmse": 0.5}
     return registry.model_tags(protocol, "truncate, f=0.5", fingerprint, "data", figures)
 
 
@@ -49,8 +51,8 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     for index, name in enumerate(("brain", "brain", "other")):
         generator = MDCSRN(MDCSRNConfig(**CONFIG), seed=index).train()
         generator(torch.rand(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(index)))
-        weights = generator if index else {k: v.clone() for k, v in generator.state_dict().items()}
-        version = registry.register(weights, CONFIG, run_id, name, _tags(30.0 + index), "a test", store.uri)
+        weights = Weights(CONFIG, generator.state_dict(), TRAINED_ON)
+        version = registry.register(weights, run_id, name, _tags(30.0 + index), "a test", store.uri)
         generators[f"{name}/{version}"] = generator
     return Registered(store.uri, store.experiment_id, run_id, generators)
 
@@ -77,9 +79,10 @@ def test_load_gives_back_the_same_network(registered: Registered) -> None:
     assert not loaded.generator.training
     state = loaded.generator.state_dict()
     assert all(torch.equal(state[key], value) for key, value in generator.state_dict().items())
-    config, weights = registry.load_generator_weights("models:/brain/1", registered.uri)
+    config, weights, trained_on = registry.load_generator_weights("models:/brain/1", registered.uri)
     assert config == CONFIG
     assert weights.keys() == state.keys()
+    assert trained_on == loaded.trained_on == TRAINED_ON
 
 
 def test_registering_leaves_the_run_and_the_callers_network_alone(registered: Registered) -> None:
@@ -123,6 +126,10 @@ def test_no_pickle_among_the_files(registered: Registered, tmp_path: Path) -> No
     folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=str(tmp_path)))
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {"data/model.pt2", "extra_files/generator.safetensors", "extra_files/generator.json"} <= names
+    assert json.loads((folder / "extra_files/trained_on.json").read_text()) == {
+        "contents": ["a1", "b2"],
+        "complete": True,
+    }
     assert not [name for name in names if name.endswith((".pth", ".pkl", ".pt"))]
     requirements = (folder / "requirements.txt").read_text()
     assert "torch==" in requirements
@@ -133,8 +140,9 @@ def test_no_pickle_among_the_files(registered: Registered, tmp_path: Path) -> No
 def test_weights_that_do_not_fit_are_refused(registered: Registered) -> None:
     with pytest.raises(ValueError, match="do not fit the generator"):
         registry.register(
-            registered.generators["brain/1"], {**CONFIG, "units": 3}, registered.run_id, "bad", {}, "", registered.uri
-        )
+            Weights({**CONFIG, "units": 3}, registered.generators["brain/1"].state_dict(), TrainedOn()),
+            registered.run_id, "bad", {}, "", registered.uri,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -175,7 +183,7 @@ def test_the_better_one_is_the_champion(registered: Registered) -> None:
     assert promote("race", lower, uri, metric="val_nrmse").promoted
 
 
-def test_other_subjects_or_protocol_are_measured_anew(registered: Registered) -> None:
+def test_other_subjects_are_measured_anew(registered: Registered) -> None:
     uri, calls = registered.uri, []
 
     def evaluate(loaded: registry.LoadedModel) -> dict[str, float]:
@@ -192,9 +200,87 @@ def test_other_subjects_or_protocol_are_measured_anew(registered: Registered) ->
     decision = promote("moved", other, uri, evaluate=evaluate)
     assert (decision.promoted, decision.champion_figure, calls) == (True, 25.0, [old])
     assert "measured anew" in decision.reason
-    third = _again(registered, "moved", _tags(24.0, fingerprint="subjects-b", protocol="hz2538"))
+    third = _again(registered, "moved", _tags(24.0, fingerprint="subjects-c"))
     assert not promote("moved", third, uri, evaluate=evaluate).promoted
     assert registry.find(f"models:/moved/{old}", uri).tags["val_psnr"] == "40.0"
+
+
+def test_every_protocol_has_a_champion_of_its_own(registered: Registered) -> None:
+    """A candidate of one protocol cannot displace the champion of another, whatever its figures there."""
+    uri = registered.uri
+    main, other = _again(registered, "two", _tags(30.0)), _again(registered, "two", _tags(35.0, protocol="report160"))
+    worse = _again(registered, "two", _tags(34.0, protocol="report160"))
+    assert promote("two", main, uri).alias == "champion"
+    decision = promote("two", other, uri)
+    assert (decision.promoted, decision.alias) == (True, "champion-report160")
+    assert promote("two", worse, uri).champion_version == other
+    assert registry.find("models:/two@champion", uri).version == main
+    assert registry.find("models:/two@champion-report160", uri).version == other
+
+
+def test_a_champion_of_an_older_version_says_which_protocol_is_the_main_one(registered: Registered) -> None:
+    uri = registered.uri
+    old, new = _again(registered, "legacy", _tags(30.0)), _again(registered, "legacy", _tags(40.0, protocol="hz2538"))
+    tracking.client(uri).set_registered_model_alias("legacy", "champion", old)
+    assert promote("legacy", new, uri).alias == "champion-hz2538"
+    assert registry.find("models:/legacy@champion", uri).version == old
+
+
+def test_nothing_that_does_not_beat_its_input_is_the_champion(registered: Registered) -> None:
+    """An untrained identity has its input's figures, but for rounding; the first candidate is no exception."""
+    uri = registered.uri
+    for index, psnr in enumerate((19.0, 20.0, 20.0 + 1e-9)):
+        decision = promote("floor", _again(registered, "floor", _tags(psnr)), uri)
+        assert not decision.promoted, index
+        assert "of the gain-corrected input" in decision.reason
+        assert registry.champion("floor", uri) is None
+    assert promote("floor", _again(registered, "floor", _tags(20.1)), uri).promoted
+    tags = {key: value for key, value in _tags(25.0).items() if not key.startswith("baseline")}
+    older = _again(registered, "floor", tags)
+    with pytest.raises(ValueError, match="has no tag 'baseline_psnr'"):
+        promote("floor", older, uri)
+    measured = {"val_psnr": 25.0, "baseline_psnr": 26.0}
+    assert "26 of the gain-corrected" in promote("floor", older, uri, evaluate=lambda _: measured).reason
+
+
+def test_a_version_that_was_trained_on_validation_subjects_is_not_the_champion(registered: Registered) -> None:
+    version = _again(registered, "seen", _tags(40.0) | {"validation_trained_on": "3"})
+    decision = promote("seen", version, registered.uri)
+    assert not decision.promoted
+    assert decision.reason == "it was trained on 3 of the validation subjects"
+
+
+def test_a_damaged_or_diverged_champion_is_kept_with_a_reason(registered: Registered, tmp_path: Path) -> None:
+    store, files = tracking.client(registered.uri), tmp_path / "model" / "extra_files"
+    files.mkdir(parents=True)
+    (files / "generator.safetensors").write_bytes(b"\x00" * 40)
+    first = _again(registered, "damaged", _tags(30.0, "subjects-a"))
+    broken = store.create_model_version(
+        "damaged", (tmp_path / "model").as_uri(), run_id=registered.run_id, tags=_tags(31.0, "subjects-b")
+    )
+    store.set_registered_model_alias("damaged", "champion", broken.version)
+    better = _again(registered, "damaged", _tags(50.0, "subjects-a"))
+    decision = promote("damaged", better, registered.uri, evaluate=lambda model: {"val_psnr": 1.0})
+    assert not decision.promoted
+    assert "cannot be measured here" in decision.reason
+    assert "not a weights file" in decision.reason
+    assert "set the alias 'champion' by hand" in decision.reason
+
+    def diverged(model: registry.LoadedModel) -> dict[str, float]:
+        raise ValueError("estimate holds 8 voxels that are not finite")
+
+    store.set_registered_model_alias("damaged", "champion", first)
+    other = _again(registered, "damaged", _tags(50.0, "subjects-c"))
+    assert "8 voxels that are not finite" in promote("damaged", other, registered.uri, evaluate=diverged).reason
+
+
+def test_what_a_run_has_registered_is_found(registered: Registered) -> None:
+    found = registry.registered("brain", registered.run_id, {"val_psnr": "31.0"}, registered.uri)
+    assert found is not None
+    assert found.version == "2"
+    assert registry.registered("brain", registered.run_id, {"val_psnr": "9.0"}, registered.uri) is None
+    assert registry.registered("brain", "another run", {}, registered.uri) is None
+    assert registry.registered("nobody", registered.run_id, {}, registered.uri) is None
 
 
 def test_a_champion_that_cannot_be_loaded_stays(registered: Registered, tmp_path: Path) -> None:
@@ -226,13 +312,14 @@ def test_weights_from_files(tmp_path: Path) -> None:
     state = generator.state_dict()
     write_weights(tmp_path, CONFIG, state)
     (tmp_path / "generator.json").unlink()
-    config, found = registry.load_generator_weights(tmp_path / "generator.safetensors")
+    config, found, trained_on = registry.load_generator_weights(tmp_path / "generator.safetensors")
     assert config == CONFIG
+    assert trained_on == TrainedOn(complete=False)
     assert all(torch.equal(found[key], state[key]) for key in state)
     torch.save(
         {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "port.pth"
     )
-    config, found = registry.load_generator_weights(tmp_path / "port.pth")
+    config, found, _ = registry.load_generator_weights(tmp_path / "port.pth")
     assert config is None
     MDCSRN(MDCSRNConfig(**CONFIG), seed=9).load_reference_state_dict(found)
     torch.save(generator, tmp_path / "whole.pt")

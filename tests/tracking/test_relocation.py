@@ -15,6 +15,7 @@ from mrisr.config import ConfigError, load_experiment
 from mrisr.config.loading import dump_experiment
 from mrisr.config.paths import after_move
 from mrisr.models import build_generator
+from mrisr.models.weights import TrainedOn, Weights
 from mrisr.tracking import registry
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.addresses import check_address
@@ -30,7 +31,8 @@ def a_home(folder: Path) -> tuple[Path, str]:
     """A home with a run and a registered champion; its address."""
     place = tracking.prepare(f"sqlite:///{folder}/mlflow.db", folder / "mlartifacts", "one")
     run_id = tracking.start_run(place, {"a": 1}, name="first")
-    registry.register(build_generator(CONFIG).state_dict(), CONFIG, run_id, "m", {}, "a test", place.uri)
+    weights = Weights(CONFIG, build_generator(CONFIG).state_dict(), TrainedOn())
+    registry.register(weights, run_id, "m", {}, "a test", place.uri)
     tracking.client(place.uri).set_registered_model_alias("m", "champion", "1")
     return folder, run_id
 

@@ -81,8 +81,8 @@ def train(
     from mrisr.training.publishing import publish
     from mrisr.training.run import train as run
 
-    published = publish(run(experiment))
-    typer.echo("\n".join(published.lines()))
+    for published in publish(run(experiment)):
+        typer.echo("\n".join(published.lines()))
 
 
 @app.command(cls=WithKeys)
@@ -135,6 +135,9 @@ def evaluate(
     consistency: Annotated[
         bool, typer.Option("--data-consistency", help="add a row: the model with the acquired band of k-space put back")
     ] = False,
+    allow_trained_on: Annotated[
+        bool, typer.Option("--allow-trained-on", help="mark subjects that the model was trained on, do not refuse them")
+    ] = False,
     per_subject: Annotated[
         bool, typer.Option("--per-subject", help="print every subject's figures too; the CSV always has them")
     ] = False,
@@ -147,7 +150,8 @@ def evaluate(
     from voxelstore import VolumeStore
 
     folder, target = absolute(store, "--store"), output_path(output, "evaluation", "--output")
-    evaluation = Evaluation(VolumeStore.open(folder), split, protocol, consistency=consistency)
+    volumes = VolumeStore.open(folder)
+    evaluation = Evaluation(volumes, split, protocol, consistency=consistency, allow_trained_on=allow_trained_on)
     check_output(target, folder=True)
     run_evaluation(model, tracking_uri, evaluation, target, per_subject)
 

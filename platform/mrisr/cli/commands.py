@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,6 @@ from mrisr.degradation import PROTOCOLS, Degradation
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, log_evaluation
 from mrisr.evaluation.subject import Evaluation
 from mrisr.inference.model import load_model
-from mrisr.inference.sliding_window import InferenceOptions
 from mrisr.inference.superresolution import SuperResolver, superresolve_files
 from mrisr.tracking.runs import resolve_uri
 
@@ -24,14 +24,15 @@ def run_evaluation(
     """Evaluate on a split, print the table, write the CSV and the pictures into the folder `output`."""
     loaded = load_model(model, tracking_uri)
     console = Console(highlight=False)
-    result = evaluate_on_cluster(evaluation, loaded.generator, console)
+    evaluation = replace(evaluation, options=loaded.options)  # as it was validated
+    result = evaluate_on_cluster(evaluation, loaded.generator, console, loaded.trained_on)
     csv = result.write_csv(output / f"{result.split}-{result.protocol}.csv")
     result.write_pictures(output)
     console.print(result.table(per_subject))
     console.print(f"figures {csv}\npictures {output}", markup=False, soft_wrap=True)
     if loaded.run_id is not None and loaded.version is not None:
-        log_evaluation(result, csv, resolve_uri(tracking_uri, home()), loaded.run_id, loaded.version)
-        console.print(f"logged to run {loaded.run_id}", markup=False, soft_wrap=True)
+        logged = log_evaluation(result, csv, resolve_uri(tracking_uri, home()), loaded.run_id, loaded.version)
+        console.print(logged, markup=False, soft_wrap=True)
 
 
 def run_superresolution(
@@ -46,10 +47,10 @@ def run_superresolution(
 
     paths: source and target. band, keep_background: see `SuperResolver`.
     """
-    options = InferenceOptions(device="cuda" if torch.cuda.is_available() else "cpu", precision="auto")
     loaded = load_model(model, tracking_uri)
-    protocol = PROTOCOLS.get(loaded.protocol or "")
-    resolver = SuperResolver(loaded.generator, options, band, keep_background, protocol)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = replace(loaded.options, device=device, precision="auto")
+    resolver = SuperResolver(loaded.generator, options, band, keep_background, PROTOCOLS.get(loaded.protocol or ""))
     console = Console(highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:

@@ -41,6 +41,10 @@ class Validation(Section):
     mean_over: tuple[Protocol, ...] = Field(
         (), description="best weights by the mean of that figure over these protocols; empty: protocol alone"
     )
+    allow_trained_on: bool = Field(
+        False,
+        description="whether generator.init_from may have been trained on subjects of the split; then none is champion",
+    )
     start_counts: bool = Field(
         True, description="whether the weights before the first step may be the best; in a search they may not"
     )

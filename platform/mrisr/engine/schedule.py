@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from mrisr.settings import check_bounds, setting
 
+L1, ADVERSARIAL = "l1", "wgan-gp"  # stages
+
 
 class Phase(StrEnum):
     """What a step updates: the generator on L1 alone, the critic, or the generator on L1 and scores."""
@@ -48,6 +50,12 @@ class Schedule:
     def adversarial_start(self) -> int:
         """The first step after pretraining and the critic's warm-up."""
         return self.pretrain_steps + self.critic_warmup_steps
+
+    def stage(self, step: int) -> str:
+        """What made the weights of the generator after so many steps: `start` (nothing yet), `l1` or `wgan-gp`."""
+        if step > self.adversarial_start + self.critic_per_generator:  # the first adversarial step of the generator
+            return ADVERSARIAL
+        return L1 if self.pretrain_steps else "start"
 
     @property
     def needs_critic(self) -> bool:

@@ -12,19 +12,25 @@ from torch import nn
 
 from mrisr import cluster
 from mrisr.config import ConfigError
+from mrisr.data.training_subjects import UNKNOWN, named, seen_in_training
 from mrisr.degradation import describe
 from mrisr.evaluation.result import EvaluationResult, SubjectResult
 from mrisr.evaluation.subject import Evaluation, evaluate_subject
+from mrisr.models.weights import TrainedOn
 from mrisr.tracking.runs import RunLogger
 
 
 def evaluate_on_cluster(
-    evaluation: Evaluation, generator: nn.Module | None, console: Console | None = None
+    evaluation: Evaluation,
+    generator: nn.Module | None,
+    console: Console | None = None,
+    trained_on: TrainedOn = TrainedOn(complete=True),
 ) -> EvaluationResult:
     """Evaluate all subjects of the split, as many at a time as the cluster has room for.
 
-    generator: a plain network on the CPU, or None for the input and the spline alone. Prints a line per subject.
-    Raises ConfigError for an empty split.
+    generator: a plain network on the CPU, or None for the input and the spline alone; trained_on: its training volumes.
+    Prints a line per subject, and one if its training volumes are not known.
+    Raises ConfigError for an empty split, and for subjects that it was trained on unless they are allowed.
     """
     import ray
 
@@ -33,6 +39,16 @@ def evaluate_on_cluster(
     if not subjects:
         sizes = ", ".join(f"{name} ({len(names)})" for name, names in store.splits().items()) or "none"
         raise ConfigError(f"split = {split!r}: the store {store.path} has no subject in it; its splits: {sizes}")
+    seen = seen_in_training(store, subjects, trained_on)
+    if seen and not evaluation.allow_trained_on:
+        raise ConfigError(
+            f"split = {split!r}: {named(seen)} of its {len(subjects)} subjects in {store.path} are among those that "
+            "the model was trained on, so its figures would say nothing about other people; evaluate another split or "
+            "store, or mark them: --allow-trained-on (in training validation.allow_trained_on=true)"
+        )
+    console = console or Console()
+    if not trained_on.complete:
+        console.print(f"{UNKNOWN}; some of these subjects may be among them", soft_wrap=True)
     cluster.connect()
     cpus, total_gpus = cluster.available()
     gpus = int(total_gpus) if evaluation.gpu is not False else 0
@@ -45,7 +61,6 @@ def evaluate_on_cluster(
     shared = ray.put((replace(evaluation, options=options), generator))
     pending = [task.remote(shared, name, max(1, int(share))) for name in subjects]
     results: dict[str, SubjectResult] = {}
-    console = console or Console()
     with console.status(f"evaluating {len(subjects)} subjects under {evaluation.protocol}"):
         while pending:
             (done,), pending = ray.wait(pending, num_returns=1)
@@ -56,7 +71,7 @@ def evaluate_on_cluster(
             )
     ordered = tuple(results[name] for name in subjects)
     degradation = describe(evaluation.degradation)
-    return EvaluationResult(evaluation.protocol, degradation, split, store.fingerprint(split), ordered)
+    return EvaluationResult(evaluation.protocol, degradation, split, store.fingerprint(split), ordered, seen)
 
 
 def _evaluate(shared: tuple[Evaluation, nn.Module | None], subject: str, threads: int) -> SubjectResult:
@@ -68,12 +83,21 @@ def _evaluate(shared: tuple[Evaluation, nn.Module | None], subject: str, threads
     return evaluate_subject(evaluation, subject, generator)
 
 
-def log_evaluation(result: EvaluationResult, csv: Path, tracking_uri: str, run_id: str, version: str) -> None:
-    """Add an evaluation to the MLflow run that made the model: metrics `SPLIT/PROTOCOL/...`, and the CSV.
+def log_evaluation(result: EvaluationResult, csv: Path, tracking_uri: str, run_id: str, version: str) -> str:
+    """Add an evaluation to the MLflow run that made the model. Returns what was logged, for the terminal.
 
-    A run can have several versions, so the version's number is the metrics' step.
+    Metrics `SPLIT/PROTOCOL/version-V/FINGERPRINT/...` have a point for every evaluation of the version on these
+    subjects; their first eight digits are the fingerprint's. `SPLIT/PROTOCOL/...` has the first one of each version,
+    which is the step, unless a later version came before. The CSV lies beside them.
     """
     logger = RunLogger(tracking_uri, run_id)
-    prefix = f"{result.split}/{result.protocol}"
-    logger.metrics(int(version), {f"{prefix}/{key}": value for key, value in result.as_metrics().items()})
-    logger.artifact(csv, f"evaluation/version-{version}")
+    prefix, own = f"{result.split}/{result.protocol}", f"version-{version}/{result.fingerprint[:8]}"
+    figures = result.as_metrics() | {"trained_on_subjects": float(len(result.trained_on))}
+    logger.metrics(int(version), {f"{prefix}/{key}": value for key, value in figures.items()})
+    keyed = {f"{prefix}/{own}/{key}": value for key, value in figures.items()}
+    count = logger.next_step(keyed)
+    logger.metrics(count, keyed)
+    logger.artifact(csv, f"evaluation/{own}")
+    return (
+        f"logged to run {run_id}: metrics {prefix}/{own}/..., evaluation {count} of them; evaluation/{own}/{csv.name}"
+    )

@@ -31,7 +31,7 @@ class Evaluation:
     """What is evaluated, on whom and how. Raises ConfigError for an unknown protocol.
 
     consistency: also the model with its kept band taken from the input. gpu: a GPU per subject; None: where the cluster
-    has GPUs that torch can use.
+    has GPUs that torch can use. allow_trained_on: mark subjects that the model was trained on instead of refusing them.
     """
 
     store: VolumeStore
@@ -40,6 +40,7 @@ class Evaluation:
     options: InferenceOptions = field(default_factory=lambda: InferenceOptions(precision="auto"))
     consistency: bool = False
     gpu: bool | None = None
+    allow_trained_on: bool = False
 
     def __post_init__(self) -> None:
         protocol_named(self.protocol)
@@ -49,7 +50,8 @@ class Evaluation:
         """As an experiment says: its store, its validation's protocol and windows, its precision, its GPUs."""
         v = experiment.validation
         options = InferenceOptions(v.patch_size, v.overlap, precision=experiment.training.precision)
-        return cls(open_store(experiment), split, v.protocol, options, consistency, experiment.resources.gpus)
+        gpu = experiment.resources.gpus
+        return cls(open_store(experiment), split, v.protocol, options, consistency, gpu, v.allow_trained_on)
 
     @property
     def degradation(self) -> Degradation:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from mrisr.config import ConfigError
 from mrisr.config.paths import home
+from mrisr.inference.sliding_window import InferenceOptions
 from mrisr.models import build_generator
 from mrisr.models.generator import Generator
-from mrisr.models.weights import trained_generator
+from mrisr.models.weights import TrainedOn, trained_generator
 from mrisr.tracking import registry
 from mrisr.tracking.runs import resolve_uri
 
 
 class Model(NamedTuple):
-    """A generator in evaluation mode on the CPU. The others are those of a registered version.
+    """A generator in evaluation mode on the CPU. options: how it was validated, the defaults if that is not known.
 
-    protocol: that it was validated by, None for a weights file.
+    run_id, version, protocol (that it was validated by): of a registered one, None for a weights file.
     """
 
     generator: Generator
-    run_id: str | None
-    version: str | None
+    trained_on: TrainedOn
+    options: InferenceOptions = InferenceOptions(precision="auto")
+    run_id: str | None = None
+    version: str | None = None
     protocol: str | None = None
 
 
@@ -35,10 +40,11 @@ def load_model(model: str, tracking_uri: str | None) -> Model:
     try:
         if model.startswith("models:/"):
             found = registry.load(model, resolve_uri(tracking_uri, home()))
-            return Model(found.generator, found.run_id, found.version, found.tags.get(registry.PROTOCOL))
-        config, state = registry.load_generator_weights(Path(model).expanduser())
+            options, protocol = _validated_with(found.tags), found.tags.get(registry.PROTOCOL)
+            return Model(found.generator, found.trained_on, options, found.run_id, found.version, protocol)
+        config, state, trained_on = registry.load_generator_weights(Path(model).expanduser())
         if config is not None:
-            return Model(trained_generator(config, state), None, None)
+            return Model(trained_generator(config, state), trained_on)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"--model {model}: {error}") from None
     generator = build_generator({})
@@ -49,4 +55,14 @@ def load_model(model: str, tracking_uri: str | None) -> Model:
             f"--model {model}: has no configuration, so it was read as the published network, which it is not: "
             f"{error}. Files that `mrisr train` writes have theirs"
         ) from None
-    return Model(generator.eval(), None, None)
+    return Model(generator.eval(), trained_on)
+
+
+def _validated_with(tags: Mapping[str, str]) -> InferenceOptions:
+    """Windows and precision of a version's validation; older versions do not say which windows."""
+    known = InferenceOptions(precision=tags.get("precision", "auto"))
+    return replace(
+        known,
+        patch_size=int(tags.get("patch_size", known.patch_size)),
+        overlap=float(tags.get("overlap", known.overlap)),
+    )

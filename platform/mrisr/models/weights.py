@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,36 @@ from mrisr.models.generator import Generator
 WEIGHTS, CONFIG = "generator.safetensors", "generator.json"
 
 
+class TrainedOn(NamedTuple):
+    """On whom weights were trained: content hashes of the volumes (`SubjectRecord.content`), whatever their names.
+
+    Those of the weights that they began from are included. complete: False if those of some ancestor are not known.
+    """
+
+    contents: frozenset[str] = frozenset()
+    complete: bool = False
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256("\n".join(sorted(self.contents)).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps({"contents": sorted(self.contents), "complete": self.complete})
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainedOn:
+        found = json.loads(text)
+        return cls(frozenset(found["contents"]), bool(found["complete"]))
+
+
+class Weights(NamedTuple):
+    """Weights as a file or a version holds them. config: None if the file has none; state: on the CPU."""
+
+    config: dict[str, Any] | None
+    state: dict[str, Tensor]
+    trained_on: TrainedOn
+
+
 def trained_generator(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Generator:
     """A generator with these weights, on the CPU and in eval mode. Raises ValueError if they do not fit config."""
     try:
@@ -28,18 +59,21 @@ def trained_generator(config: Mapping[str, Any], state: Mapping[str, Tensor]) ->
     return generator.eval().requires_grad_(False)
 
 
-def write_weights(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[Path, Path]:
-    """Write generator.safetensors (with the configuration in its header) and generator.json; returns both paths."""
+def write_weights(
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], trained_on: TrainedOn | None = None
+) -> tuple[Path, Path]:
+    """Write generator.safetensors (with the rest in its header) and generator.json; returns both paths."""
     weights, description = folder / WEIGHTS, folder / CONFIG
-    weights.write_bytes(serialised(config, state))
+    weights.write_bytes(serialised(config, state, trained_on))
     description.write_text(_text(config) + "\n")
     return weights, description
 
 
-def serialised(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file of these weights, with the generator's configuration in its header."""
+def serialised(config: Mapping[str, Any], state: Mapping[str, Tensor], trained_on: TrainedOn | None = None) -> bytes:
+    """A safetensors file of these weights, with the generator's configuration and `trained_on` in its header."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    return save(tensors, metadata={"generator_config": _text(config)})
+    header = {"generator_config": _text(config)}
+    return save(tensors, metadata=header | ({} if trained_on is None else {"trained_on": trained_on.to_json()}))
 
 
 def _text(config: Mapping[str, Any]) -> str:
@@ -101,3 +135,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tens
     if header is not None and not isinstance(config, dict):
         raise ValueError(f"{path}: its generator's configuration is damaged ({header[:40]!r}); save the weights again")
     return config, state
+
+
+def read_trained_on(path: Path) -> TrainedOn:
+    """On whom the weights of a file were trained, as its header says; not known for files of other programs."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = (file.metadata() or {}).get("trained_on")
+        return TrainedOn() if told is None else TrainedOn.from_json(told)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return TrainedOn()

@@ -72,7 +72,8 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
 
     _heading(console, "4/5  validate on whole volumes and register")
     published = publish(run)
-    console.print("\n".join(published.lines()), markup=False, soft_wrap=True)
+    for one in published:
+        console.print("\n".join(one.lines()), markup=False, soft_wrap=True)
 
     _heading(console, "5/5  evaluate on the held-out test subjects")
     _evaluate(run.experiment, published, home, console)
@@ -106,33 +107,40 @@ def _volumes(data: Path | None, home: Path, console: Console) -> Path:
     return data
 
 
-def _evaluate(experiment: Experiment, published: Published, home: Path, console: Console) -> None:
-    """Evaluate on the test split, then print the table, where everything is, and the next command to try."""
+def _evaluate(experiment: Experiment, versions: list[Published], home: Path, console: Console) -> None:
+    """Evaluate on the test split, then print the table, where everything is, and the next command to try.
+
+    versions: one per stage, the best first; pictures and the command are of that one.
+    """
     from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, log_evaluation
+    from mrisr.evaluation.result import together
     from mrisr.evaluation.subject import Evaluation
     from mrisr.inference.model import load_model
     from mrisr.tracking.redaction import mask_secrets
 
     evaluation = Evaluation.of(experiment, "test", consistency=True)
     store, protocol = evaluation.store, evaluation.protocol
-    generator = load_model(published.model_uri, published.tracking_uri).generator
-    result = evaluate_on_cluster(evaluation, generator, console)
-    csv = result.write_csv(home / "evaluation" / "test.csv")
+    results = {}
+    for one in versions:
+        model = load_model(one.model_uri, one.tracking_uri)
+        results[one.stage] = result = evaluate_on_cluster(evaluation, model.generator, console, model.trained_on)
+        csv = result.write_csv(home / "evaluation" / f"test-version-{one.version}.csv")
+        log_evaluation(result, csv, one.tracking_uri, one.run_id, one.version)
+    published, (result, *_) = versions[0], results.values()
     pictures = result.write_pictures(home / "evaluation")
-    log_evaluation(result, csv, published.tracking_uri, published.run_id, published.version)
     subject, low = result.subjects[0].subject, home / "low_resolution.nii.gz"
     write_low_resolution(store, subject, protocol, low)
 
     console.print()
-    console.print(result.table())
-    model = f"models:/{published.name}@champion" if published.promoted else published.model_uri
+    console.print(together(results).table())
+    model_uri = f"models:/{published.name}@{published.alias}" if published.promoted else published.model_uri
     tools, uri = Path(sys.executable).parent, mask_secrets(published.tracking_uri)
-    command = [str(tools / "mrisr"), "superresolve", "--model", model, "--tracking-uri", uri]
+    command = [str(tools / "mrisr"), "superresolve", "--model", model_uri, "--tracking-uri", uri]
     command += ["--data-consistency", protocol, "--overwrite", str(low), str(home / "superresolved.nii.gz")]
     for label, text in (
-        ("model", f"{published.name} version {published.version} ({published.decision})"),
+        *(("model", f"{one.name} version {one.version}, {one.stage} ({one.decision})") for one in versions),
         ("pictures", ", ".join(str(path) for path in pictures)),
-        ("figures", str(csv)),
+        ("figures", str(home / "evaluation" / "test-version-*.csv")),
         ("curves", f"{tools / 'mlflow'} ui --backend-store-uri {uri}"),
         ("original", store.record(subject).source),
         ("next", shlex.join(command)),

@@ -3,23 +3,31 @@
 A version holds the network twice. `mlflow.pytorch.load_model("models:/NAME@champion")` and `mlflow.pyfunc.load_model`
 read `data/model.pt2`, in any process that has mlflow and torch and not this package: the exported graph for the CPU,
 with dynamic batch and volume sizes. `load` reads `extra_files/generator.safetensors` and `generator.json`: the module
-itself, for any device. Neither is a pickle.
+itself, for any device. Neither is a pickle. `extra_files/trained_on.json` lists the volumes that it was trained on.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version as installed
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
 
 from mrisr.models.generator import Generator
-from mrisr.models.weights import WEIGHTS, read_weights_file, trained_generator, write_weights
+from mrisr.models.weights import (
+    WEIGHTS,
+    TrainedOn,
+    Weights,
+    read_trained_on,
+    read_weights_file,
+    trained_generator,
+    write_weights,
+)
 from mrisr.tracking.addresses import check_address
 from mrisr.tracking.redaction import mask_message
 from mrisr.tracking.runs import client
@@ -30,6 +38,8 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 PROTOCOL, FINGERPRINT = "protocol", "validation_fingerprint"  # tags
+MAIN_PROTOCOL = "main_protocol"  # a tag of the registered model
+TRAINED_ON = "trained_on.json"
 EXTRA_FILES = "extra_files"  # where MLflow puts a model's extra files
 # MLflow's database store reports an alias that does not exist as an invalid parameter.
 MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -63,6 +73,7 @@ class LoadedModel(ModelVersion):
 
     generator: Generator
     generator_config: dict[str, Any]
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
 
 
 def find(model_uri: str, uri: str) -> ModelVersion:
@@ -86,13 +97,29 @@ def find(model_uri: str, uri: str) -> ModelVersion:
     return _describe(found)
 
 
-def champion(name: str, uri: str) -> ModelVersion | None:
-    """The version with the alias `champion`; None if the model or the alias does not exist."""
+def champion_alias(name: str, protocol: str | None, uri: str) -> str:
+    """`champion` for a registered model's main protocol, `champion-PROTOCOL` for any other.
+
+    The main protocol is that of its first candidate, or of the champion that an older version has chosen.
+    """
+    store = client(uri)
+    main = store.get_registered_model(name).tags.get(MAIN_PROTOCOL)
+    if main is None:
+        present = champion(name, uri)
+        main = (present.tags.get(PROTOCOL) if present is not None else None) or protocol
+        if main is None:
+            return CHAMPION
+        store.set_registered_model_tag(name, MAIN_PROTOCOL, main)
+    return CHAMPION if protocol in (None, main) else f"{CHAMPION}-{re.sub(r'[^A-Za-z0-9_-]', '-', str(protocol))}"
+
+
+def champion(name: str, uri: str, alias: str = CHAMPION) -> ModelVersion | None:
+    """The version with the alias; None if the model or the alias does not exist."""
     from mlflow.exceptions import MlflowException
 
     check_address(uri)
     try:
-        return _describe(client(uri).get_model_version_by_alias(name, CHAMPION))
+        return _describe(client(uri).get_model_version_by_alias(name, alias))
     except MlflowException as error:
         if error.error_code not in MISSING:
             raise
@@ -102,7 +129,8 @@ def champion(name: str, uri: str) -> ModelVersion | None:
 def load(model_uri: str, uri: str) -> LoadedModel:
     """Load a generator from the registry, for the CPU and in eval mode.
 
-    Raises ValueError that lists what exists, and UnreadableModelError for a model that mrisr did not register.
+    Raises ValueError that lists what exists, and UnreadableModelError for a model that is damaged, out of reach or not
+    registered by mrisr.
     """
     import mlflow.artifacts
     from mlflow.exceptions import MlflowException
@@ -115,28 +143,28 @@ def load(model_uri: str, uri: str) -> LoadedModel:
             files = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{location}/{EXTRA_FILES}", dst_path=folder, tracking_uri=uri
             )
-            config, state = read_weights_file(Path(files) / WEIGHTS)
-        except (MlflowException, OSError) as error:
+            file = Path(files) / WEIGHTS
+            config, state = read_weights_file(file)
+            generator = trained_generator(config or {}, state)
+            trained_on = read_trained_on(file)
+        except (MlflowException, FileNotFoundError) as error:
             raise UnreadableModelError(
                 f"model {model_uri!r} holds no {EXTRA_FILES}/{WEIGHTS} (was it registered by mrisr? "
                 f"are its artifacts reachable from this machine?): {mask_message(error)}"
             ) from error
-    assert config is not None
-    generator = trained_generator(config, state)
-    return LoadedModel(**vars(found), generator=generator, generator_config=config)
+        except (ValueError, OSError) as error:
+            raise UnreadableModelError(f"model {model_uri!r}: {mask_message(error)}") from error
+    return LoadedModel(**vars(found), generator=generator, generator_config=config or {}, trained_on=trained_on)
 
 
-def load_generator_weights(
-    source: str | Path, uri: str | None = None
-) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """Weights from a file (see `read_weights_file`) or from the registry (`models:/...`, then `uri` is
-    needed)."""
+def load_generator_weights(source: str | Path, uri: str | None = None) -> Weights:
+    """Weights from a file (see `read_weights_file`) or from the registry (`models:/...`, then `uri` is needed)."""
     if not str(source).startswith("models:/"):
-        return read_weights_file(Path(source))
+        return Weights(*read_weights_file(Path(source)), read_trained_on(Path(source)))
     if uri is None:
         raise ValueError(f"model {source!r}: a tracking URI is needed to read the registry")
     loaded = load(str(source), uri)
-    return loaded.generator_config, loaded.generator.state_dict()
+    return Weights(loaded.generator_config, loaded.generator.state_dict(), loaded.trained_on)
 
 
 def _describe(version: MlflowVersion) -> ModelVersion:
@@ -160,33 +188,23 @@ def model_tags(
     """The tags of a version.
 
     protocol: name of the validation protocol; degradation: its description; fingerprints: of the validation split and
-    of the whole store; figures: such as {"val_psnr": 40.9, "val_ssim": 0.97}.
+    of the whole store; figures: such as {"val_psnr": 40.9, "baseline_psnr": 40.1}, see EvaluationResult.figures.
     """
     tags = {PROTOCOL: protocol, "degradation": degradation, FINGERPRINT: validation_fingerprint}
     tags["dataset_fingerprint"] = dataset_fingerprint
     return tags | {key: repr(float(value)) for key, value in figures.items()}
 
 
-def register(
-    generator: nn.Module | Mapping[str, Tensor],
-    generator_config: Mapping[str, Any],
-    run_id: str,
-    name: str,
-    tags: Mapping[str, str],
-    description: str,
-    uri: str,
-) -> str:
+def register(weights: Weights, run_id: str, name: str, tags: Mapping[str, str], description: str, uri: str) -> str:
     """Log a generator to a run and make it the next version of the registered model `name`. Returns the version.
 
-    generator: a plain (not sharded) network on any device, or its full state dict; generator_config: what built it.
-    tags: see `model_tags`. Takes 4 s for the published network, nearly all of it the export. Raises ValueError if
-    weights and generator_config do not fit.
+    weights: with the configuration that fits them; tags: see `model_tags`. Takes 4 s for the published network, nearly
+    all of it the export. Raises ValueError if weights and configuration do not fit.
     """
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
 
-    state = generator if isinstance(generator, Mapping) else generator.state_dict()
-    plain = trained_generator(generator_config, state)
+    plain = trained_generator(weights.config or {}, weights.state)
     store = client(uri)
     run = store.get_run(run_id)
     logged = store.create_logged_model(
@@ -194,7 +212,8 @@ def register(
     )
     try:
         with TemporaryDirectory() as folder:
-            _save(plain, generator_config, Path(folder), run_id, logged.model_id)
+            files = _files(Path(folder), weights)
+            _save(plain, files, Path(folder), run_id, logged.model_id)
             store.log_model_artifacts(logged.model_id, f"{folder}/model")
     except BaseException:
         store.finalize_logged_model(logged.model_id, "FAILED")
@@ -218,13 +237,26 @@ def register(
     return str(created.version)
 
 
-def _save(generator: Generator, config: Mapping[str, Any], folder: Path, run_id: str, model_id: str) -> None:
+def registered(name: str, run_id: str, tags: Mapping[str, str], uri: str) -> ModelVersion | None:
+    """The version that a run has registered with these tags; None if there is none."""
+    for version in client(uri).search_model_versions(f"name = '{name}'"):
+        if version.run_id == run_id and all(version.tags.get(key) == value for key, value in tags.items()):
+            return _describe(version)
+    return None
+
+
+def _files(folder: Path, weights: Weights) -> list[Path]:
+    (folder / TRAINED_ON).write_text(weights.trained_on.to_json())
+    written = write_weights(folder, weights.config or {}, weights.state, weights.trained_on)
+    return [*written, folder / TRAINED_ON]
+
+
+def _save(generator: Generator, files: list[Path], folder: Path, run_id: str, model_id: str) -> None:
     """Write the MLflow model to `folder`/model."""
     import mlflow.pytorch
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    files = write_weights(folder, config, generator.state_dict())
     volumes = TensorSpec(np.dtype(np.float32), (-1, 1, -1, -1, -1))
     packages = ("mlflow", "numpy", "torch")
     mlflow.pytorch.save_model(

@@ -202,6 +202,10 @@ class RunLogger:
         """Whether the run exists and is not deleted."""
         return bool(self._client.get_run(self.run_id).info.lifecycle_stage == "active")
 
+    def next_step(self, keys: Iterable[str]) -> int:
+        """The first step that none of the keys has, from 1 on."""
+        return 1 + max((self._logged.get(key, 0) for key in keys), default=0)
+
     def metrics(self, step: int, values: Mapping[str, float], time_ms: int | None = None) -> None:
         """Log the metrics of one step; steps must not go down, and keys that have this step already are left out.
 

@@ -23,6 +23,11 @@ BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
 
 
+def best_of_stage(stage: str) -> str:
+    """The file of a stage's best weights; BEST_WEIGHTS has the best of all stages."""
+    return f"best-{stage}.safetensors"
+
+
 def is_whole(folder: Path) -> bool:
     """Whether a checkpoint was written to its end: progress.json, which is written last, can be read.
 
@@ -32,23 +37,20 @@ def is_whole(folder: Path) -> bool:
     try:
         if not (folder / checkpoint.METADATA).is_file() or not checkpoint.read_progress(folder):
             return False
-        for weights in (folder / BEST_WEIGHTS, folder / LAST_WEIGHTS):
-            if weights.exists():
-                with safe_open(weights, framework="pt"):
-                    pass
+        for weights in folder.glob("*.safetensors"):
+            with safe_open(weights, framework="pt"):
+                pass
     except (OSError, ValueError, SafetensorError):
         return False
     return True
 
 
-def best_weights(folder: Path) -> dict[str, Tensor]:
+def best_weights(folder: Path, name: str = BEST_WEIGHTS) -> dict[str, Tensor]:
     """The best weights in a checkpoint, plain CPU tensors. Raises CheckpointError that names the folder."""
     try:
-        return load_file(folder / BEST_WEIGHTS)
+        return load_file(folder / name)
     except (OSError, SafetensorError) as error:
-        raise checkpoint.CheckpointError(
-            f"{folder} cannot be read: {BEST_WEIGHTS}: {error}; {checkpoint.REMEDY}"
-        ) from error
+        raise checkpoint.CheckpointError(f"{folder} cannot be read: {name}: {error}; {checkpoint.REMEDY}") from error
 
 
 def write_folder(final: Path, networks: Networks, progress: dict[str, Any], files: Mapping[str, bytes]) -> Path:

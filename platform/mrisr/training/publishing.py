@@ -1,4 +1,4 @@
-"""From the best weights of a run to a registered version, and to the champion if it is better."""
+"""From the best weights of a run to registered versions, and to champions where they are better."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from rich.console import Console
+
+from mrisr.data.training_subjects import trained_on
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
-from mrisr.evaluation.result import EvaluationResult
+from mrisr.evaluation.result import EvaluationResult, together
 from mrisr.evaluation.subject import Evaluation
 from mrisr.files import write_atomic
-from mrisr.models.weights import trained_generator
+from mrisr.models.weights import TrainedOn, Weights, trained_generator
 from mrisr.tracking import registry
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.addresses import check_address
-from mrisr.tracking.promotion import promote
+from mrisr.tracking.promotion import SEEN, promote
 from mrisr.tracking.redaction import mask_secrets
-from mrisr.training.run import TrainedRun
+from mrisr.training.run import StageWeights, TrainedRun
 from mrisr.training.run_folder import RunFolder
 
 NOT_COMPARED = "not compared yet"
 
 
 class Published(NamedTuple):
-    """A registered version. model_uri: models:/NAME/VERSION; decision: why it is or is not the champion."""
+    """A registered version. model_uri: models:/NAME/VERSION; decision: why it is or is not a champion.
+
+    stage: of its weights, "" in the records of older versions.
+    """
 
     model_uri: str
     name: str
@@ -33,73 +39,123 @@ class Published(NamedTuple):
     best_step: int
     run_id: str
     tracking_uri: str
+    stage: str = ""
+    alias: str = registry.CHAMPION
 
     def lines(self) -> list[str]:
-        role = f"champion of {self.name!r}" if self.promoted else f"not the champion of {self.name!r}"
+        role = f"champion of {self.name!r} (@{self.alias})" if self.promoted else f"not the champion of {self.name!r}"
+        stage = self.stage and f", stage {self.stage}"
         return [
-            f"registered {self.model_uri} (weights of step {self.best_step:,}): {role}; {self.decision}",
+            f"registered {self.model_uri} (weights of step {self.best_step:,}){stage}: {role}; {self.decision}",
             f"tracked in run {self.run_id} at {mask_secrets(self.tracking_uri)}",
         ]
 
 
-def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> Published:
-    """Evaluate a finished run on the whole volumes of its validation split, register it, and compare it.
+def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> list[Published]:
+    """Register the best weights of a finished run, and of its other stages; the best of the run come first.
 
-    tags: further tags of the version. Done once per run: a second call, after a resumption that trained no further,
-    returns what the first one did.
+    They are measured on the whole volumes of the validation split, printed as one table, and compared with the
+    champion. tags: further tags of the versions. Done once per run: a second call, after a resumption that trained no
+    further, returns what the first one did.
     """
     check_address(run.tracking_uri)
     evaluation = Evaluation.of(run.experiment, run.experiment.validation.split)
-    published = _recorded(run)
-    if published is None:
-        published = _register(run, evaluation, tags or {})
-        # Before the comparison: a process killed in it must not register the same weights again.
-        _write_record(run, published)
-    if published.decision == NOT_COMPARED:
-        decision = promote(
-            published.name, published.version, run.tracking_uri, f"val_{run.experiment.validation.metric}",
-            evaluate=lambda loaded: evaluate_on_cluster(evaluation, loaded.generator).figures(),
-        )  # fmt: skip
-        published = published._replace(promoted=decision.promoted, decision=decision.reason)
-    _write_record(run, published)  # also one of an older version, which kept credentials
+    folder = RunFolder.of(run.experiment)
+    initial = folder.initial_weights if run.experiment.generator.init_from is not None else None
+    seen = trained_on(evaluation.store, initial)
+    recorded = _recorded(run)
+    versions: list[Published] = []
+    results: dict[str, EvaluationResult] = {}
+    for weights in (run.best, *run.others):
+        found = recorded.get(weights.step) or _registered(run, weights)
+        if found is None:
+            generator = trained_generator(run.experiment.generator.architecture, weights.state)
+            results[weights.stage] = evaluate_on_cluster(evaluation, generator, trained_on=seen)
+            _log(run, weights, results[weights.stage])
+            found = _register(run, weights, evaluation, results[weights.stage], seen, tags or {})
+        versions.append(found)
+        _write_record(run, versions)
+    if results:
+        Console(highlight=False).print(together(results).table())
+    for place, one in enumerate(versions):
+        if one.decision == NOT_COMPARED:
+            versions[place] = _compared(run, one, evaluation)
+            _write_record(run, versions)
+    _write_record(run, versions)  # also one of an older version, which kept credentials
     tracking.finish(run.tracking_uri, run.run_id)
-    return published
+    return versions
 
 
-def _recorded(run: TrainedRun) -> Published | None:
-    """What an earlier call did with these weights."""
+def _recorded(run: TrainedRun) -> dict[int, Published]:
+    """What earlier calls did, by the step of the weights. Older versions recorded a single one."""
     record = RunFolder.of(run.experiment).published
     if not record.exists():
-        return None
-    done = Published(**{**json.loads(record.read_text()), "tracking_uri": run.tracking_uri})
-    return done if done.best_step == run.best_step else None
+        return {}
+    found = json.loads(record.read_text())
+    versions = found if isinstance(found, list) else [found]
+    return {one["best_step"]: Published(**{**one, "tracking_uri": run.tracking_uri}) for one in versions}
 
 
-def _register(run: TrainedRun, evaluation: Evaluation, tags: Mapping[str, str]) -> Published:
-    experiment, name = run.experiment, run.experiment.tracking.model
-    config = experiment.generator.architecture
-    result = evaluate_on_cluster(evaluation, trained_generator(config, run.state))
-    _log(run, result)
+def _registered(run: TrainedRun, weights: StageWeights) -> Published | None:
+    """A version of these weights that a call registered and was killed before it could record it."""
+    name = run.experiment.tracking.model
+    found = registry.registered(name, run.run_id, {"weights_step": str(weights.step)}, run.tracking_uri)
+    return None if found is None else _not_compared(run, weights, found.version)
+
+
+def _register(
+    run: TrainedRun,
+    weights: StageWeights,
+    evaluation: Evaluation,
+    result: EvaluationResult,
+    seen: TrainedOn,
+    tags: Mapping[str, str],
+) -> Published:
+    experiment, options = run.experiment, evaluation.options
     described = registry.model_tags(
         result.protocol, result.degradation, result.fingerprint, evaluation.store.fingerprint(), result.figures()
-    )
+    ) | {
+        "trained_on": experiment.degradation.kind, "stage": weights.stage, "weights_step": str(weights.step),
+        "precision": options.precision, "patch_size": str(options.patch_size), "overlap": str(options.overlap),
+        "trained_on_subjects": str(len(seen.contents)), "trained_on_digest": seen.digest,
+        "trained_on_complete": str(seen.complete).lower(), SEEN: str(len(result.trained_on)),
+    }  # fmt: skip
     version = registry.register(
-        run.state, config, run.run_id, name,
-        {**described, "trained_on": experiment.degradation.kind, "precision": experiment.training.precision, **tags},
-        f"mDCSRN of run {experiment.name!r}, best weights of step {run.best_step:,}", run.tracking_uri,
+        Weights(experiment.generator.architecture, weights.state, seen), run.run_id, experiment.tracking.model,
+        {**described, **tags},
+        f"{experiment.generator.kind} of run {experiment.name!r}, {weights.stage} weights of step {weights.step:,}",
+        run.tracking_uri,
     )  # fmt: skip
+    return _not_compared(run, weights, version)
+
+
+def _compared(run: TrainedRun, one: Published, evaluation: Evaluation) -> Published:
+    def measure(old: registry.LoadedModel) -> dict[str, float]:
+        return evaluate_on_cluster(evaluation, old.generator, trained_on=old.trained_on).figures()
+
+    metric = f"val_{run.experiment.validation.metric}"
+    decision = promote(one.name, one.version, run.tracking_uri, metric, measure)
+    return one._replace(promoted=decision.promoted, decision=decision.reason, alias=decision.alias)
+
+
+def _not_compared(run: TrainedRun, weights: StageWeights, version: str) -> Published:
+    name = run.experiment.tracking.model
     uri = f"models:/{name}/{version}"
-    return Published(uri, name, version, False, NOT_COMPARED, run.best_step, run.run_id, run.tracking_uri)
+    return Published(uri, name, version, False, NOT_COMPARED, weights.step, run.run_id, run.tracking_uri, weights.stage)
 
 
-def _write_record(run: TrainedRun, published: Published) -> None:
+def _write_record(run: TrainedRun, versions: list[Published]) -> None:
     """Without credentials, which every reader gets from the configuration or the environment instead."""
-    shown = published._replace(tracking_uri=mask_secrets(published.tracking_uri))
-    write_atomic(RunFolder.of(run.experiment).published, json.dumps(shown._asdict(), indent=1))
+    shown = [one._replace(tracking_uri=mask_secrets(one.tracking_uri))._asdict() for one in versions]
+    write_atomic(RunFolder.of(run.experiment).published, json.dumps(shown, indent=1))
 
 
-def _log(run: TrainedRun, result: EvaluationResult) -> None:
+def _log(run: TrainedRun, weights: StageWeights, result: EvaluationResult) -> None:
+    """`volumes/...` are the figures of the run's best weights, `volumes/STAGE/...` those of a stage's."""
     logger = tracking.RunLogger(run.tracking_uri, run.run_id)
-    logger.metrics(run.step, {f"volumes/{key}": value for key, value in result.as_metrics().items()})
+    best = weights.step == run.best.step
+    for prefix in ([f"volumes/{weights.stage}"] if run.others else []) + (["volumes"] if best else []):
+        logger.metrics(run.step, {f"{prefix}/{key}": value for key, value in result.as_metrics().items()})
     for subject in result.subjects[:4]:
-        logger.figure(run.step, f"volume-{subject.subject}", subject.picture())
+        name = f"volume-{subject.subject}" if best else f"volume-{weights.stage}-{subject.subject}"
+        logger.figure(run.step, name, subject.picture())

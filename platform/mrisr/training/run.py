@@ -21,7 +21,7 @@ from mrisr.tracking.addresses import AddressUnreachable, check_address
 from mrisr.tracking.availability import first_line
 from mrisr.tracking.outbox import Outbox
 from mrisr.tracking.redaction import mask_secrets
-from mrisr.training.checkpoints import best_weights
+from mrisr.training.checkpoints import best_of_stage, best_weights
 from mrisr.training.outcome import Terminated, TrackingUnreachable
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.supervisor import Supervisor
@@ -44,16 +44,24 @@ class Host(NamedTuple):
     parent_run_id: str | None = None
 
 
+class StageWeights(NamedTuple):
+    """The best generator weights of a stage (Schedule.stage), plain CPU tensors, and the validation that chose them."""
+
+    stage: str
+    step: int
+    figures: dict[str, float]
+    state: dict[str, Tensor]
+
+
 class TrainedRun(NamedTuple):
-    """A finished run. figures: the best validation's; state: the best generator weights, plain CPU tensors."""
+    """A finished run. best: of all its weights; others: the best of the other stages, if there are any."""
 
     experiment: Experiment
     run_id: str
     tracking_uri: str
     step: int
-    best_step: int
-    figures: dict[str, float]
-    state: dict[str, Tensor]
+    best: StageWeights
+    others: tuple[StageWeights, ...]
     checkpoint: Path
 
 
@@ -77,7 +85,7 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
         folder.refuse_other_batchnorm(experiment, share.gpu)
         folder.begin(experiment, store)
         uri = tracking.resolve_uri(experiment.tracking.uri, home())
-        initial = prepare_initial_weights(experiment, uri)
+        initial = prepare_initial_weights(experiment, store, uri)
         config = experiment.model_dump(mode="json")
         run_id = tracked_run(config, store, uri, folder, parent_run_id=host.parent_run_id)
         node_cpus = max(1, int(min(cpus for cpus, _ in cluster.nodes()) / host.runs))
@@ -144,9 +152,15 @@ def _deliver_rest(experiment: Experiment, uri: str, run_id: str) -> None:
 def outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> TrainedRun:
     """What a run has come to at a checkpoint of it; experiment.training.precision is what it was computed in."""
     progress = read_progress(checkpoint)
-    experiment, best = RunFolder.of(experiment).as_recorded(experiment), progress["best"]
-    state = best_weights(checkpoint)
-    return TrainedRun(experiment, run_id, uri, progress["step"], best["step"], best["figures"], state, checkpoint)
+    experiment = RunFolder.of(experiment).as_recorded(experiment)
+    stage = experiment.schedule.stage(progress["best"]["step"])
+    best = StageWeights(stage, **progress["best"], state=best_weights(checkpoint))
+    others = tuple(
+        StageWeights(other, **found, state=best_weights(checkpoint, best_of_stage(other)))
+        for other, found in progress.get("best_of_stage", {}).items()
+        if other != stage and found["step"] is not None
+    )
+    return TrainedRun(experiment, run_id, uri, progress["step"], best, others, checkpoint)
 
 
 def tracked_run(config: dict[str, Any], store: VolumeStore, uri: str, folder: RunFolder, **options: Any) -> str:

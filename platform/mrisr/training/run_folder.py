@@ -31,7 +31,7 @@ _MAY_CHANGE = (
     "stream.rounds",
     # What counts is the number of patches that BatchNorm spans, which also depends on the hardware: see
     # refuse_other_batchnorm.
-    "training.micro_batch",
+    "training.micro_batch", "validation.allow_trained_on",
 )  # fmt: skip
 _AUTO = "  precision: auto\n"
 _WAS_AUTO = "  # auto became this on the first workers of this run"

@@ -1,4 +1,4 @@
-"""The state of a run beside its networks: what progress.json and best.safetensors of a checkpoint hold."""
+"""The state of a run beside its networks: what progress.json and the best weights of a checkpoint hold."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
+from mrisr.config import Experiment
 from mrisr.config.validation import Validation
 from mrisr.engine.checkpoint import refused_together
 from mrisr.engine.networks import Networks
-from mrisr.engine.schedule import Phase
+from mrisr.engine.schedule import ADVERSARIAL, L1, Phase, Schedule
 from mrisr.engine.step_settings import StepConfig
 from mrisr.metrics import METRICS
-from mrisr.training.checkpoints import best_weights
+from mrisr.training.checkpoints import BEST_WEIGHTS, best_of_stage, best_weights
 
 
 def score(figures: Mapping[str, Any], metric: str, main: str, protocols: tuple[str, ...]) -> float:
@@ -53,15 +54,15 @@ class Best:
     def progress(self) -> dict[str, Any]:
         return {"step": self.step, "figures": self.figures}
 
-    def restore(self, progress: dict[str, Any], folder: Path) -> None:
-        """Take over what `progress` returned, and the weights from a checkpoint's folder; every rank must call it.
+    def restore(self, progress: dict[str, Any], folder: Path, name: str = BEST_WEIGHTS) -> None:
+        """Take over what `progress` returned, and the weights from a file of a checkpoint; every rank must call it.
 
         Raises CheckpointError on every rank if the weights are missing or damaged for any of them.
         """
         self.step, self.figures = progress["step"], progress["figures"]
         with refused_together():
             if self.step is not None:
-                self.state = best_weights(folder)
+                self.state = best_weights(folder, name)
 
 
 @dataclass
@@ -115,22 +116,43 @@ def record_line(record: Mapping[str, float], phase: Phase, step: int, total: int
 class RunState:
     """The same on every rank, except for the clock in `window`.
 
-    step: steps done, which is also the position in the stream; critic_norms: of the critic's gradient since its last
-    picture; latest: figures of the last validation, with its step under `validated`.
+    best: over all stages; stages: each stage's, where there are two. step: steps done, which is also the position in
+    the stream; critic_norms: of the critic's gradient since its last picture; latest: figures of the last validation,
+    with its step under `validated`.
     """
 
+    schedule: Schedule
     best: Best
+    stages: dict[str, Best] = field(default_factory=dict)
     step: int = 0
     window: Window = field(default_factory=Window)
     critic_norms: list[float] = field(default_factory=list)
     latest: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> RunState:
+        """Before the first step."""
+        v, schedule = experiment.validation, experiment.schedule
+        stages = [L1, ADVERSARIAL] if schedule.pretrain_steps else [ADVERSARIAL]
+        return cls(schedule, Best(v), {stage: Best(v) for stage in stages if schedule.needs_critic})
+
+    def offer(self, figures: dict[str, float], state: dict[str, Tensor]) -> bool:
+        """Keep these weights of the present step if they are the best of their stage; whether they are of the run."""
+        if (stage := self.stages.get(self.schedule.stage(self.step))) is not None:
+            stage.offer(self.step, figures, state)
+        return self.best.offer(self.step, figures, state)
+
+    def weights(self) -> dict[str, Mapping[str, Tensor]]:
+        """The best weights by the name of their file."""
+        files = {BEST_WEIGHTS: self.best} | {best_of_stage(stage): best for stage, best in self.stages.items()}
+        return {name: best.state for name, best in files.items() if best.state}
 
     def progress(self, networks: Networks, precision: str) -> dict[str, Any]:
         """For progress.json, with what depends on the hardware that the run began on and must not change."""
         return {
             "step": self.step, "best": self.best.progress(), "window": asdict(self.window),
             "critic_norms": self.critic_norms, "latest": self.latest, "batchnorm_over": networks.batchnorm_over,
-            "precision": precision,
+            "precision": precision, "best_of_stage": {stage: best.progress() for stage, best in self.stages.items()},
         }  # fmt: skip
 
     def restore(self, progress: dict[str, Any], folder: Path) -> None:
@@ -139,6 +161,12 @@ class RunState:
         Raises CheckpointError on every rank if those weights are missing or damaged for any of them.
         """
         self.best.restore(progress["best"], folder)
+        for stage, best in self.stages.items():
+            if "best_of_stage" in progress:
+                best.restore(progress["best_of_stage"][stage], folder, best_of_stage(stage))
+            elif self.best.step is not None and self.schedule.stage(self.best.step) == stage:
+                # Older versions kept the best of the run alone.
+                best.step, best.figures, best.state = self.best.step, self.best.figures, self.best.state
         self.step = progress["step"]
         self.window = Window(**progress["window"])
         self.critic_norms, self.latest = progress["critic_norms"], progress["latest"]

@@ -4,40 +4,55 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save
-from torch import Tensor
-
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.paths import home
+from mrisr.data.training_subjects import UNKNOWN, named, seen_in_training
 from mrisr.files import write_atomic
 from mrisr.models import build_generator, complete_config
+from mrisr.models.weights import TrainedOn, Weights, serialised
 from mrisr.tracking.registry import load_generator_weights
 from mrisr.training.checkpoints import BEST_WEIGHTS
 from mrisr.training.run_folder import RunFolder
+from voxelstore import VolumeStore
 
 
-def prepare_initial_weights(experiment: Experiment, uri: str) -> Path | None:
+def prepare_initial_weights(experiment: Experiment, store: VolumeStore, uri: str) -> Path | None:
     """Read `generator.init_from` once, in the driver (workers may not reach a registry), into the run's folder.
 
     Returns the safetensors file, or None for seeded initial weights. Raises ConfigError for a source that cannot be
-    read or does not fit the generator.
+    read, does not fit the generator, or was trained on validation subjects that `allow_trained_on` does not allow.
     """
     source = experiment.generator.init_from
     if source is None:
         return None
     file = RunFolder.of(experiment).initial_weights
     if not file.exists():
-        state = read_initial_weights(experiment, source, uri)
-        write_atomic(file, save({key: value.contiguous() for key, value in state.items()}))
+        weights = read_initial_weights(experiment, source, uri)
+        _refuse_seen(experiment, store, weights.trained_on)
+        write_atomic(file, serialised(experiment.generator.architecture, weights.state, weights.trained_on))
     return file
 
 
-def read_initial_weights(experiment: Experiment, source: str, uri: str) -> dict[str, Tensor]:
-    """The state_dict behind a source: `models:/...`, a run's or checkpoint's folder, or a weights file."""
+def _refuse_seen(experiment: Experiment, store: VolumeStore, trained_on: TrainedOn) -> None:
+    key, split = f"generator.init_from = {experiment.generator.init_from!r}", experiment.validation.split
+    subjects = store.subjects(split)
+    seen = seen_in_training(store, subjects, trained_on)
+    if seen and not experiment.validation.allow_trained_on:
+        raise ConfigError(
+            f"{key}: these weights were trained on {named(seen)} of the {len(subjects)} subjects of "
+            f"validation.split = {split!r}, so no figure would be about other people; use other weights or another "
+            "store, or set validation.allow_trained_on=true (then no version of the run becomes champion)"
+        )
+    if not trained_on.complete:
+        print(f"{key}: {UNKNOWN}; validation subjects may be among them", flush=True)
+
+
+def read_initial_weights(experiment: Experiment, source: str, uri: str) -> Weights:
+    """The weights behind a source: `models:/...`, a run's or checkpoint's folder, or a weights file."""
     config = experiment.generator.architecture
     try:
         resolved = source if source.startswith("models:/") else _file(source)
-        found, state = load_generator_weights(resolved, uri)
+        found, state, seen = load_generator_weights(resolved, uri)
         generator = build_generator(config)
         if found is None:
             generator.load_reference_state_dict(state)
@@ -50,7 +65,7 @@ def read_initial_weights(experiment: Experiment, source: str, uri: str) -> dict[
             f"generator.init_from = {source!r}: {error}. Give a weights file, a run folder or models:/NAME@ALIAS of "
             "the same generator, or null for seeded weights (then with schedule.pretrain_steps above 0)"
         ) from None
-    return generator.state_dict()
+    return Weights(config, generator.state_dict(), seen)
 
 
 def _file(source: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mrisr import cluster
 from mrisr.data.stream import Batch, StreamError, StreamLimits, rank_batches
+from mrisr.data.training_subjects import trained_on
 from mrisr.engine import checkpoint
 from mrisr.engine.networks import average_statistics, clipped_weights, evaluated_state
 from mrisr.engine.schedule import Phase, phase
@@ -26,7 +27,7 @@ from mrisr.models.weights import serialised
 from mrisr.tracking.outbox import Outbox
 from mrisr.training import failed_step
 from mrisr.training.build import initial_networks, patch_maker, step_config
-from mrisr.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS
+from mrisr.training.checkpoints import LAST_WEIGHTS
 from mrisr.training.critic_watch import CriticWatch
 from mrisr.training.memory import memory_advice, out_of_memory
 from mrisr.training.outcome import (
@@ -41,7 +42,7 @@ from mrisr.training.outcome import (
 from mrisr.training.placement_groups import note_group
 from mrisr.training.precision import settle_precision
 from mrisr.training.run_folder import RunFolder
-from mrisr.training.state import Best, RunState, Window, record_line
+from mrisr.training.state import RunState, Window, record_line
 from mrisr.training.stopping import Request, Requests
 from mrisr.training.validation import describe, validate, validators
 from mrisr.training.worker_settings import WorkerSettings
@@ -111,7 +112,7 @@ class Rank:
         self.evaluated = build_generator(experiment.generator.architecture)
         self.evaluated.channels_last = self.config.channels_last
         self.evaluated.to(self.device).eval()
-        self.state = RunState(Best(experiment.validation))
+        self.state = RunState.of(experiment)
         if newest is not None:
             self._resume(newest)
         if self.rank == 0 and experiment.resources.min_workers is not None:
@@ -122,6 +123,7 @@ class Rank:
             )
 
         store = agreed_store(experiment.data.store, settings.dataset, self.folder)
+        self.trained_on = trained_on(store, settings.initial_weights)
         self.validators = validators(experiment.validation, store, self.rank, self.world)
         self.outbox: Outbox | None = None
         if self.rank == 0:
@@ -226,7 +228,7 @@ class Rank:
         figures, picture = validate(self.validators, self.evaluated, self.device, self.config.precision)
         require_finite(figures, state.step, self.folder)
         state.latest = {**figures, "validated": state.step}
-        better = state.best.offer(state.step, figures, weights)
+        better = state.offer(figures, weights)
         trained = networks.critic is not None and state.step > self.schedule.pretrain_steps
         critic = full_state(networks.critic) if networks.critic is not None and trained else None  # by all ranks
         if self.outbox is not None:
@@ -253,10 +255,9 @@ class Rank:
 
     def _save(self) -> None:
         average_statistics(self.networks)
-        state, best = self.state, self.state.best
-        weights = {LAST_WEIGHTS: evaluated_state(self.networks)} | ({BEST_WEIGHTS: best.state} if best.state else {})
-        config = self.experiment.generator.architecture
-        files = {name: serialised(config, one) for name, one in weights.items()} if self.rank == 0 else {}
+        state, config = self.state, self.experiment.generator.architecture
+        weights = state.weights() | {LAST_WEIGHTS: evaluated_state(self.networks)}
+        files = {n: serialised(config, one, self.trained_on) for n, one in weights.items()} if self.rank == 0 else {}
         progress = state.progress(self.networks, self.config.precision)
         self.folder.write_checkpoint(state.step, self.networks, progress, files)
         self._report()

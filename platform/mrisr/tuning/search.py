@@ -155,4 +155,4 @@ def _pretrain(plan: SearchPlan, parent_run_id: str, console: Console) -> None:
     changes = {"name": name, "output": output, "schedule.total_steps": steps, "tuning": {}}
     run = train(plan.base.changed(changes | score_settings(plan)), Host(parent_run_id=parent_run_id))
     tracking.finish(run.tracking_uri, run.run_id)
-    write_atomic(marker, f"step {run.best_step}: {run.figures}\n")
+    write_atomic(marker, f"step {run.best.step}: {run.best.figures}\n")

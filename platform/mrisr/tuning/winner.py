@@ -10,9 +10,10 @@ from rich.console import Console
 from mrisr.engine.checkpoint import read_progress
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
 from mrisr.evaluation.subject import Evaluation
-from mrisr.models.weights import trained_generator
+from mrisr.models.weights import read_trained_on, trained_generator
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.redaction import mask_secrets
+from mrisr.training.checkpoints import BEST_WEIGHTS
 from mrisr.training.publishing import Published, publish
 from mrisr.training.run import Host, TrainedRun, outcome, train
 from mrisr.training.run_folder import RunFolder
@@ -31,8 +32,9 @@ def tune(config: Path | str | None, overrides: list[str]) -> None:
         winner = _report(found, console)
         run = _retrained(found, winner) if plan.base.tuning.winner == "retrain" else _as_it_is(found, winner)
         tags = {"search_run_id": found.parent_run_id, "search": plan.folder.name, "search_trial": winner.run}
-        published = publish(run, tags)
-        console.print("\n".join(published.lines()), markup=False, soft_wrap=True)
+        published, *others = publish(run, tags)
+        for one in (published, *others):
+            console.print("\n".join(one.lines()), markup=False, soft_wrap=True)
         tracking.RunLogger(found.uri, found.parent_run_id).tags({"winner.model": published.model_uri})
         _evaluate_once(found, run, published, console)
     uri = mask_secrets(found.uri)
@@ -75,8 +77,10 @@ def _evaluate_once(found: Search, run: TrainedRun, published: Published, console
         console.print(f"evaluated on the test split before: {csv}", markup=False, soft_wrap=True)
         return
     experiment = run.experiment
-    generator = trained_generator(experiment.generator.architecture, run.state)
-    result = evaluate_on_cluster(Evaluation.of(experiment, "test"), generator, console)
+    generator = trained_generator(experiment.generator.architecture, run.best.state)
+    evaluation = Evaluation.of(experiment, "test")
+    seen = read_trained_on(run.checkpoint / BEST_WEIGHTS)
+    result = evaluate_on_cluster(evaluation, generator, console, seen)
     console.print(result.table())
     with TemporaryDirectory(dir=found.plan.folder) as folder:
         fresh = Path(folder) / csv.name

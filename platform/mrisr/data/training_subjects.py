@@ -1,0 +1,28 @@
+"""On whom weights were trained, compared with a store: nobody may be trained on and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mrisr.models.weights import TrainedOn, read_trained_on
+from voxelstore import VolumeStore
+
+UNKNOWN = "which volumes the weights were trained on is not recorded"
+
+
+def trained_on(store: VolumeStore, initial: Path | None) -> TrainedOn:
+    """The volumes of a run's training subjects, and of those that its initial weights were trained on."""
+    before = TrainedOn(complete=True) if initial is None else read_trained_on(initial)
+    own = {store.record(subject).content for subject in store.subjects("train")}
+    return before._replace(contents=before.contents | own)
+
+
+def seen_in_training(store: VolumeStore, subjects: Sequence[str], trained_on: TrainedOn) -> tuple[str, ...]:
+    """Those of the subjects whose volumes are among the training volumes, in whatever store and under whatever name."""
+    return tuple(name for name in subjects if store.record(name).content in trained_on.contents)
+
+
+def named(subjects: Sequence[str]) -> str:
+    """`3 (a, b, c)`, with at most five names."""
+    return f"{len(subjects)} ({', '.join(subjects[:5])}{', ...' if len(subjects) > 5 else ''})"
