@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from mrisr.config import Experiment
 
-# Ray's authentication is explicit: a token file of an earlier local session turns it on in `ray start` but not in
-# `ray job submit`. To use tokens, export RAY_AUTH_MODE=token.
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -29,6 +30,11 @@ ENVIRONMENT = {
 KEEP_MEMORY = {
     "GLIBC_TUNABLES": f"glibc.malloc.trim_threshold={2**32}:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1"
 }
+# A Ray of our own listens on loopback alone. Ray has this for systems whose firewalls ask about every open port.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Joining a cluster: 20 s instead of 20 times 40 until Ray says that what answers is no cluster.
+JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "10"}
+CPUS_WITHIN_S = 10
 
 
 # A machine: logical CPUs, GPUs.
@@ -53,18 +59,29 @@ class Share(NamedTuple):
 
 
 def connect() -> None:
-    """Join the cluster of $RAY_ADDRESS or a running local one; otherwise start one that ends with this process."""
+    """Join the cluster of $RAY_ADDRESS or a running local one; otherwise start one that ends with this process.
+
+    The latter is closed to others: it listens on loopback, and takes whoever has the token in ~/.ray. Raises
+    ResourceError that names the address, or what is missing, and the remedy.
+    """
     prepare_environment()
     import ray
 
     if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
+        address = _address()
+        if address is None:
+            _start()
+        else:
+            _join(address)
     quiet()
 
 
 def prepare_environment() -> None:
     """Set what Ray and MLflow read when they are imported. What the user has set stays."""
-    for key, value in ENVIRONMENT.items():
+    own = _address() is None
+    # Without the mode, Ray starts clusters that want the token of ~/.ray, but does not show it when it joins them.
+    token = {"RAY_AUTH_MODE": "token"} if own or (Path.home() / ".ray" / "auth_token").exists() else {}
+    for key, value in {**ENVIRONMENT, **(LOOPBACK if own else JOINING), **token}.items():
         os.environ.setdefault(key, value)
 
 
@@ -78,6 +95,82 @@ def task_options() -> dict[str, Any]:
     """Ray's options that keep KEEP_MEMORY from the tasks of a worker, which inherit its environment."""
     without = {key: "" for key, value in KEEP_MEMORY.items() if os.environ.get(key) == value}
     return {"runtime_env": {"env_vars": without}} if without else {}
+
+
+def _address() -> str | None:
+    """$RAY_ADDRESS, or the address of the last `ray start` on this machine if that cluster lives; None: neither."""
+    wanted = os.environ.get("RAY_ADDRESS", "")
+    if wanted == "local":
+        return None
+    if wanted not in ("", "auto"):
+        return wanted
+    with suppress(OSError):
+        recorded = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").read_text().strip()
+        if wanted or _why_silent(recorded) is None:
+            return recorded
+    return wanted or None
+
+
+def _why_silent(address: str) -> str | None:
+    """Why nothing answers at an address such as ray://host:10001; None if something does."""
+    if address == "auto":
+        return "no cluster was started here by `ray start`"
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        with socket.create_connection((parts.hostname or "", parts.port or 10001), timeout=10):
+            return None
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+
+
+def _join(address: str) -> None:
+    import ray
+
+    remedy = (
+        "start the cluster (`ray start --head`), correct the address, or unset RAY_ADDRESS to use this machine alone"
+    )
+    if (reason := _why_silent(address)) is not None:
+        raise ResourceError(f"RAY_ADDRESS = {address}: no Ray answers there ({reason}); {remedy}")
+    try:
+        ray.init(logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise ResourceError(
+            f"RAY_ADDRESS = {address}: {_first_line(error)}; {remedy}. A cluster that wants a token takes the "
+            "~/.ray/auth_token of its head node, with RAY_AUTH_MODE=token"
+        ) from None
+    deadline = time.monotonic() + CPUS_WITHIN_S
+    while not available()[0]:
+        if time.monotonic() > deadline:
+            ray.shutdown()
+            raise ResourceError(
+                f"the Ray cluster at {address} has no CPUs, so that nothing can run; add a node with "
+                "`ray start --address=...`, or start the head with --num-cpus above 0"
+            )
+        time.sleep(0.5)
+
+
+def _start() -> None:
+    import ray
+
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        logging.getLogger(__name__).warning(
+            "RAY_AUTH_MODE=disabled: whoever reaches this Ray's ports can run code as you; unset it to ask for a token"
+        )
+    try:
+        ray.init("local", logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ValueError) as error:
+        folder = os.environ.get("RAY_TMPDIR")
+        if "AF_UNIX" in str(error) and folder:
+            raise ResourceError(
+                f"RAY_TMPDIR = {folder}: is too long for the names of Ray's sockets; give at most 40 characters"
+            ) from None
+        raise ResourceError(f"Ray does not start on this machine: {_first_line(error)}") from error
+    with suppress(OSError):
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)  # Ray leaves it readable to others
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def quiet() -> None:

@@ -200,7 +200,7 @@ def test_a_conversion_killed_by_kill_9_goes_on_where_it_was(ray_local: str, tmp_
         save(folder / f"sub-{seed:02d}.nii.gz", volume(seed))
     paths = os.pathsep.join(p for p in sys.path if p)
     command = [sys.executable, "-c", DRIVER, ray_local, str(folder), str(target)]
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths, "RAY_AUTH_MODE": "disabled"}) as driver:
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}) as driver:
         deadline = time.monotonic() + 60
         while len(list(target.glob("subjects/sub-*"))) < 3:
             assert driver.poll() is None, "it ended before it could be killed"

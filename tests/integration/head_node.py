@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 import psutil
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
 
 
 def free_port() -> int:
@@ -29,7 +32,7 @@ def head_node(environment: Mapping[str, str]) -> Iterator[str]:
     """`ray start --head` with 4 logical CPUs and its dashboard on loopback; gives the dashboard's address."""
     binaries = Path(sys.executable).parent
     own = {
-        **environment, "RAY_AUTH_MODE": "disabled", "PATH": f"{binaries}:{os.environ['PATH']}",
+        **environment, **AUTHENTICATION, "PATH": f"{binaries}:{os.environ['PATH']}",
         "RAY_TMPDIR": f"/tmp/mrisr-job-{os.getpid()}",
     }  # fmt: skip
     port = free_port()
@@ -46,6 +49,10 @@ def head_node(environment: Mapping[str, str]) -> Iterator[str]:
         while True:
             try:
                 urllib.request.urlopen(f"{address}/api/version", timeout=2).read()
+                raise AssertionError("the dashboard answers without the token")
+            except urllib.error.HTTPError as refused:
+                if refused.code != 401:  # the token is asked for
+                    raise
                 break
             except OSError:
                 assert head.poll() is None, "the head node died"
@@ -72,7 +79,7 @@ def submit(address: str, command: Sequence[str], folder: Path) -> str:
             ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--runtime-env",
              "jobs/runtime_env.yaml", "--", *command],
             cwd=CHECKOUT, capture_output=True, text=True, timeout=400,
-            env={"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "RAY_AUTH_MODE": "disabled", "HOME": str(folder)},
+            env={"PATH": f"{folder / 'bin'}:/usr/bin:/bin", **AUTHENTICATION, "HOME": str(folder)},
         )  # fmt: skip
 
     deadline = time.monotonic() + 120
