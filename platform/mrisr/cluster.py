@@ -79,10 +79,11 @@ def connect() -> None:
 def prepare_environment() -> None:
     """Set what Ray and MLflow read when they are imported. What the user has set stays."""
     own = _address() is None
-    # Without the mode, Ray starts clusters that want the token of ~/.ray, but does not show it when it joins them.
-    token = {"RAY_AUTH_MODE": "token"} if own or (Path.home() / ".ray" / "auth_token").exists() else {}
-    for key, value in {**ENVIRONMENT, **(LOOPBACK if own else JOINING), **token}.items():
+    for key, value in {**ENVIRONMENT, **(LOOPBACK if own else JOINING)}.items():
         os.environ.setdefault(key, value)
+    # Ray wants the token for what it starts, unasked, but does not show it to a cluster that it joins.
+    if not own and (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def worker_environment(gpu: bool) -> dict[str, str]:
@@ -156,6 +157,8 @@ def _start() -> None:
         logging.getLogger(__name__).warning(
             "RAY_AUTH_MODE=disabled: whoever reaches this Ray's ports can run code as you; unset it to ask for a token"
         )
+    # It says at every start that the token is in use.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
         ray.init("local", logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
