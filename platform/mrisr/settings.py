@@ -1,7 +1,6 @@
 """Building blocks of settings: frozen dataclasses whose fields carry their meaning and bounds.
 
-The science declares its settings with these, and the configuration embeds the dataclasses as they are: pydantic reads
-the same metadata and annotations. Nothing here imports pydantic.
+The science declares its settings with these. The configuration embeds the dataclasses, whose metadata pydantic reads.
 """
 
 from __future__ import annotations
@@ -36,10 +35,7 @@ def check_bounds(settings: Any, section: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Annotation of a field that takes a name from a table.
-
-    The table is read at every validation, so that code elsewhere may add an entry.
-    """
+    """`Annotated[str, one_of(PROTOCOLS, "protocol")]`: a field that takes a name from a table, also a later entry."""
 
     table: Collection[str]
     what: str
@@ -60,9 +56,7 @@ class OneOf:
         return {"type": "string", "enum": list(self.table)}
 
 
-def one_of(table: Collection[str], what: str) -> OneOf:
-    """`Annotated[str, one_of(PROTOCOLS, "protocol")]`: a field that takes a name from a dict or tuple."""
-    return OneOf(table, what)
+one_of = OneOf
 
 
 class AsPair:

@@ -15,8 +15,6 @@ __all__ = ["AbsolutePath", "NonNegative", "OneOf", "Positive", "Section", "one_o
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
-
-
 AbsolutePath = Annotated[Path, AfterValidator(absolute_path)]
 
 

@@ -6,9 +6,8 @@
       fraction: {interval: [0.02, 0.9], fixed: [0.4, 0.6]}
       mix: {interval: [0, 1], when: {degradation.kind: mixed}}
 
-Kinds: uniform, log_uniform (floats); int, log_int (both ends included); choice (a list); interval (two ordered
-ends). `mrisr train` takes the `fixed` value, and a search tries it first. With `when`, a key is searched only while
-another key has one of the given values; otherwise it keeps its fixed value or its default.
+Ends are included. `mrisr train` takes the `fixed` value, and a search tries it first. With `when`, a key is searched
+only while another key has one of the given values; otherwise it keeps its fixed value or its default.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
 from mrisr.config.values import plain
 
@@ -46,14 +45,6 @@ class SpaceError(ValueError):
     """A search space that cannot be used; the message names the key, the value and the remedy."""
 
 
-class Suggester(Protocol):
-    """The part of an `optuna.Trial` that a space needs."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
-    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
-
-
 @dataclass(frozen=True)
 class Space:
     """One searched key.
@@ -77,8 +68,8 @@ class Space:
         """The sampler's parameters: one, or for an interval the lower end and the share of the rest that it covers."""
         return (f"{self.key}.low", f"{self.key}.reach") if self.kind == "interval" else (self.key,)
 
-    def suggest(self, trial: Suggester) -> Any:
-        """Draw the key's value. The two distributions of an interval give ordered ends and never change."""
+    def suggest(self, trial: Any) -> Any:
+        """Draw the value from an `optuna.Trial`. An interval has two distributions; its ends are ordered."""
         if self.kind == "choice":
             return trial.suggest_categorical(self.key, self.options)
         low, high = self.options

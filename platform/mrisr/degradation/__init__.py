@@ -30,21 +30,7 @@ from mrisr.degradation.ranges import PROTOCOLS, DegradationRange
 from mrisr.degradation.spectrum import brightness, kept_band, noise_weight, spectral_weight
 
 __all__ = [
-    "APODISATIONS",
-    "BASES",
-    "KINDS",
-    "PROTOCOLS",
-    "Degradation",
-    "DegradationRange",
-    "Kind",
-    "apply_weight",
-    "brightness",
-    "check",
-    "degrade",
-    "degrader",
-    "describe",
-    "enforce_consistency",
-    "kept_band",
-    "noise_weight",
+    "APODISATIONS", "BASES", "KINDS", "PROTOCOLS", "Degradation", "DegradationRange", "Kind", "apply_weight",
+    "brightness", "check", "degrade", "degrader", "describe", "enforce_consistency", "kept_band", "noise_weight",
     "spectral_weight",
-]
+]  # fmt: skip

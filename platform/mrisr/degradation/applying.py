@@ -60,10 +60,7 @@ def _apply(volume: np.ndarray, weight: np.ndarray, axes: tuple[int, ...]) -> np.
 
 
 def degrade(
-    volume: np.ndarray,
-    degradation: Degradation,
-    dtype: type[np.floating] = np.float32,
-    no_signal: float = 0.0,
+    volume: np.ndarray, degradation: Degradation, dtype: type[np.floating] = np.float32, no_signal: float = 0.0
 ) -> np.ndarray:
     """The low-resolution version of a whole volume on the same grid, zero-filled in k-space.
 
@@ -78,10 +75,7 @@ def degrade(
 
 
 def degrader(
-    shape: tuple[int, ...],
-    degradation: Degradation,
-    dtype: type[np.floating] = np.float32,
-    no_signal: float = 0.0,
+    shape: tuple[int, ...], degradation: Degradation, dtype: type[np.floating] = np.float32, no_signal: float = 0.0
 ) -> Callable[[np.ndarray], np.ndarray]:
     """`degrade` for the parts of one volume, with the weight made once.
 

@@ -12,21 +12,18 @@ APODISATIONS = ("none", "tukey", "hamming")
 class Degradation(NamedTuple):
     """One degradation with all parameters fixed.
 
-    kind: a name of `KINDS`.
-    axes: the chosen volume axes, e.g. (1, 2); the others are left at full resolution.
-    fraction: f in [0, 1), one number or one per chosen axis; 0 is the identity.
-    voxels: width of the zeroed band in samples of the spectrum (both sides together); replaces `fraction`.
+    kind: a name of `KINDS`. axes: the chosen volume axes; the others are left at full resolution.
+    fraction: f in [0, 1), one number or one per chosen axis. voxels: instead, the width of the zeroed band in samples
+        of the spectrum, both sides together.
     mix: a in [0, 1], for `mixed` and `report_literal`.
-    sigma: standard deviation of the blur in voxels, for `gaussian`.
-    base: the hard weight under `gaussian`, a name of `BASES`.
-    apodisation: taper of the acquired band on the chosen axes, a name of `APODISATIONS`. The band ends at (1-f)N/2 for
-        `truncate` (also as a base) and at Nyquist for the other kinds, which acquire every axis to its end.
+    sigma: standard deviation of the blur in voxels, for `gaussian`. base: the hard weight under it, of `BASES`.
+    apodisation: taper of the acquired band, of `APODISATIONS`. The band ends at (1-f)N/2 for `truncate` (also as a
+        base) and at Nyquist for the other kinds, which acquire every axis to its end.
     taper: share of the band, in [0, 1], over which `tukey` falls; 0 is the identity, 1 a Hann window.
-    slice_axis: axis of thick slices, one of the chosen or another; None: no slice profile.
-    slice_thickness: full width at half maximum of the Gaussian slice profile in voxels, >= 0; 0 is the identity.
-    noise: standard deviation of the real and of the imaginary part of the receiver's noise, in units of the volume's
-        intensity, for a voxel whose k-space is sampled in full. 0: no noise, and no magnitude is taken. `degrade` is
-        told which intensity stands for no signal, since that belongs to the volume.
+    slice_axis: axis of thick slices, one of the chosen or another. slice_thickness: full width at half maximum of
+        their Gaussian profile in voxels, >= 0.
+    noise: standard deviation of the real and of the imaginary part of the receiver's noise, in the volume's unit of
+        intensity, for a voxel whose k-space is sampled in full. 0: no noise, and no magnitude is taken.
     noise_seed: seed of the noise; required with noise.
     """
 

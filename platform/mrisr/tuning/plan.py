@@ -13,7 +13,7 @@ import optuna
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import load_search
 from mrisr.config.reference import checked
-from mrisr.config.spaces import Space, SpaceError, Suggester, active, flat
+from mrisr.config.spaces import Space, SpaceError, active, flat
 from mrisr.tuning.conditions import check_conditions, without_excluded
 from mrisr.tuning.grid import MOST_POINTS, grid_points, grid_size
 
@@ -68,7 +68,7 @@ class SearchPlan:
         """The full grid, as sampler parameters."""
         return grid_points(list(self.spaces.values()), self.values, self.base.tuning.grid_points)
 
-    def draw(self, trial: Suggester) -> dict[str, Any]:
+    def draw(self, trial: Any) -> dict[str, Any]:
         """A value for every key whose conditions the keys drawn before it meet: dotted key -> value."""
         values, drawn = self.values, {}
         for key, space in self.spaces.items():
