@@ -18,7 +18,7 @@ from mrisr.tuning.report import winner_yaml
 from mrisr.tuning.resume import DESCRIPTION, description, learn
 from mrisr.tuning.scheduler import build_scheduler
 from mrisr.tuning.searcher import StudySearcher
-from mrisr.tuning.study import open_study
+from mrisr.tuning.study import open_storage, open_study
 from mrisr.tuning.summary import summarize
 from mrisr.tuning.trial import trial_experiment
 
@@ -84,3 +84,21 @@ def test_the_folder_of_a_search_keeps_no_password_of_its_study(tmp_path: Path) -
     elsewhere = at("elsewhere", "other", f"tuning.learn_from=[{earlier.folder}]")
     with pytest.raises(ConfigError, match=r"whose credentials are not kept.*give this search the same tuning\.storage"):
         learn(elsewhere, "data", optuna.create_study())
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("postgresql://user:hunter2@127.0.0.1:9/db", "its database driver is not installed; pip install psycopg"),
+        ("oracle+nothing://user:hunter2@127.0.0.1:9/db", "start the database, correct the address, or use sqlite"),
+        ("sqlite:////nowhere/all.db", "unable to open database file"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_a_line(tmp_path: Path, address: str, words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        open_storage(plan_of(tmp_path, f"tuning.storage={address}"))
+    told = str(refused.value)
+    assert told.startswith("tuning.storage = ")
+    assert words in told
+    assert "hunter2" not in told
+    assert "\n" not in told

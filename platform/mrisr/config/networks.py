@@ -67,6 +67,18 @@ class Generator(Section):
         """The kind and its settings: what `models.build_generator` takes and weights files carry."""
         return {"kind": self.kind, **(self.model_extra or {})}
 
+    def of_kind(self, kind: str, searched: Collection[str]) -> dict[str, Any]:
+        """The section for another kind: what all kinds share, and what was set of the keys that both kinds have.
+
+        searched: keys of the section that a search sets, or leaves out under this kind.
+        """
+        kinds = dict(self.kinds())
+        shared = {name: getattr(self, name) for name in type(self).model_fields}
+        defaults = asdict(kinds[self.kind]())
+        both = {one.name for one in fields(kinds[kind])} & defaults.keys() - {*searched}
+        own = self.model_extra or {}
+        return shared | {"kind": kind} | {key: own[key] for key in both if own[key] != defaults[key]}
+
     @model_validator(mode="before")
     @classmethod
     def _check_architecture(cls, raw: Any) -> Any:

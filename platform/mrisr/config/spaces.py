@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from mrisr.config.networks import DEFAULT_GENERATOR
 from mrisr.config.values import plain
 
 NUMERIC = ("uniform", "log_uniform", "int", "log_int")
@@ -142,6 +143,12 @@ def take_spaces(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Space
     """
     closed = deepcopy(dict(raw))
     spaces = {space.key: space for space in _take(closed, "")}
+    generator = closed.get("generator")
+    if isinstance(generator, dict):
+        kind = generator.get("kind", DEFAULT_GENERATOR)
+        for space in spaces.values():  # a fixed value of a key that another kind has would be refused
+            if space.key.startswith("generator.") and kind not in dict(space.when).get("generator.kind", (kind,)):
+                generator.pop(space.key.removeprefix("generator."), None)
     return closed, _ordered(spaces)
 
 

@@ -60,10 +60,15 @@ def check_address(uri: str, creates: bool = False) -> None:
     except AddressError:
         raise
     except ImportError as error:
-        package = _PACKAGES.get(error.name or "", error.name or str(error))
-        raise AddressError(f"{place}: its database driver is not installed; pip install {package}") from None
+        raise AddressError(f"{place}: {missing_driver(error)}") from None
     except Exception as error:  # MLflow, SQLAlchemy, a driver and requests each raise their own
         raise _explained(error, place) from None
+
+
+def missing_driver(error: ImportError) -> str:
+    """What to say of a database whose driver cannot be imported."""
+    package = _PACKAGES.get(error.name or "", error.name or str(error))
+    return f"its database driver is not installed; pip install {package}"
 
 
 def database_file(uri: str) -> Path | None:

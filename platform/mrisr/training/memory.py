@@ -11,6 +11,7 @@ import torch
 
 from mrisr.config import Experiment
 from mrisr.engine.memory import MemorySettings, peak_bytes
+from mrisr.models.torch_private import MemoryUnknownError
 from mrisr.training.build import step_config
 from mrisr.training.precision import assumed_precision
 
@@ -29,7 +30,14 @@ def out_of_memory(error: BaseException) -> bool:
 def memory_advice(experiment: Experiment, error: BaseException) -> str:
     """What failed, the estimate of `--dry-run`, and the keys that would lower it."""
     micro_batch = experiment.micro_batch
-    name, peak = max(estimated_peaks(experiment, micro_batch).items(), key=lambda item: item[1])
+    try:
+        name, peak = max(estimated_peaks(experiment, micro_batch).items(), key=lambda item: item[1])
+        estimate = (
+            f"The estimate for its largest kind of step, {name}, is {peak / 2**30:.2f} GiB with {micro_batch} patches "
+            "per forward pass, without kernel workspace"
+        )
+    except MemoryUnknownError as unknown:
+        estimate = f"What it needs is unknown: {unknown}"
     same_run = []
     if not experiment.generator.recompute:
         same_run.append("generator.recompute=true")
@@ -39,8 +47,7 @@ def memory_advice(experiment: Experiment, error: BaseException) -> str:
     other_run += ["a smaller stream.patch_size", "mrisr train --fit-memory AMOUNT, which chooses the batch"]
     helps = f"{' or '.join(same_run)} for this run; " if same_run else ""
     return (
-        f"a worker ran out of memory ({str(error).splitlines()[0][:300]}). The estimate for its largest kind of step, "
-        f"{name}, is {peak / 2**30:.2f} GiB with {micro_batch} patches per forward pass, without kernel workspace. "
+        f"a worker ran out of memory ({str(error).splitlines()[0][:300]}). {estimate}. "
         f"What helps: {helps}as a new run (name=...) {', or '.join(other_run)}"
     )
 
@@ -88,6 +95,15 @@ def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
     return _peaks_by_patches(experiment)(micro_batch)
 
 
+def peaks_text(experiment: Experiment, micro_batch: int) -> str:
+    """`estimated_peaks` for people, or that and why they are unknown."""
+    try:
+        peaks = estimated_peaks(experiment, micro_batch)
+    except MemoryUnknownError as error:
+        return f"unknown: {error}"
+    return ", ".join(f"{name} {peak / 2**30:.2f} GiB" for name, peak in peaks.items()) + " per worker"
+
+
 def _peaks_by_patches(experiment: Experiment) -> Callable[[int], dict[str, int]]:
     """Up to FEW patches are counted; counting hundreds would take minutes. Beyond, activations grow linearly."""
     settings = MemorySettings(
@@ -120,5 +136,9 @@ def fitting_overrides(experiment: Experiment, memory: str) -> list[str]:
     workers = experiment.resources.workers
     # The resulting run has as many patches in a forward pass as a worker of the full group.
     peaks = _peaks_by_patches(experiment.changed({"training.batch_size": workers, "training.micro_batch": None}))
-    fits = largest_batch(lambda patches: max(peaks(patches).values()), int(USABLE * parse_bytes(memory)))
+    budget = int(USABLE * parse_bytes(memory))
+    try:
+        fits = largest_batch(lambda patches: max(peaks(patches).values()), budget)
+    except MemoryUnknownError as error:
+        raise ValueError(f"--fit-memory: {error}; give training.batch_size instead") from None
     return [f"training.batch_size={fits * workers}", "training.micro_batch=null"]

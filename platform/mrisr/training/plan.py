@@ -12,7 +12,7 @@ from mrisr.data.stream import AHEAD, group_bytes, object_store_bytes
 from mrisr.engine.schedule import updates_before
 from mrisr.models import build_critic, build_generator
 from mrisr.training.build import patch_maker, step_config
-from mrisr.training.memory import estimated_peaks
+from mrisr.training.memory import peaks_text
 from mrisr.training.precision import assumed_precision
 
 
@@ -33,7 +33,6 @@ def describe_plan(experiment: Experiment) -> str:
     if schedule.needs_critic:
         kind = experiment.critic.kind
         networks[f"critic {kind}"] = build_critic(kind, stream.patch_size)
-    peaks = estimated_peaks(experiment, steps.micro_batch)
     parameters = ", ".join(
         f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items()
     )
@@ -51,7 +50,7 @@ def describe_plan(experiment: Experiment) -> str:
         f"({steps.micro_batch} per forward pass, BatchNorm over {batchnorm}): {updates.pretrain:,} L1, "
         f"{updates.critic:,} critic, {updates.generator:,} adversarial",
         f"parameters  {parameters}",
-        f"memory      {', '.join(f'{name} {peak / 2**30:.2f} GiB' for name, peak in peaks.items())} per worker "
+        f"memory      {peaks_text(experiment, steps.micro_batch)} "
         f"({assumed_precision(experiment)}; live tensors, without kernel workspace), before sharding",
         f"stream      {object_store_bytes(maker, stream.rounds) / 2**30:.2f} GiB of Ray's object store at most: "
         f"{(1 + AHEAD) * stream.rounds} groups for each of {maker.plan.lanes} lanes, "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from mrisr import cluster
-from mrisr.training.build import step_config
+from mrisr.models.torch_private import MemoryUnknownError
 from mrisr.training.memory import estimated_peaks
 from mrisr.training.precision import Assumed, precision_here
 from mrisr.tuning.concurrency import trials_at_once
@@ -46,7 +47,7 @@ def describe_search(config: Path | str | None, overrides: list[str]) -> str:
         f"cost        at most {trials * steps:,} steps{anew}; a grid of {t.grid_points} values per range would be "
         f"{plan.grid_size * steps:,}",
         f"at a time   {_at_a_time(plan)}",
-        f"memory      {_memory(plan, assumed)} per worker ({assumed}; live tensors, before sharding)",
+        f"memory      {_memory(plan, assumed)} ({assumed}; live tensors, before sharding)",
         f"search      {plan.folder}"
         + ("; goes on with what is there" if (plan.folder / "search.yaml").exists() else ""),
     ]
@@ -96,11 +97,19 @@ def _assumed(plan: SearchPlan) -> Assumed:
 
 
 def _memory(plan: SearchPlan, assumed: Assumed) -> str:
-    """The largest peak of every critic that may be drawn."""
-    searched = plan.spaces.get("critic.kind")
-    kinds = [plan.base.critic.kind] if searched is None else list(searched.options)
-    peaks = {}
-    for kind in kinds:
-        experiment = plan.experiment({"critic.kind": kind, "training.precision": assumed.precision})
-        peaks[kind] = max(estimated_peaks(experiment, step_config(experiment).micro_batch).values())
-    return ", ".join(f"critic {kind} {peak / 2**30:.2f} GiB" for kind, peak in peaks.items())
+    """The largest peak with every kind of generator and critic that may be drawn, the other keys at their base."""
+    generators, critics = (
+        searched.options if (searched := plan.spaces.get(key)) is not None else (base,)
+        for key, base in (("generator.kind", plan.base.generator.kind), ("critic.kind", plan.base.critic.kind))
+    )
+    found = []
+    for generator, critic in product(generators, critics):
+        values = {"generator.kind": generator, "critic.kind": critic, "training.precision": assumed.precision}
+        named = f"generator {generator}, critic {critic}" if len(generators) > 1 else f"critic {critic}"
+        try:
+            experiment = plan.experiment(values)
+            peak = max(estimated_peaks(experiment, experiment.micro_batch).values())
+        except MemoryUnknownError as error:
+            return f"unknown: {error}"
+        found.append(f"{named} {peak / 2**30:.2f} GiB")
+    return ", ".join(found) + " per worker"

@@ -12,6 +12,7 @@ import optuna
 
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import load_search
+from mrisr.config.networks import GENERATORS
 from mrisr.config.reference import checked
 from mrisr.config.spaces import Space, SpaceError, active, flat
 from mrisr.tuning.conditions import check_conditions, without_excluded
@@ -77,8 +78,23 @@ class SearchPlan:
         return drawn
 
     def experiment(self, values: Mapping[str, Any]) -> Experiment:
-        """The experiment with these values at their dotted keys. Raises ConfigError if they do not fit together."""
-        return self.base.changed(values)
+        """The experiment with these values at their dotted keys. Raises ConfigError if they do not fit together.
+
+        With another kind of generator it has none of the keys of the base's kind alone.
+        """
+        generator, kind = self.base.generator, values.get("generator.kind")
+        if kind in (None, generator.kind) or kind not in GENERATORS:
+            return self.base.changed(values)
+        searched = {key.removeprefix("generator.") for key in self.spaces}
+        return self.base.changed({"generator": generator.of_kind(kind, searched), **values})
+
+    def searched_at(self, key: str, value: Any) -> dict[str, Any]:
+        """This value, with values of other keys under which the key is searched, where the base has others."""
+        found, base = {key: value}, self.values
+        for other, wanted in self.spaces[key].when:
+            if base.get(other) not in wanted:
+                found = (self.searched_at(other, wanted[0]) if other in self.spaces else {other: wanted[0]}) | found
+        return found
 
 
 def plan_search(path: Path | str | None, overrides: Sequence[str] = ()) -> SearchPlan:
@@ -139,7 +155,7 @@ def extremes(plan: SearchPlan) -> Iterator[tuple[str, Any]]:
     """Every end and choice of every key that fits the other keys' base values."""
     for key, value in _extremes(plan):
         try:
-            plan.experiment({key: value})
+            plan.experiment(plan.searched_at(key, value))
         except ConfigError:
             continue
         yield key, value
@@ -160,7 +176,7 @@ def _check_values(plan: SearchPlan) -> None:
     """Every end and choice of every key, with the other keys at their base values."""
     for key, value in _extremes(plan):
         try:
-            plan.experiment({key: value})
+            plan.experiment(plan.searched_at(key, value))
         except ConfigError as error:
             if str(error).startswith(f"{key} ") or len(plan.spaces) == 1:
                 raise ConfigError(f"search space of {key}: {error}") from None

@@ -29,7 +29,7 @@ from mrisr.tuning.resume import begin_or_resume, learn
 from mrisr.tuning.scheduler import build_scheduler, judged
 from mrisr.tuning.searcher import StudySearcher
 from mrisr.tuning.shutdown import end_trials, sigterm_interrupts, tune_interruptible
-from mrisr.tuning.study import open_study
+from mrisr.tuning.study import open_storage, open_study
 from mrisr.tuning.summary import SearchSummary, summarize
 from mrisr.tuning.trial import DRIVER_CPUS, TrialSettings, run_trial, score_settings
 from voxelstore import VolumeStore
@@ -53,6 +53,8 @@ def search(plan: SearchPlan, console: Console) -> Iterator[Search]:
     store = open_search_store(plan)
     uri = tracking.resolve_uri(plan.base.tracking.uri, home())
     check_address(uri, creates=True)
+    if "://" in plan.base.tuning.storage:
+        open_storage(plan)  # tried before Ray is started
     cluster.connect()
     concurrent = trials_at_once(plan.base, *cluster.available(), cluster.nodes())
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +91,7 @@ def open_search_store(plan: SearchPlan) -> VolumeStore:
     for key, value in extremes(plan):
         if key.startswith(("degradation.", "stream.")):
             try:
-                open_store(plan.experiment({key: value}))
+                open_store(plan.experiment(plan.searched_at(key, value)))
             except ConfigError as error:
                 raise ConfigError(f"search space of {key}: {error}") from None
     if not store.subjects("test"):

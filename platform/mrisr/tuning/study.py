@@ -13,7 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mrisr.config import ConfigError
 from mrisr.metrics import METRICS
-from mrisr.tracking.redaction import mask_secrets
+from mrisr.tracking.addresses import CHECK_S, missing_driver
+from mrisr.tracking.availability import first_line, within
+from mrisr.tracking.redaction import mask_secrets, remember
 from mrisr.tuning.grid import DistinctGrid
 from mrisr.tuning.plan import SearchPlan
 
@@ -27,10 +29,28 @@ def open_storage(plan: SearchPlan) -> BaseStorage:
 
 
 def storage_in(folder: Path, where: str) -> BaseStorage:
-    """study.db (where = sqlite) or study.journal (journal) in a search's folder, or the database of that address."""
+    """study.db (where = sqlite) or study.journal (journal) in a search's folder, or the database of that address.
+
+    Raises ConfigError for a database that cannot be used, after at most CHECK_S seconds.
+    """
     if where == "journal":
         return JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    return RDBStorage(f"sqlite:///{folder / 'study.db'}" if where == "sqlite" else where)
+    if where == "sqlite":
+        return RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    remember(where)
+    opened: list[BaseStorage] = []
+    try:
+        within(CHECK_S, lambda: opened.append(RDBStorage(where)))
+    except Exception as error:  # Optuna, SQLAlchemy and a driver each raise their own
+        cause: BaseException = error
+        while (within_it := cause.__cause__ or cause.__context__) is not None:
+            cause = within_it
+        if isinstance(cause, ImportError):
+            why = missing_driver(cause)
+        else:
+            why = f"cannot be used ({first_line(cause)}); start the database, correct the address, or use sqlite"
+        raise ConfigError(f"tuning.storage = {mask_secrets(where)!r}: {why}") from None
+    return opened[0]
 
 
 def build_sampler(plan: SearchPlan, trials_before: int) -> optuna.samplers.BaseSampler:

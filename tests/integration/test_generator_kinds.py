@@ -1,0 +1,31 @@
+"""A generator of another kind trains, is registered and evaluated, by its key alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from .conftest import Bench
+
+pytestmark = pytest.mark.integration
+
+
+def test_rrdb_trains_through_every_phase_and_is_evaluated(small_store: Path, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "rrdb", small_store)
+    tiny = yaml.safe_load(bench.config.read_text())
+    tiny["generator"] = {"kind": "rrdb", "features": 2, "growth_rate": 2, "blocks": 1}
+    tiny["schedule"] = {"total_steps": 5, "pretrain_steps": 2, "critic_warmup_steps": 1, "critic_per_generator": 1}
+    tiny["resources"] = {"workers": 1}
+    bench.config.write_text(yaml.safe_dump(tiny))
+    done = bench.train()
+    model = re.search(r"registered (models:/\S+)", done.stdout)
+    assert model is not None, done.stdout
+    run = MlflowClient(bench.uri).get_run((bench.run / "mlflow_run_id.txt").read_text())
+    assert run.data.params["generator.kind"] == "rrdb"
+    done = bench.call("evaluate", "--model", model[1], "--store", str(bench.store))
+    assert "model" in done.stdout
+    assert "psnr" in done.stdout.lower()
