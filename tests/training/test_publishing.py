@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from mrisr.config import Experiment, load_experiment
+from mrisr.data.training_subjects import trained_on
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, log_evaluation
 from mrisr.evaluation.subject import Evaluation
 from mrisr.inference.model import load_model
@@ -85,7 +86,7 @@ def test_the_versions_say_what_they_are(run: TrainedRun) -> None:
         assert (tags["trained_on_subjects"], tags["trained_on_complete"]) == ("4", "true")
         assert tags["validation_trained_on"] == "0"
         found = load(f"models:/pair/{version.version}", run.tracking_uri)
-        assert found.trained_on.contents == {store.record(subject).content for subject in store.subjects("train")}
+        assert found.trained_on == trained_on(store, None)
         assert found.trained_on.digest == tags["trained_on_digest"]
         loaded = load_model(f"models:/pair/{version.version}", run.tracking_uri)
         assert loaded.options == InferenceOptions(24, 0.5, precision="fp32")

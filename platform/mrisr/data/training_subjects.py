@@ -14,15 +14,21 @@ UNKNOWN = "which volumes the weights were trained on is not recorded"
 def trained_on(store: VolumeStore, initial: Path | None) -> TrainedOn:
     """The volumes of a run's training subjects, and of those that its initial weights were trained on."""
     before = TrainedOn(complete=True) if initial is None else read_trained_on(initial)
-    own = {store.record(subject).content for subject in store.subjects("train")}
-    return before._replace(contents=before.contents | own)
+    own = [_hashes(store, subject) for subject in store.subjects("train")]
+    return before._replace(contents=before.contents.union(*own))
 
 
 def seen_in_training(store: VolumeStore, subjects: Sequence[str], trained_on: TrainedOn) -> tuple[str, ...]:
     """Those of the subjects whose volumes are among the training volumes, in whatever store and under whatever name."""
-    return tuple(name for name in subjects if store.record(name).content in trained_on.contents)
+    return tuple(name for name in subjects if _hashes(store, name) & trained_on.contents)
 
 
 def named(subjects: Sequence[str]) -> str:
     """`3 (a, b, c)`, with at most five names."""
     return f"{len(subjects)} ({', '.join(subjects[:5])}{', ...' if len(subjects) > 5 else ''})"
+
+
+def _hashes(store: VolumeStore, subject: str) -> set[str]:
+    """Of the image, and of the voxels as stored, which records of older versions have alone."""
+    record = store.record(subject)
+    return {record.content_hash, record.content}

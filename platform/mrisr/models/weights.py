@@ -20,7 +20,7 @@ WEIGHTS, CONFIG = "generator.safetensors", "generator.json"
 
 
 class TrainedOn(NamedTuple):
-    """On whom weights were trained: content hashes of the volumes (`SubjectRecord.content`), whatever their names.
+    """On whom weights were trained: hashes of the volumes (`SubjectRecord.content_hash`), whatever their names.
 
     Those of the weights that they began from are included. complete: False if those of some ancestor are not known.
     """
