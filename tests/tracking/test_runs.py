@@ -148,7 +148,7 @@ def test_figures_artifacts_and_status(store: tracking.Tracking, tmp_path: Path) 
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.tags["stage"] == "wgan"
     assert {key: v for key, v in run.data.tags.items() if key.startswith("best.")} == {"best.critic.kind": "pointwise"}
-    tracking.resume_run(store.uri, run_id)
+    tracking.resume_if_reachable(store.uri, run_id, tmp_path / "mlflow_run_id.txt")
     assert client.get_run(run_id).info.status == "RUNNING"
 
 

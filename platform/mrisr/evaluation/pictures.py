@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 
 def central_slice(volume: np.ndarray) -> np.ndarray:
-    """The central axial slice of (D, H, W) in RAS+ as an image (H, D): anterior up, the subject's right on
-    the right."""
+    """The central axial slice of (D, H, W) in RAS+ as an image (H, D), anterior up, right on the right."""
     return volume[:, :, volume.shape[2] // 2].T[::-1]
 
 
@@ -26,23 +25,19 @@ def validation_figure(
     *,
     title: str = "",
     figures: Mapping[str, Mapping[str, float]] | None = None,
-    error_range: float | None = None,
 ) -> Figure:
-    """Low | super-resolved | high | error of the super-resolved, as a figure of its own (nothing global is
-    touched).
+    """Low | super-resolved | high | error of the super-resolved.
 
-    lr, sr, hr: (D, H, W) normalised intensity, RAS+ (the central axial slice is shown), or that slice as an
-    image. The first three share one grey scale, from the percentiles 0.5 and 99.5 of hr's slice; the error
-    (sr - hr) has its own symmetric one, +-error_range (default the 99.5th percentile of the input's error, so
-    that colours compare). figures: {"low": {"psnr": ..., "ssim": ...}, "super-resolved": {...}}, written
-    under the titles; by default the PSNR of the shown slice, which is named as such.
+    lr, sr, hr: (D, H, W) normalised intensity, RAS+ (the central axial slice is shown), or that slice as an image. The
+    first three share one grey scale, from the percentiles 0.5 and 99.5 of hr; the error's ends at the 99.5th percentile
+    of the input's error, so that colours compare. figures: {"low": {"psnr": ...}, "super-resolved": {...}}, written
+    under the titles; by default the PSNR of the shown slice.
     """
     low, estimate, high = (central_slice(volume) if volume.ndim == 3 else volume for volume in (lr, sr, hr))
     if not low.shape == estimate.shape == high.shape:
         raise ValueError(f"pictures need one shape, found {low.shape}, {estimate.shape}, {high.shape}")
     darkest, brightest = (float(q) for q in np.percentile(high, [0.5, 99.5]))
-    if error_range is None:
-        error_range = max(float(np.percentile(np.abs(low - high), 99.5)), 1e-6)
+    error_range = max(float(np.percentile(np.abs(low - high), 99.5)), 1e-6)
     numbers = figures or {
         name: {"slice PSNR": peak_signal_to_noise(high, image)}
         for name, image in (("low", low), ("super-resolved", estimate))
@@ -68,10 +63,9 @@ def critic_figure(
 ) -> tuple[Figure, dict[str, float]]:
     """Histograms of the critic's weights and of its gradient's norm at the interpolates; and the weights' spread.
 
-    weights: name -> array of any shape. norms: one mean norm per critic step since the last picture; the gradient
-    penalty pulls them to 1. clip: the bound of weight clipping, None without. Normalisation layers' scales and shifts
-    count as weights too. Returns the figure, and `std`, `max_abs` and `at_bound`: the share of weights within 1 % of
-    the clipping bound or, without one, of the largest absolute value.
+    weights: name -> array. norms: the mean of each critic step since the last picture; the gradient penalty pulls them
+    to 1. clip: the bound of weight clipping, None without. Returns the figure, and `std`, `max_abs` and `at_bound`: the
+    share of weights within 1 % of the bound or, without one, of the largest absolute value.
     """
     values = np.concatenate([np.asarray(value, dtype=np.float32).ravel() for value in weights.values()])
     largest = float(np.abs(values).max())

@@ -20,11 +20,10 @@ Progress = Callable[[int, int], None]  # (windows done, windows in total)
 class InferenceOptions:
     """How whole volumes are super-resolved. Raises ValueError for numbers out of range.
 
-    overlap: fraction of the patch, in [0, 1). batch_size: windows per forward. device: where the windows run; None:
-    where the generator is (otherwise it is moved there and stays). precision: `bf16` runs the network under autocast,
-    `auto` does so where the device is made for it; float32 is IEEE float32 on a GPU too, never TF32. channels_last:
-    memory layout of a generator that has such a switch; a 64^3 window of the published network takes 6.2 s on 2 cores
-    without it, 2.2 s with it, and 1.1 s in bf16.
+    overlap: fraction of the patch, in [0, 1). batch_size: windows per forward. device: where the generator is moved and
+    stays; None: where it is. precision: `bf16` is autocast, `auto` is that where the device is made for it; float32 is
+    never TF32. channels_last: memory layout of a generator that has such a switch; a 64^3 window of the published
+    network takes 6.2 s on 2 cores without it, 2.2 s with it, and 1.1 s in bf16.
     """
 
     patch_size: int = 64
@@ -52,11 +51,10 @@ def superresolve_array(
     """Super-resolve one volume; its axes need not be multiples of anything.
 
     generator: (B, 1, P, P, P) -> (B, 1, P, P, P); runs in eval mode without gradients, then its modes are restored.
-    volume: (D, H, W), normalised intensity, on the full grid (zero-filled). Axes shorter than the patch are padded with
-    their edge value and cropped again. The blended volume stays on the CPU, so that a GPU needs memory for one batch of
-    windows only. progress: called after every batch.
-    Returns (D, H, W) float32; the same input gives the same output. Raises ValueError for a volume that is not 3-D and
-    for a network that changes the shape.
+    volume: (D, H, W), normalised intensity, on the full grid (zero-filled); axes shorter than the patch are padded with
+    their edge value. The blended volume stays on the CPU: a GPU needs memory for one batch of windows only. progress:
+    called after every batch. Returns (D, H, W) float32; the same input gives the same output. Raises ValueError for a
+    volume that is not 3-D and for a network that changes the shape.
     """
     from monai.inferers import sliding_window_inference  # takes seconds
 

@@ -38,9 +38,8 @@ class Outbox:
     """The queue of one run's records. A lock in the folder lets one process at a time deliver.
 
     folder: made if missing; holds one file per record until it is delivered. A record that is delivered twice appears
-    once (see RunLogger): a resumed run may compute it again, or a process may die between delivery and deletion.
-    Nothing here raises because of MLflow. A record that cannot be read, or whose content MLflow refuses, becomes a .bad
-    file, and the others are delivered.
+    once (see RunLogger). Nothing here raises because of MLflow. A record that cannot be read, or that MLflow refuses,
+    becomes a .bad file.
     """
 
     def __init__(self, uri: str, run_id: str, folder: Path) -> None:
@@ -103,8 +102,8 @@ class Outbox:
         file = self.folder / f"{self._next:010d}.json"
         self._next += 1
         item: Path | dict[str, Any] = file
-        # The file is written and queued under one lock. Otherwise the thread could find a file that is not queued yet,
-        # take it for one of an earlier process and deliver it first; MLflow would then leave out the steps before it.
+        # Under one lock: the thread must not take a file that is not queued yet for one of an earlier process and
+        # deliver it first, since MLflow would then leave out the steps before it.
         with self._changed:
             try:
                 write_atomic(file, json.dumps(record), durable=False)

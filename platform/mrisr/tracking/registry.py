@@ -185,11 +185,7 @@ def _existing(store: MlflowClient, name: str) -> str:
 def model_tags(
     protocol: str, degradation: str, validation_fingerprint: str, dataset_fingerprint: str, figures: Mapping[str, float]
 ) -> dict[str, str]:
-    """The tags of a version.
-
-    protocol: name of the validation protocol; degradation: its description; fingerprints: of the validation split and
-    of the whole store; figures: such as {"val_psnr": 40.9, "baseline_psnr": 40.1}, see EvaluationResult.figures.
-    """
+    """The tags of a version. degradation: the protocol's, described; figures: see EvaluationResult.figures."""
     tags = {PROTOCOL: protocol, "degradation": degradation, FINGERPRINT: validation_fingerprint}
     tags["dataset_fingerprint"] = dataset_fingerprint
     return tags | {key: repr(float(value)) for key, value in figures.items()}

@@ -147,11 +147,6 @@ def start_run(
     return run_id
 
 
-def resume_run(uri: str, run_id: str) -> None:
-    """Mark a run that ended as running again."""
-    client(uri).update_run(run_id, status="RUNNING")
-
-
 def finish(uri: str, run_id: str, status: Status = "FINISHED") -> None:
     """Set the status of a run that ended, by itself or because its process was stopped."""
     client(uri).set_terminated(run_id, status)
@@ -168,13 +163,13 @@ def finish_if_reachable(uri: str, run_id: str, status: Status) -> None:
 
 
 def resume_if_reachable(uri: str, run_id: str, file: Path) -> None:
-    """`resume_run`, or a warning if MLflow does not answer: the run's outbox delivers its metrics later.
+    """Mark a run that ended as running again, or warn if MLflow does not answer: the outbox delivers metrics later.
 
     file: that holds the run's id. Raises ValueError if MLflow answers that it does not have the run.
     """
     place = mask_secrets(uri)
     try:
-        within(RESUME_S, lambda: resume_run(uri, run_id))
+        within(RESUME_S, lambda: client(uri).update_run(run_id, status="RUNNING"))
     except Exception as error:
         if refused(error):
             raise ValueError(
@@ -206,12 +201,9 @@ class RunLogger:
         """The first step that none of the keys has, from 1 on."""
         return 1 + max((self._logged.get(key, 0) for key in keys), default=0)
 
-    def metrics(self, step: int, values: Mapping[str, float], time_ms: int | None = None) -> None:
-        """Log the metrics of one step; steps must not go down, and keys that have this step already are left out.
-
-        time_ms: when they were measured, Unix time; default now.
-        """
-        self.batch([(step, values, int(time.time() * 1000) if time_ms is None else time_ms)])
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the metrics of one step; steps must not go down, and keys that have this step already are left out."""
+        self.batch([(step, values, int(time.time() * 1000))])
 
     def batch(self, records: Iterable[tuple[int, Mapping[str, float], int]]) -> None:
         """Log several (step, values, time_ms) in as few calls as MLflow takes; otherwise as `metrics`, in order."""
