@@ -49,7 +49,7 @@ class Nodes(Bench):
 
     @property
     def environment(self) -> dict[str, str]:
-        own = {"RAY_ADDRESS": self.address, "RAY_TMPDIR": self.folder}
+        own = {**AUTHENTICATION, "RAY_ADDRESS": self.address, "RAY_TMPDIR": self.folder}
         quick = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.1"}
         return {**super().environment, **own, **quick}
 
