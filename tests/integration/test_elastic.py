@@ -19,7 +19,7 @@ import pytest
 from mrisr.training.run_folder import RunFolder
 
 from .conftest import Bench, assert_same_run
-from .head_node import free_port
+from .head_node import AUTHENTICATION, free_port
 
 pytestmark = pytest.mark.integration
 
