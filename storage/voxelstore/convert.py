@@ -75,11 +75,7 @@ def _leads_on(folder: Path, root: Path, followed: set[Path]) -> bool:
 
 
 def person_of(path: str | Path, root: str | Path) -> str:
-    """The person on the volume; all files of one person share a split.
-
-    `sub-LABEL` from anywhere in the path below `root` (BIDS), else the first folder below `root`
-    (100307/T1w/T1w.nii.gz in HCP), else the file's own `subject_id`.
-    """
+    """The person: `sub-LABEL` anywhere in the path below `root`, else its first folder, else the file."""
     relative = Path(path).relative_to(root)
     if label := _LABEL.search(relative.as_posix()):
         return label.group()
@@ -87,10 +83,9 @@ def person_of(path: str | Path, root: str | Path) -> str:
 
 
 def subject_id(path: str | Path, root: str | Path | None = None) -> str:
-    """A name for the subject in `path` that can be a folder's: letters, digits, '.', '_', '-'.
+    """A name for the subject in `path` that can be a folder's: 'site1/sub-01.nii' below `root` -> 'site1__sub-01'.
 
-    'sub-01_T1w.nii.gz' -> 'sub-01_T1w'. Folders below `root` are part of the name: 'site1/sub-01.nii' ->
-    'site1__sub-01'. If a character is replaced, eight digits of the relative path's SHA-256 keep the name unique.
+    If a character is replaced, eight digits of the relative path's SHA-256 keep the name unique.
     """
     path = Path(path)
     parts = list(path.relative_to(root).parts) if root is not None else [path.name]

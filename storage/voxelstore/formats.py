@@ -1,7 +1,6 @@
 """The bytes of a NIfTI-1, NIfTI-2 or MGH file, taken apart so that they can be put together again.
 
-nibabel parses the headers. The bytes before and after the voxels are kept unchanged, because header objects drop or
-normalise some fields, extensions and tags.
+nibabel parses the headers, but its header objects drop or normalise some fields, extensions and tags: bytes are kept.
 """
 
 from __future__ import annotations
@@ -35,9 +34,8 @@ log = logging.getLogger(__name__)
 class SourceLayout:
     """How the voxels lie in their file.
 
-    format: "nifti1", "nifti2" or "mgh". dtype: NumPy string with byte order, such as ">i2". shape: as on disk, with
-    trailing singleton dimensions. affine: (4, 4) of the voxels as stored, in mm. prefix, suffix: the bytes before and
-    after the voxels (header and extensions; footer and tags).
+    format: "nifti1", "nifti2" or "mgh". dtype: with byte order, such as ">i2". shape: as on disk, with trailing
+    singletons. affine: (4, 4) of the voxels as stored, in mm. prefix, suffix: the bytes before and after the voxels.
     """
 
     format: str

@@ -55,7 +55,6 @@ class VolumeStore:
 
     @staticmethod
     def exists(path: str | Path) -> bool:
-        """Whether there is a store at `path`."""
         return (Path(path) / MANIFEST).exists()
 
     @classmethod
@@ -78,7 +77,7 @@ class VolumeStore:
         return f"VolumeStore({str(self.path)!r}, {len(self._records)} subjects)"
 
     def subjects(self, split: str | None = None) -> list[str]:
-        """Names of all subjects, or of those in `split`, sorted."""
+        """Names, sorted."""
         return [s for s, record in self._records.items() if split is None or record.split == split]
 
     def splits(self) -> dict[str, list[str]]:
@@ -88,13 +87,10 @@ class VolumeStore:
 
     def record(self, subject: str) -> SubjectRecord:
         """What is known of a subject. Raises StoreError if the manifest does not list it."""
-        try:
-            return self._records[subject]
-        except KeyError:
-            raise StoreError(
-                f"{self.path}: no subject {subject!r} among its {len(self._records)}; "
-                "subjects() lists them, converting adds them"
-            ) from None
+        if subject not in self._records:
+            text = f"no subject {subject!r} among its {len(self._records)}; subjects() lists them, converting adds them"
+            raise StoreError(f"{self.path}: {text}")
+        return self._records[subject]
 
     def read(self, subject: str, region: Region | None = None) -> np.ndarray:
         """Physical intensities, float32: the volume (D, H, W), or the part of it that three slices choose."""

@@ -60,7 +60,7 @@ def write_subject(folder: Path, volume: SourceVolume, sha256: str, group: str) -
 
 
 def content_hash(volume: SourceVolume) -> str:
-    """SHA-256 of type, shape, scale and voxels: the same for one image in two containers or headers."""
+    """SHA-256 of type, shape, scale and voxels: what records had before `image_hash`."""
     head = f"{volume.voxels.dtype.name} {volume.voxels.shape} {volume.slope!r} {volume.intercept!r}\n"
     digest = hashlib.sha256(head.encode())
     digest.update(np.ascontiguousarray(volume.voxels).data)
@@ -148,7 +148,7 @@ def open_array(folder: Path, shape: tuple[int, ...]) -> zarr.Array[Any]:
     return array
 
 
-def data_version(folder: Path) -> tuple[int, int, int]:
+def data_version(folder: Path) -> tuple[int, int]:
     """What changes when an array's data file is replaced. Raises StoreError if it is missing.
 
     Zarr reads a missing file as zeros without an error, also under an array that is open.
@@ -158,7 +158,7 @@ def data_version(folder: Path) -> tuple[int, int, int]:
     except OSError as error:
         text = f"{folder}: its data file is missing ({error.strerror}); delete the subject's folder and convert again"
         raise StoreError(text) from error
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_size, found.st_mtime_ns
 
 
 def _layout_to_json(layout: SourceLayout) -> dict[str, Any]:

@@ -28,9 +28,8 @@ LEAST_STEPS = 256
 class SourceVolume:
     """What a source file holds, turned to canonical orientation (RAS+, axis 0 = left to right).
 
-    voxels: (D, H, W), the type of the file (native byte order). Physical intensity = voxels * slope + intercept.
-    affine: (4, 4), canonical voxel indices to mm. sha256, size, mtime_ns: of the file as read. layout: the original
-    header, orientation and affine, which `write_volume` needs.
+    voxels: (D, H, W), the type of the file. Physical intensity = voxels * slope + intercept. affine: (4, 4), canonical
+    voxel indices to mm. sha256, size, mtime_ns: of the file as read. layout: what `write_volume` needs.
     """
 
     voxels: np.ndarray

@@ -60,7 +60,6 @@ class ConversionSummary:
 
     @property
     def exit_code(self) -> int:
-        """0: every file is in the store; 3: something was left out."""
         return 3 if self.left_out else 0
 
     def lines(self) -> list[str]:
@@ -94,7 +93,7 @@ def _few(names: list[str]) -> str:
 
 
 class SourceFile(NamedTuple):
-    """A file of the folder, the subject and person that it is, and what the store has under that subject's name."""
+    """A file, the subject and person that it is, and what the store has under that subject's name."""
 
     path: Path
     subject: str
@@ -102,7 +101,6 @@ class SourceFile(NamedTuple):
     known: SubjectRecord | None
 
     def is_source_of_known(self) -> bool:
-        """Whether the stored subject of that name came from this file."""
         return self.known is not None and self.known.source == str(real_path(self.path))
 
 
@@ -220,7 +218,9 @@ def _run_tasks(
                 text = f"its task died twice ({type(error).__name__}); give a task more memory and convert again"
                 outcome = LeftOut(file.path, "worker-died", text)
             except RayTaskError as error:
-                raise error.cause from None  # its message has no traceback of the task
+                if isinstance(error.cause, StoreError):
+                    raise error.cause from None  # a line; Ray's own message holds the task's traceback
+                raise
             outcomes[file.path] = outcome
             last = outcome.reason if isinstance(outcome, LeftOut) else outcome
             bar.update(row, advance=1, last=f"{file.subject} {last}")
@@ -230,8 +230,7 @@ def _run_tasks(
 def convert_file(file: SourceFile, store: Path, min_size: int) -> Outcome:
     """One Ray task: convert a file unless its content is stored already.
 
-    A fault of this one file is an outcome. A full disk or a damaged store raises StoreError, which ends the whole
-    conversion.
+    A fault of this one file is an outcome. A full disk or a damaged store raises StoreError.
     """
     try:
         if file.known is not None:
@@ -270,7 +269,7 @@ def _left_out(outcomes: Outcomes) -> list[LeftOut]:
 
 
 def _left_out_entries(store: VolumeStore, root: Path, outcomes: Outcomes, min_size: int) -> dict[str, dict[str, Any]]:
-    """The manifest's entries of files left out: new ones for this folder, the present ones for other folders."""
+    """The manifest's entries: new ones for this folder, the present ones for others."""
     entries = {path: entry for path, entry in store.left_out.items() if not Path(path).is_relative_to(root)}
     for path, reason, message, twin in _left_out(outcomes):
         entry = {"reason": reason, "message": message, "twin": twin, "min_size": min_size, "stat": _stat(path)}

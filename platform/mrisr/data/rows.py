@@ -175,10 +175,7 @@ def _overflowed(patch: np.ndarray) -> bool:
 
 
 def cached_store(path: str) -> VolumeStore:
-    """The store at `path`, opened once per process and again when its manifest changes.
-
-    A data task's process outlives runs and must see what a later conversion added.
-    """
+    """The store at `path`, opened once per process and again when its manifest changes: processes outlive runs."""
     try:
         found = os.stat(os.path.join(path, MANIFEST))
     except OSError:

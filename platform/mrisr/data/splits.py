@@ -13,8 +13,7 @@ DEFAULT = SplitRule({"train": 0.8, "validation": 0.1, "test": 0.1}, 0)
 def agreed_rule(store: VolumeStore | None, data: Data) -> SplitRule:
     """The rule to split by: the configured one; what is null, from the store; in a new store, the default.
 
-    Raises ConfigError if the store was split by another rule: no subject moves, and the configuration that is tracked
-    with a run has to be true. Raises ValueError for splits that do not add up.
+    Raises ConfigError if the store was split by another rule: no subject moves. Raises ValueError for a wrong sum.
     """
     known = None if store is None else store.rule
     base = known or DEFAULT
