@@ -22,7 +22,7 @@ from mrisr.tracking.availability import first_line
 from mrisr.tracking.outbox import Outbox
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.training.checkpoints import best_of_stage, best_weights
-from mrisr.training.outcome import Terminated, TrackingUnreachable
+from mrisr.training.outcome import StoreChanged, Terminated, TrackingUnreachable
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.supervisor import Supervisor
 from mrisr.training.warm_start import prepare_initial_weights
@@ -35,13 +35,14 @@ class Host(NamedTuple):
     """What a run is part of: a search that runs several at once and listens to each.
 
     driver_cpus: logical CPUs that each run's driver reserves itself; callbacks: of Ray Train; parent_run_id: the MLflow
-    run above it.
+    run above it; dataset: the store's fingerprint as the search began.
     """
 
     runs: int = 1
     driver_cpus: float = 0.0
     callbacks: tuple[Any, ...] = ()
     parent_run_id: str | None = None
+    dataset: str | None = None
 
 
 class StageWeights(NamedTuple):
@@ -74,6 +75,11 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
     store = open_store(experiment)
     experiment = settle_splits(experiment, store)
     folder = RunFolder.of(experiment)
+    if host.dataset not in (None, store.fingerprint()):
+        raise StoreChanged(
+            f"data.store = {store.path}: its subjects or splits have changed since the search began, so that figures "
+            "do not compare; use another name=... for a new search"
+        )
     folder.refuse_other(experiment, store)
     if (finished := _finished(experiment)) is not None:
         return finished

@@ -36,11 +36,12 @@ from voxelstore import VolumeStore
 
 
 class Search(NamedTuple):
-    """A finished search. uri: of MLflow; parent_run_id: its run there."""
+    """A finished search. uri: of MLflow; parent_run_id: its run there; dataset: the store's fingerprint."""
 
     plan: SearchPlan
     uri: str
     parent_run_id: str
+    dataset: str
     summary: SearchSummary
 
 
@@ -69,10 +70,10 @@ def search(plan: SearchPlan, console: Console) -> Iterator[Search]:
         parent = tracked_run(config, store, uri, RunFolder(plan.folder), tags={"tuning.kind": "search"})
         with ending_in_tracking(uri, parent):
             if plan.base.tuning.shared_pretraining:
-                _pretrain(plan, parent, console)
+                _pretrain(plan, Host(parent_run_id=parent, dataset=store.fingerprint()), console)
             environment = {"MRISR_HOME": str(home()), "MLFLOW_TRACKING_URI": uri}
             try:
-                _run_trials(TrialSettings(plan, concurrent, parent, environment), store.fingerprint(), console)
+                _run_trials(TrialSettings(plan, concurrent, parent, store.fingerprint(), environment), console)
             except BaseException:
                 end_trials(uri, summarize(plan), parent, LAST_DELIVERY_WHEN_TERMINATED_S)
                 raise
@@ -81,7 +82,7 @@ def search(plan: SearchPlan, console: Console) -> Iterator[Search]:
             end_trials(uri, summary, parent, seconds)
             if summary.missing:
                 raise KeyboardInterrupt  # Tune returns after Ctrl-C as if it had finished
-            yield Search(plan, uri, parent, summary)
+            yield Search(plan, uri, parent, store.fingerprint(), summary)
         tracking.finish(uri, parent)
 
 
@@ -102,10 +103,10 @@ def open_search_store(plan: SearchPlan) -> VolumeStore:
     return store
 
 
-def _run_trials(settings: TrialSettings, fingerprint: str, console: Console) -> None:
+def _run_trials(settings: TrialSettings, console: Console) -> None:
     plan = settings.plan
     study = open_study(plan)
-    if learnt := learn(plan, fingerprint, study):
+    if learnt := learn(plan, settings.dataset, study):
         console.print(f"the sampler knows {learnt} trials of earlier searches")
     earlier = summarize(plan, study)
     done = sum(trial.ended for trial in earlier.trials)
@@ -147,7 +148,7 @@ def _run_trials(settings: TrialSettings, fingerprint: str, console: Console) -> 
         raise
 
 
-def _pretrain(plan: SearchPlan, parent_run_id: str, console: Console) -> None:
+def _pretrain(plan: SearchPlan, host: Host, console: Console) -> None:
     """Train the L1 stage that all trials start from, unless an earlier start has."""
     steps, marker = plan.base.schedule.pretrain_steps, plan.pretrained_folder / "done.txt"
     if marker.exists():
@@ -155,6 +156,6 @@ def _pretrain(plan: SearchPlan, parent_run_id: str, console: Console) -> None:
     console.print(f"pretraining once for all trials: {steps:,} L1 steps")
     name, output = plan.pretrained_folder.name, plan.pretrained_folder.parent
     changes = {"name": name, "output": output, "schedule.total_steps": steps, "tuning": {}}
-    run = train(plan.base.changed(changes | score_settings(plan)), Host(parent_run_id=parent_run_id))
+    run = train(plan.base.changed(changes | score_settings(plan)), host)
     tracking.finish(run.tracking_uri, run.run_id)
     write_atomic(marker, f"step {run.best.step}: {run.best.figures}\n")

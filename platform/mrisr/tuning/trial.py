@@ -30,12 +30,14 @@ DRIVER_CPUS = 0.01
 class TrialSettings(NamedTuple):
     """What all trials of a search share.
 
-    environment: the search's addresses and folders; another machine may have other defaults.
+    dataset: the store's fingerprint; environment: the search's addresses and folders, since another machine may have
+    other defaults.
     """
 
     plan: SearchPlan
     concurrent: int
     parent_run_id: str
+    dataset: str
     environment: dict[str, str]
 
 
@@ -131,7 +133,7 @@ def run_trial(config: dict[str, Any], settings: TrialSettings) -> None:
         return
     try:
         history.resume()
-        train(experiment, Host(settings.concurrent, DRIVER_CPUS, (report,), settings.parent_run_id))
+        train(experiment, Host(settings.concurrent, DRIVER_CPUS, (report,), settings.parent_run_id, settings.dataset))
     except Exception as error:
         if not _stopped():
             with suppress(OSError):  # a full disk may refuse the note too; the trial's own error matters more

@@ -116,4 +116,4 @@ def _retrained(found: Search, winner: TrialSummary) -> TrainedRun:
     plan = found.plan
     experiment = with_known_precision(plan, searched_experiment(plan, winner.values), winner.run)
     changes = {"name": f"winner-{winner.run}", "output": plan.folder, "seed": plan.base.seed + 1}
-    return train(experiment.changed(changes), Host(parent_run_id=found.parent_run_id))
+    return train(experiment.changed(changes), Host(parent_run_id=found.parent_run_id, dataset=found.dataset))
