@@ -194,9 +194,7 @@ input()
 def test_a_trial_is_not_trained_on_another_store_than_its_search_began_with(small_store: Path, tmp_path: Path) -> None:
     small = [f"{key}=16" for key in ("stream.patch_size", "validation.patch_size", "data.min_size")]
     trial = experiment(tmp_path, f"data.store={small_store}", *small)
-    with pytest.raises(
-        StoreChanged, match=r"data\.store = .* changed since the search began.* another name="
-    ):
+    with pytest.raises(StoreChanged, match=r"data\.store = .* changed since the search began.* another name="):
         train(trial, Host(dataset="of the store that was"))
     assert issubclass(StoreChanged, OUTSIDE_CAUSES), "it stops the search instead of failing one trial after another"
     assert not list(tmp_path.iterdir())
