@@ -103,5 +103,8 @@ def _typed(key: str, text: str) -> Any:
                 if set(KINDS) & (value := parse(text)).keys():
                     return value
         return text
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}: {text!r} is not a YAML value; quote it, e.g. {key}='\"text\"'") from None
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(
+            f"{key}: {text!r} is not a YAML value ({problem}); write a number, a word, [1, 2] or {{a: 1}}"
+        ) from None
