@@ -9,6 +9,7 @@ import optuna
 import pytest
 import yaml
 
+from mrisr.cli.app import main
 from mrisr.config import ConfigError, load_experiment
 from mrisr.config.loading import dump_experiment
 from mrisr.tuning.history import TrialHistory
@@ -102,3 +103,19 @@ def test_a_storage_that_cannot_be_used_is_a_line(tmp_path: Path, address: str, w
     assert words in told
     assert "hunter2" not in told
     assert "\n" not in told
+
+
+def test_a_search_tries_its_storage_before_it_starts_ray(
+    small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MRISR_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    small = [f"{key}=16" for key in ("stream.patch_size", "validation.patch_size", "data.min_size")]
+    storage = "tuning.storage=postgresql://user:hunter2@127.0.0.1:9/db"
+    with pytest.raises(SystemExit) as done:
+        main(["tune", "--config", "tune", f"data.store={small_store}", f"output={tmp_path}/runs", storage, *small])
+    assert done.value.code == 2
+    told = capsys.readouterr().err
+    assert "Error: tuning.storage = 'postgresql://***@127.0.0.1:9/db': its database driver is not installed" in told
+    assert "hunter2" not in told
+    assert not (tmp_path / "runs").exists()
