@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from urllib.parse import quote
 
 import pytest
@@ -12,7 +13,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from mrisr.config import load_experiment
-from mrisr.config.loading import dump_experiment
+from mrisr.config.loading import ConfigError, dump_experiment
 from mrisr.tracking import redaction
 from mrisr.tracking.availability import first_line
 from mrisr.tracking.redaction import MASK, mask_message, mask_secrets, redact_logs, remember
@@ -150,6 +151,19 @@ def test_an_experiment_is_written_without_its_password(password: str) -> None:
     assert leaks(experiment.model_dump_json())
     assert not leaks(dump_experiment(experiment))
     assert "mysql://***@db/study" in dump_experiment(experiment)
+
+
+@pytest.mark.parametrize("password", ["SECRET", "SEC/RET", "SEC@RET", "SEC:RET", "SEC RET", "SEC#RET"])
+def test_an_address_in_the_place_of_a_path_is_refused_and_masked(password: str) -> None:
+    """pathlib makes http:/user:password@host of it, and `convert --store s3://bucket` made a folder `s3:`."""
+    for key in ("output", "data.store"):
+        with pytest.raises(ConfigError, match="is an address") as refused:
+            load_experiment(None, [f"{key}=http://user:{password}@127.0.0.1:9/x"])
+        assert not {"SEC", "RET"} & set(re.findall("SEC|RET", mask_message(refused.value)))
+    shown = f"Error: /here/http:/user:{password}@127.0.0.1:9: no such folder"
+    assert mask_message(shown) == "Error: /here/http:/***@127.0.0.1:9: no such folder"
+    usual = "model 'models:/hcp': write models:/NAME@champion"
+    assert mask_message(usual) == usual
 
 
 def test_a_message_is_masked_before_it_is_cut() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 # Set by jobs/*.py and by jobs/runtime_env.yaml.
 IN_JOB = "MRISR_IN_JOB"
+# s3://bucket/key and its like, of which pathlib makes s3:/bucket/key.
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/")
 
 
 def home() -> Path:
@@ -21,8 +24,13 @@ def in_ray_job() -> bool:
 
 
 def absolute_path(path: Path) -> Path:
-    """The absolute path, with `$MRISR_HOME` and `~` resolved. Raises ValueError for a relative one in a Ray job."""
+    """The absolute path, with `$MRISR_HOME` and `~` resolved.
+
+    Raises ValueError for an address, and for a relative path in a Ray job.
+    """
     text = str(path)
+    if _ADDRESS.match(text):
+        raise ValueError("is an address, not a path; mount that storage and give the path of the mount")
     if text == "$MRISR_HOME" or text.startswith("$MRISR_HOME/"):
         return home() / text.removeprefix("$MRISR_HOME").lstrip("/")
     path = path.expanduser()

@@ -28,6 +28,8 @@ _NEXT_ADDRESS = re.compile(r"(?<=[\s,;|=(\[{<'\"`])[A-Za-z][\w+.-]*://")
 # user:password@host without a scheme, as drivers write it. Not models:/NAME@ALIAS and other paths.
 _BARE = re.compile(r"(?<![^\s,;|=(\[{<'\"`])(?P<user>[^\s:/\\,;|=()\[\]{}<>'\"`]*):(?P<password>\S*)@(?=[\w\[./-])")
 _PATHS = {"models", "runs", "file", "dbfs", "mlflow-artifacts", "mailto"}
+# http:/user:password@host, as pathlib writes an address.
+_COLLAPSED = re.compile(rf"(?<![\w.+-])(?!(?:{'|'.join(_PATHS)}):)(?P<scheme>[A-Za-z][\w+.-]+:/)(?!/)[^\s/:@]*:.*@")
 # password=..., "token": "...", as in libpq's addresses, ODBC's and in printed mappings; not in paths.
 _PAIR = re.compile(
     rf"(?<![\w./\\-])(?P<key>[\w.-]*(?:{_SECRET})[\w-]*[\"']?\s*[=:]\s*)(?P<value>\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|[^\s;&]+)",
@@ -196,7 +198,7 @@ def _end(text: str, scheme: re.Match[str]) -> int:
 
 
 def _mask_prose(text: str) -> str:
-    text = _BARE.sub(_masked_bare, text)
+    text = _COLLAPSED.sub(rf"\g<scheme>{MASK}@", _BARE.sub(_masked_bare, text))
     return _AUTHORIZATION.sub(rf"\1 {MASK}", _PAIR.sub(_masked_pair, text))
 
 
