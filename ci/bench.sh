@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The benchmarks, each with its peers in the same run; they need the optional extra `bench`.
+# All benchmarks; this installs the optional extra `bench`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${VENV:=.venv}"

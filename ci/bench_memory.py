@@ -1,7 +1,7 @@
 """Peak memory of every kind of step at batch 2 x 64^3: a plain implementation against ours, as a table.
 
-Live tensor bytes under FakeTensorMode (no GPU needed); on a machine with a CUDA device also what its allocator measured
-in real steps (torch.cuda.max_memory_allocated). Needs torch only. Validation is one cube of the patches' size.
+Bytes of live tensors under FakeTensorMode (no GPU needed). With a CUDA device also the peak of its allocator in real
+steps (torch.cuda.max_memory_allocated). Needs torch only. Validation is one cube of the size of the patches.
 """
 
 from __future__ import annotations

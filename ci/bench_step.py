@@ -67,7 +67,7 @@ def convolution_backward_flops(  # noqa: PLR0913  # the signature that FlopCount
     wanted: list[bool],
     out_shape: object,
 ) -> int:
-    """Each gradient's are the forward pass's. torch's own count takes a depthwise weight's for those of a full one."""
+    """FLOPs of the gradients, each equal to the forward pass's. torch counts a depthwise weight's as a full one's."""
     return sum(wanted[:2]) * conv_flop_count(x, weight, gradient, transposed=transposed)
 
 
@@ -155,7 +155,8 @@ def overhead(size: int, repeats: int, cores: list[int], starts: int) -> list[str
 def scaling(size: int, repeats: int, pair: list[list[int]]) -> list[str]:
     """Two workers against one, each with PATCHES patches, one core (or GPU) each.
 
-    One is measured on the first core before and on the second one after: the cores of a shared machine differ.
+    One worker is measured on the first core before and on the second one after, because cores of a shared machine
+    differ.
     """
     first, _ = under_ray(pair[:1], PATCHES, size, repeats)
     two, waited = under_ray(pair, PATCHES, size, repeats)

@@ -149,7 +149,7 @@ def compare(home: Path, data: Path, kinds: list[str], seeds: list[int], override
 
 
 def table(results: Path) -> list[str]:
-    """Markdown of all figures in the folder: means over seeds, and in brackets their range where there are several."""
+    """Markdown of all figures in the folder: means over seeds, with their range in brackets if there are several."""
     lines = [
         "| | " + " | ".join([*COLUMNS.values(), *COSTS.values()]) + " |",
         "|---" * (1 + len(COLUMNS | COSTS)) + "|",

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 }
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 "$VENV/bin/python" -m pip install --quiet --upgrade "pip>=24"
-# torch first and by its exact version. The index decides which build that is: one for CUDA brings gigabytes of NVIDIA's
-# libraries. To have the CPU build, set PIP_INDEX_URL or PIP_EXTRA_INDEX_URL to an index that has it.
+# torch first and by its exact version. The index decides which build is installed: a CUDA build brings gigabytes of
+# NVIDIA's libraries. For the CPU build, set PIP_INDEX_URL or PIP_EXTRA_INDEX_URL to an index that has it.
 "$VENV/bin/python" -m pip install --quiet --constraint ci/constraints.txt "$(grep '^torch==' ci/constraints.txt)"
 "$VENV/bin/python" -m pip install --quiet --constraint ci/constraints.txt --editable '.[test]'

@@ -1,4 +1,4 @@
-"""Files, functions and signatures that are longer than the project likes; a report, not a gate.
+"""Report files, functions and signatures that are too long; it never fails.
 
 python ci/shape.py [FOLDER ...]
 """

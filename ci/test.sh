@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The suite: lint, then every test but those marked long (pytest -m long). Those that start workers, servers or a cluster
-# of their own have the machine to themselves; the others share it, a file of tests at a time.
+# Lint, then all tests but those marked long (pytest -m long). Tests that start workers, servers or a cluster run one at a
+# time; the others run in two processes, a file at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash ci/lint.sh

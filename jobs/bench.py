@@ -1,4 +1,4 @@
-"""How many patches per second this cluster streams: `mrisr bench` as an entry point for `ray job submit`."""
+"""Measure the patches per second that this cluster streams: `mrisr bench` as an entry point for `ray job submit`."""
 
 from mrisr.cli.job import run
 

@@ -1,4 +1,4 @@
-"""The whole way on a small cohort: `mrisr demo` as an entry point for `ray job submit`."""
+"""The whole pipeline on a small cohort: `mrisr demo` as an entry point for `ray job submit`."""
 
 from mrisr.cli.job import run
 

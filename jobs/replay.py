@@ -1,4 +1,4 @@
-"""Compute a step again that was not finite: `mrisr replay` as an entry point for `ray job submit`."""
+"""Repeat a step with a non-finite loss or gradient: `mrisr replay` as an entry point for `ray job submit`."""
 
 from mrisr.cli.job import run
 

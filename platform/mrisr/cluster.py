@@ -24,15 +24,15 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
-# For training workers on CPUs: without it, glibc gives the memory of every step's tensors back to the kernel and takes
-# it again, page by page, in the next step. It does so with blocks of 32 MiB and more (mmap_max), and in every arena but
-# the main one (arena_max). glibc reads this when a process starts; `mallopt` in a worker comes too late for its arenas.
+# For training workers on CPUs. Without it, glibc returns the memory of every step's tensors to the kernel and gets it
+# back, page by page, in the next step: blocks from 32 MiB (mmap_max), and all arenas but the main one (arena_max).
+# glibc reads this when a process starts; `mallopt` in a running worker does not change the arenas that it has.
 KEEP_MEMORY = {
     "GLIBC_TUNABLES": f"glibc.malloc.trim_threshold={2**32}:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1"
 }
-# A Ray of our own listens on loopback alone. Ray has this for systems whose firewalls ask about every open port.
+# A Ray that mrisr starts listens on loopback only.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# Joining a cluster: 20 s instead of 20 times 40 until Ray says that what answers is no cluster.
+# Joining a cluster: Ray gives up after 20 s instead of 20 times 40 s if the address is not a cluster.
 JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "10"}
 CPUS_WITHIN_S = 10
 
@@ -46,7 +46,7 @@ class ResourceError(RuntimeError):
 
 
 class Share(NamedTuple):
-    """What each training worker gets. cpus: logical CPUs; gpu: whether it has one; data_cpus: for its data tasks."""
+    """Each training worker's logical CPUs, whether it has a GPU, and the logical CPUs for its data tasks."""
 
     cpus: float
     gpu: bool
@@ -54,15 +54,14 @@ class Share(NamedTuple):
 
     @property
     def bundle(self) -> dict[str, float]:
-        """A worker's resources by Ray's names."""
         return {"CPU": self.cpus, "GPU": 1} if self.gpu else {"CPU": self.cpus}
 
 
 def connect() -> None:
     """Join the cluster of $RAY_ADDRESS or a running local one; otherwise start one that ends with this process.
 
-    The latter is closed to others: it listens on loopback, and takes whoever has the token in ~/.ray. Raises
-    ResourceError that names the address, or what is missing, and the remedy.
+    A cluster started here listens on loopback only and requires the token in ~/.ray. Raises ResourceError that names
+    the address or what is missing, and the remedy.
     """
     prepare_environment()
     import ray
@@ -77,29 +76,29 @@ def connect() -> None:
 
 
 def prepare_environment() -> None:
-    """Set what Ray and MLflow read when they are imported. What the user has set stays."""
+    """Set the variables that Ray and MLflow read at import. Variables that the user has set stay."""
     own = _address() is None
     for key, value in {**ENVIRONMENT, **(LOOPBACK if own else JOINING)}.items():
         os.environ.setdefault(key, value)
-    # Ray wants the token for what it starts, unasked, but does not show it to a cluster that it joins.
+    # By default Ray requires the token in clusters that it starts, but does not send it to a cluster that it joins.
     if not own and (Path.home() / ".ray" / "auth_token").exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def worker_environment(gpu: bool) -> dict[str, str]:
-    """What training workers have in their environment besides: KEEP_MEMORY on CPUs, unless the user has chosen."""
+    """Environment variables for training workers: KEEP_MEMORY on CPUs, unless the user has set such a variable."""
     chosen = any(key == "GLIBC_TUNABLES" or key.startswith("MALLOC_") for key in os.environ)
     return {} if gpu or chosen else KEEP_MEMORY
 
 
 def task_options() -> dict[str, Any]:
-    """Ray's options that keep KEEP_MEMORY from the tasks of a worker, which inherit its environment."""
+    """Ray options that remove KEEP_MEMORY from a worker's data tasks, which inherit its environment."""
     without = {key: "" for key, value in KEEP_MEMORY.items() if os.environ.get(key) == value}
     return {"runtime_env": {"env_vars": without}} if without else {}
 
 
 def _address() -> str | None:
-    """$RAY_ADDRESS, or the address of the last `ray start` on this machine if that cluster lives; None: neither."""
+    """$RAY_ADDRESS, or the address of the last `ray start` on this machine if that cluster answers, or None."""
     wanted = os.environ.get("RAY_ADDRESS", "")
     if wanted == "local":
         return None
@@ -157,7 +156,7 @@ def _start() -> None:
         logging.getLogger(__name__).warning(
             "RAY_AUTH_MODE=disabled: whoever reaches this Ray's ports can run code as you; unset it to ask for a token"
         )
-    # It says at every start that the token is in use.
+    # This logger reports at every start that the token is in use.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
         ray.init("local", logging_level=logging.WARNING)
@@ -177,14 +176,14 @@ def _first_line(error: Exception) -> str:
 
 
 def quiet() -> None:
-    """Keep the libraries' progress notes out of the log, in drivers and workers; warnings and errors stay."""
-    # Ray names some loggers after their files, so that they are not below `ray.train`.
+    """Hide the progress notes of libraries in drivers and workers; warnings and errors stay."""
+    # Ray names some loggers after their files; these are not below `ray.train`.
     by_file = [name for name in logging.root.manager.loggerDict if "/ray/train/" in name]
     for name in ("ray.train", "ray.tune", "mlflow", "alembic", *by_file):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It warns that no task can run yet. `divide` has made room for the tasks, but two ranks that share it may wait.
+    # It warns while no task can run. That is normal when two ranks share the CPUs that `divide` left for tasks.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # It prints a traceback of whatever it raises. A locked database is reported in one line elsewhere.
+    # It prints a traceback of every error that it raises; mrisr reports a locked database in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
@@ -192,8 +191,8 @@ def divide(experiment: Experiment, cpus: float, gpus: float, nodes: Sequence[Nod
     """Divide a cluster's logical CPUs and GPUs among the largest number of workers that fits.
 
     nodes: (logical CPUs, GPUs) of each machine; by default one machine has them all. At least one data task must fit
-    beside the workers, on one machine: if the workers took every CPU, the run would hang without an error. Raises
-    ResourceError if not even the smallest number of workers fits.
+    beside the workers on one machine: otherwise the run would hang without an error. Raises ResourceError if not even
+    the smallest number of workers fits.
     """
     *larger, fewest = experiment.worker_counts
     for workers in larger:
@@ -230,12 +229,11 @@ def _divide_among(workers: int, experiment: Experiment, cpus: float, gpus: float
 
 
 def data_share(cpus: float, cpus_per_worker: float, workers: int, task: float) -> float:
-    """Logical CPUs for the data tasks of each worker; at least one task's."""
     return max(task, (cpus - cpus_per_worker * workers) / workers)
 
 
 def fits(nodes: Iterable[Node], workers: int, share: float, gpu: bool, task: float) -> bool:
-    """Whether one machine has room for a data task beside workers of `share` CPUs, packed as Ray packs them."""
+    """Whether one machine has room for a data task beside workers of `share` CPUs each, packed as Ray packs them."""
     room_for_task, unplaced = False, workers
     for cpus, gpus in sorted(nodes, reverse=True):
         here = min(unplaced, math.floor(cpus / share + 1e-9), int(gpus) if gpu else unplaced)

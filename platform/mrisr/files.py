@@ -1,4 +1,4 @@
-"""Small files that are complete or absent, also after a kill or a power failure."""
+"""Small files that are either complete or absent, even after a kill or a power failure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from filelock import FileLock, Timeout
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Write a file so that readers see its old content or its new one, never a part.
-
-    The content goes into a hidden file in the same folder, which is then renamed. durable: wait until the disk has
-    both; without it a power failure may lose the file. Raises OSError.
+    """Write a file through a hidden file in its folder, so that readers see its old content or its new one, never a
+    part. durable: wait until the disk has both; without it a power failure may lose the file. Raises OSError.
     """
     part = path.with_name(f".{path.name}.part{os.getpid()}")
     try:
@@ -47,7 +45,7 @@ _REMEDIES = {
 
 
 def describe_os_error(error: OSError, path: str | Path | None = None) -> str:
-    """An error of the system as a line: the file (or `path`), the reason and the remedy."""
+    """An OSError as one line: the file (or `path`), the reason and the remedy."""
     if error.errno is None:
         return str(error)
     place = path or error.filename
@@ -56,9 +54,8 @@ def describe_os_error(error: OSError, path: str | Path | None = None) -> str:
 
 
 def check_output(path: Path, *, folder: bool = False, space: int = 0) -> None:
-    """Raise an OSError if a file, or a folder of files, could not be written to `path`; nothing is left there.
-
-    Call it before the work. space: bytes that it needs.
+    """Before long work, raise an OSError if a file (or files in a folder) could not be written to `path`. space: bytes
+    that are needed. Nothing is left at `path`.
     """
     if not folder and path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -98,7 +95,7 @@ def write_synced(path: Path, content: str | bytes, *, durable: bool = True) -> N
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file's content, or a folder's list of names. Raises OSError."""
+    """Wait until the disk has a file's content, or a folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

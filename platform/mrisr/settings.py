@@ -1,7 +1,4 @@
-"""Building blocks of settings: frozen dataclasses whose fields carry their meaning and bounds.
-
-The science declares its settings with these. The configuration embeds the dataclasses, whose metadata pydantic reads.
-"""
+"""Building blocks of settings: frozen dataclasses whose fields carry meaning and bounds, which pydantic reads."""
 
 from __future__ import annotations
 
@@ -19,12 +16,11 @@ _BOUNDS = {
 
 
 def setting(default: Any, meaning: str, **bounds: float) -> Any:
-    """A dataclass field with its default, its meaning and its bounds: gt, ge, lt, le."""
     return field(default=default, metadata={"description": meaning, **bounds})
 
 
 def check_bounds(settings: Any, section: str) -> None:
-    """Raise ValueError, naming `section.field` and its value, for a field of a dataclass outside of its bounds."""
+    """Raise ValueError that names `section.field` and its value, for a field outside its bounds."""
     for one in fields(settings):
         value = getattr(settings, one.name)
         for bound, (holds, words) in _BOUNDS.items():
@@ -35,7 +31,7 @@ def check_bounds(settings: Any, section: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """`Annotated[str, one_of(PROTOCOLS, "protocol")]`: a field that takes a name from a table, also a later entry."""
+    """`Annotated[str, one_of(PROTOCOLS, "protocol")]`: a field whose value is a name in a table, read at check time."""
 
     table: Collection[str]
     what: str
@@ -60,7 +56,7 @@ one_of = OneOf
 
 
 class AsPair:
-    """Annotation of a pair for which a single number may stand: 0.5 is [0.5, 0.5]."""
+    """Annotation of a pair that may be given as one number: 0.5 means [0.5, 0.5]."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
         return {

@@ -232,7 +232,7 @@ def demo(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command. An error of the user is a line and exit code 2, without a traceback."""
+    """Run the command. A user's error prints one line and exits with code 2, without a traceback."""
     from mrisr.cluster import ResourceError, prepare_environment
     from mrisr.training.outcome import Terminated, TrainingStopped
 
@@ -273,6 +273,6 @@ def _fail(message: str, code: int) -> None:
 
 
 def _fail_with_traceback(error: Exception) -> None:
-    """Print what Python would, without the passwords that libraries write into their messages."""
+    """Print the traceback without the passwords that libraries write into their messages."""
     typer.echo(mask_message("".join(traceback.format_exception(error))), err=True)
     sys.exit(1)

@@ -1,4 +1,4 @@
-"""What the verbs that use a finished model do: evaluate it, or super-resolve files with it."""
+"""The verbs that use a finished model: evaluate it, or super-resolve files with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from mrisr.tracking.runs import resolve_uri
 def run_evaluation(
     model: str, tracking_uri: str | None, evaluation: Evaluation, output: Path, per_subject: bool
 ) -> None:
-    """Evaluate on a split, print the table, write the CSV and the pictures into the folder `output`."""
     loaded = load_model(model, tracking_uri)
     console = Console(highlight=False)
     evaluation = replace(evaluation, options=loaded.options)  # as it was validated
@@ -43,10 +42,7 @@ def run_superresolution(
     overwrite: bool,
     keep_background: bool,
 ) -> int:
-    """Super-resolve a file or a folder; one line per file. Returns the exit code: 3 if a file was left out.
-
-    paths: source and target. band, keep_background: see `SuperResolver`.
-    """
+    """Super-resolve paths = (source, target), a file or a folder. Returns the exit code: 3 if a file was left out."""
     loaded = load_model(model, tracking_uri)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = replace(loaded.options, device=device, precision="auto")

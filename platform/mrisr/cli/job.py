@@ -1,6 +1,6 @@
-"""What the scripts in jobs/ do: a verb as the driver of a Ray job, whose working directory is a throw-away copy.
+"""The scripts in jobs/: a verb as the driver of a Ray job, whose working directory is a temporary copy.
 
-Nothing but the standard library is imported before the script's folder has left sys.path.
+Only the standard library is imported before the script's folder has left sys.path.
 """
 
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def run(verb: str) -> None:
-    # The folder of a running script leads sys.path; jobs/train.py must not stand in for a package `train`.
+    # sys.path begins with the script's folder: without this, jobs/train.py could be imported as a package `train`.
     folder = Path(sys.argv[0]).resolve().parent
     sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
     from mrisr.cli.app import main

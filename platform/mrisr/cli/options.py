@@ -1,4 +1,4 @@
-"""What the verbs of the `mrisr` command share: options, paths, and the reference of all keys."""
+"""Options, paths and the key reference that the verbs of the `mrisr` command share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _rows(fields: Iterable[tuple[str, str, str, str]]) -> list[str]:
 
 
 class WithKeys(TyperCommand):
-    """A verb whose help ends with the reference of all keys. It is made when it is printed, since it needs torch."""
+    """A verb whose help ends with the key reference, which is made when it is printed, because it imports torch."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         self.epilog = key_reference()
@@ -40,7 +40,7 @@ class WithKeys(TyperCommand):
 
 
 def absolute(path: Path, option: str) -> Path:
-    """The absolute path. Raises ConfigError for a relative one in a Ray job, whose folder is a throw-away copy."""
+    """The absolute path. Raises ConfigError for a relative one in a Ray job, whose folder is a temporary copy."""
     try:
         return absolute_path(path)
     except ValueError as error:
@@ -48,7 +48,7 @@ def absolute(path: Path, option: str) -> Path:
 
 
 def output_path(path: Path | None, name: str, option: str) -> Path:
-    """Where results go: `path`, else `name` in the working directory, or in $MRISR_HOME for a Ray job."""
+    """`path`, or by default `name` in the working directory ($MRISR_HOME for a Ray job)."""
     if path is None:
         return (home() if in_ray_job() else Path.cwd()) / name
     return absolute(path, option)

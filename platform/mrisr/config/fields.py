@@ -1,4 +1,4 @@
-"""What single values of an experiment file may be: numbers, paths, names; and what every section is."""
+"""Types of single values of an experiment file (numbers, paths, names), and the base class of its sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML file + `section.key=value` overrides -> a checked Experiment, or an error that says what to change."""
+"""YAML file + `section.key=value` overrides -> a checked Experiment, or a ConfigError with the remedy."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _TEXTS = ("str", "str | null", "Path")
 
 
 def load_experiment(path: Path | str | None, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file or a shipped one by its name (None: the defaults), apply overrides, check it all.
+    """Read an experiment file, or a shipped one by its name (None: the defaults), apply overrides, and check the
+    result.
 
-    Overrides are YAML 1.2, `degradation.fraction=[0.3,0.8]`, except that a text or a path is taken as it is. A search
-    space stands for its `fixed` value. Raises ConfigError naming the file, or each wrong key with value and remedy.
+    Overrides are YAML 1.2, such as `degradation.fraction=[0.3,0.8]`; texts and paths are literal. For a search space
+    its `fixed` value is used. Raises ConfigError naming the file, or each wrong key with value and remedy.
     """
     raw, spaces = load_search(path, overrides)
     experiment = checked(Experiment, raw)
@@ -37,7 +38,7 @@ def load_experiment(path: Path | str | None, overrides: Sequence[str] = ()) -> E
 
 
 def load_search(path: Path | str | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Space]]:
-    """The file's mapping with overrides, without search spaces, and the spaces by dotted key. Raises ConfigError."""
+    """The file's mapping with overrides but without search spaces, and the spaces by key. Raises ConfigError."""
     raw = {} if path is None else _read(SHIPPED.get(str(path), Path(path)))
     for item in overrides:
         _override(raw, item)
@@ -48,10 +49,8 @@ def load_search(path: Path | str | None, overrides: Sequence[str] = ()) -> tuple
 
 
 def dump_experiment(experiment: Experiment, without: Sequence[str] = ()) -> str:
-    """The resolved experiment as YAML, without some sections; `load_experiment` reads it back to an equal object.
-
-    It is printed and kept in files, so credentials are masked. A `tracking.uri` with credentials becomes null, and a
-    comment says so.
+    """The resolved experiment as YAML that `load_experiment` reads back to an equal object, `without` some sections.
+    Credentials are masked; a `tracking.uri` with credentials becomes null, with a comment.
     """
     plain = experiment.model_dump(mode="json", exclude=set(without))
     shown = mask_secrets(plain)
@@ -91,7 +90,7 @@ def _override(raw: dict[str, Any], item: str) -> None:
 
 
 def _typed(key: str, text: str) -> Any:
-    """The value that a text on the command line stands for: itself where the key takes a text or a path, else YAML."""
+    """The value of a text on the command line: the text itself for keys of a text or a path, else parsed as YAML."""
     kind = next((kind for name, kind, *_ in fields_of(Experiment) if name == key), "")
     try:
         if kind not in _TEXTS:

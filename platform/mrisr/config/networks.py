@@ -14,7 +14,7 @@ from mrisr.config.values import Unguessed
 
 @dataclass(frozen=True, eq=False)
 class _Table(Collection[str]):
-    """The names of a table of mrisr.models, imported when it is read: `mrisr --help` should not wait for torch."""
+    """The names of a table of mrisr.models, which is imported on first use: `mrisr --help` need not import torch."""
 
     name: str
 
@@ -39,7 +39,7 @@ DEFAULT_GENERATOR = "mdcsrn"
 
 
 class Generator(Section):
-    """The kind and what all kinds share. The keys of the kind's own configuration stand beside them, checked too."""
+    """The kind, the keys that all kinds share, and the keys of the kind's own dataclass, which are checked too."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -68,9 +68,8 @@ class Generator(Section):
         return {"kind": self.kind, **(self.model_extra or {})}
 
     def of_kind(self, kind: str, searched: Collection[str]) -> dict[str, Any]:
-        """The section for another kind: what all kinds share, and what was set of the keys that both kinds have.
-
-        searched: keys of the section that a search sets, or leaves out under this kind.
+        """The section for another kind: shared keys, and those set keys that the other kind has as well. searched: keys
+        of the section that a search sets, or leaves out under this kind.
         """
         kinds = dict(self.kinds())
         shared = {name: getattr(self, name) for name in type(self).model_fields}
@@ -112,5 +111,5 @@ class Critic(Section):
     )
 
     def unmet_patch_rule(self, patch_size: int) -> str | None:
-        """What patch sizes this critic takes, such as `a multiple of 16`, if not this one; else None."""
+        """The critic's rule for patch sizes, such as `a multiple of 16`, if `patch_size` breaks it; else None."""
         return CRITICS.entries[self.kind].unmet_patch_rule(patch_size)

@@ -1,4 +1,4 @@
-"""Where things are: the home folder, and paths that mean the same on every machine of a cluster."""
+"""The home folder, and paths that mean the same on every machine of a cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def home() -> Path:
 
 
 def in_ray_job() -> bool:
-    """Whether this process belongs to a submitted Ray job, whose working directory is a throw-away copy."""
+    """Whether this process belongs to a submitted Ray job, whose working directory is a temporary copy."""
     return IN_JOB in os.environ
 
 
@@ -42,9 +42,8 @@ def absolute_path(path: Path) -> Path:
 
 
 def after_move(value: Any, was: str | Path, now: str | Path) -> Any:
-    """A path, or a list of paths, as it is named after the folder `was` became `now` by renaming some ancestor.
-
-    Whatever is not below that ancestor, and whatever is no path, stays.
+    """A path, or a list of paths, after an ancestor folder was renamed, so that `was` became `now`. Paths outside that
+    ancestor, and other values, are returned unchanged.
     """
     old, new = list(Path(was).parts), list(Path(now).parts)
     while old and new and old[-1] == new[-1]:

@@ -19,7 +19,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used. The message has one line per problem: key, value, remedy."""
+    """An invalid configuration. The message has one line per problem: key, value, remedy."""
 
 
 def checked(model: type[Model], raw: Mapping[str, Any]) -> Model:
@@ -55,7 +55,6 @@ def fields_of(model: Any, prefix: str = "") -> Iterator[tuple[str, str, str, str
 
 
 def _declared(model: Any) -> Iterator[tuple[str, Any, Any, str]]:
-    """(name, annotation, default, meaning) of the fields."""
     if issubclass(model, BaseModel):
         for name, field in model.model_fields.items():
             kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
@@ -67,7 +66,7 @@ def _declared(model: Any) -> Iterator[tuple[str, Any, Any, str]]:
 
 
 def type_text(kind: Any) -> str:
-    """A type as people read it: `int | null`, `list of psnr | ssim`."""
+    """A type as text for users: `int | null`, `list of psnr | ssim`."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return next((one.choices for one in arguments if isinstance(one, OneOf)), type_text(arguments[0]))
@@ -83,7 +82,6 @@ def type_text(kind: Any) -> str:
 
 
 def _as_yaml(value: Any) -> str:
-    """A default as the text that an override takes: null, [0.5, 0.5], *."""
     if isinstance(value, str | Path):
         return str(value)
     plain = list(value) if isinstance(value, tuple) else value

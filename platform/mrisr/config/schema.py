@@ -83,8 +83,6 @@ class Tracking(Section):
 
 
 class Experiment(Section):
-    """A whole experiment: data, networks, schedule, resources, tracking."""
-
     name: str = Field("mdcsrn", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="run name; a second start resumes")
     seed: NonNegative = Field(0, description="seed of every random draw")
     output: AbsolutePath = Field(Path("$MRISR_HOME/runs"), description="folder of runs: output/name holds checkpoints")
@@ -101,9 +99,8 @@ class Experiment(Section):
     tuning: Tuning = Field(default_factory=Tuning)
 
     def changed(self, changes: Mapping[str, Any]) -> Experiment:
-        """A checked copy with other values at dotted keys, e.g. `{"training.precision": "bf16"}`.
-
-        A whole section may be given as a mapping; `{}` stands for its defaults. Raises ConfigError naming the key.
+        """A checked copy with other values at dotted keys, e.g. `{"training.precision": "bf16"}`, or whole sections as
+        mappings (`{}`: the defaults). Raises ConfigError naming the key.
         """
         raw = self.model_dump()
         for key, value in changes.items():
@@ -116,12 +113,12 @@ class Experiment(Section):
 
     @property
     def micro_batch(self) -> int:
-        """Patches per forward pass, the same for every number of workers; BatchNorm: StepConfig.batchnorm_over."""
+        """Patches per forward pass, equal for every number of workers; for BatchNorm see StepConfig.batchnorm_over."""
         return self.training.micro_batch or self.training.batch_size // self.resources.workers
 
     @property
     def worker_counts(self) -> tuple[int, ...]:
-        """The numbers of workers that the run may go on with, largest first: they share the batch evenly."""
+        """The numbers of workers that the run may use, largest first: those that divide the batch."""
         most, batch = self.resources.workers, self.training.batch_size
         least = self.resources.min_workers or most
         return tuple(n for n in range(most, least - 1, -1) if batch % (n * self.micro_batch) == 0)

@@ -1,4 +1,4 @@
-"""Search spaces of an experiment file. A space stands in the place of a value and says which values a search may try.
+"""Search spaces of an experiment file. A space stands in place of a value and gives the values that a search may try.
 
     training:
       gp_weight: {log_uniform: [0.1, 100], fixed: 10}
@@ -6,7 +6,7 @@
       fraction: {interval: [0.02, 0.9], fixed: [0.4, 0.6]}
       mix: {interval: [0, 1], when: {degradation.kind: mixed}}
 
-Ends are included. `mrisr train` takes the `fixed` value, and a search tries it first. With `when`, a key is searched
+Ends are included. `mrisr train` uses the `fixed` value, and a search tries it first. With `when`, a key is searched
 only while another key has one of the given values; otherwise it keeps its fixed value or its default.
 """
 
@@ -37,21 +37,19 @@ _CLOSED = {
 
 
 class _Absent(Enum):
-    """No value. An enum member is the same object in every process and after pickling."""
+    """No value. An enum member keeps its identity in other processes and after pickling."""
 
     ABSENT = "absent"
 
 
 class SpaceError(ValueError):
-    """A search space that cannot be used; the message names the key, the value and the remedy."""
+    """An invalid search space. The message names the key, the value and the remedy."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """One searched key.
-
+    """One searched key. A search stores the repr and compares it when it resumes, so fields and repr must not change.
     options: the ends of a range, or the choices; when: (other key, its values under which this one is searched).
-    A search keeps the repr of its spaces and compares it when it resumes: fields and repr must stay as they are.
     """
 
     key: str
@@ -66,11 +64,11 @@ class Space:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The sampler's parameters: one, or for an interval the lower end and the share of the rest that it covers."""
+        """The sampler's parameter names: the key, or for an interval its lower end and its share of the rest."""
         return (f"{self.key}.low", f"{self.key}.reach") if self.kind == "interval" else (self.key,)
 
     def suggest(self, trial: Any) -> Any:
-        """Draw the value from an `optuna.Trial`. An interval has two distributions; its ends are ordered."""
+        """Draw the value from an `optuna.Trial`; the two ends of an interval are ordered."""
         if self.kind == "choice":
             return trial.suggest_categorical(self.key, self.options)
         low, high = self.options
@@ -83,7 +81,7 @@ class Space:
         return trial.suggest_float(self.key, low, high, log=self.kind == "log_uniform")
 
     def parameters(self, value: Any) -> dict[str, Any]:
-        """The sampler's parameters for `value`. Raises SpaceError for a value outside of the space."""
+        """The sampler's parameters for `value`. Raises SpaceError for a value outside the space."""
         if self.kind == "choice":
             if value in self.options:
                 return {self.key: value}
@@ -118,12 +116,10 @@ class Space:
         return [{self.key: v} for v in (sorted({round(v) for v in values}) if "int" in self.kind else values)]
 
     def grid_count(self, points: int) -> int:
-        """The length of `grid`, without making it for an interval."""
         return points * (points - 1) + 1 if self.kind == "interval" else len(self.grid(points))
 
 
 def active(space: Space, value_of: Mapping[str, Any]) -> bool:
-    """Whether the key is searched while the other keys have these values."""
     return all(value_of.get(key) in values for key, values in space.when)
 
 
@@ -137,9 +133,8 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def take_spaces(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Space]]:
-    """An experiment's mapping with fixed values in the place of spaces, and the spaces by dotted key.
-
-    A space comes after those that its `when` asks about. Raises SpaceError naming the key.
+    """An experiment's mapping with fixed values in place of spaces, and the spaces by dotted key. A space comes after
+    those that its `when` names. Raises SpaceError naming the key.
     """
     closed = deepcopy(dict(raw))
     spaces = {space.key: space for space in _take(closed, "")}

@@ -1,4 +1,4 @@
-"""The `tuning` section of an experiment file: how `mrisr tune` searches. What it searches stands beside the keys."""
+"""The `tuning` section of an experiment file: how `mrisr tune` searches. Search spaces stand at the keys themselves."""
 
 from __future__ import annotations
 

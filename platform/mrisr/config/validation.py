@@ -1,4 +1,4 @@
-"""The `validation` section of an experiment file: the fixed scale, and which weights are the best on it."""
+"""The `validation` section of an experiment file: the fixed protocol and metric that choose the best weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mrisr.degradation import PROTOCOLS, Degradation
 
 
 def not_test(split: str) -> str:
-    """Raise ValueError for the split of final figures."""
+    """Raise ValueError for the test split, which is for final figures."""
     if split == "test":
         raise ValueError(
             "the test split would choose the weights that are then measured on it, and the figures would mislead; "
@@ -51,7 +51,7 @@ class Validation(Section):
 
 
 def protocol_named(name: str, key: str = "protocol") -> Degradation:
-    """The fixed degradation of that name. Raises ConfigError that lists those that exist."""
+    """The fixed degradation of that name. Raises ConfigError that lists the existing names."""
     if name not in PROTOCOLS:
         raise ConfigError(f"{key} = {name!r}: unknown; use one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

@@ -1,7 +1,7 @@
-"""Values of configuration files and of the command line: YAML 1.2 scalars, and the types that the schema wants.
+"""YAML 1.2 scalars of configuration files and of the command line, and the types that the schema wants.
 
-The numbers of YAML 1.2's core schema are decimal: 1e-5 is one, 12:30 and 1_000 are text, 0123 is 123; its hexadecimal
-and octal notations are left out. `yes` and `on` are text. Where the schema wants text, a number is the text as written.
+Numbers are decimal: 1e-5 is a number, 0123 is 123; 12:30, 1_000, hexadecimal and octal notations are texts. `yes` and
+`on` are texts. Where the schema wants a text, a number is the text as written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Float(float):
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader of YAML 1.2 scalars. It refuses a key given twice; YAML would take the last one without a word."""
+    """A SafeLoader of YAML 1.2 scalars that refuses a key given twice; YAML would silently use the last one."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """A SafeDumper that quotes whatever YAML 1.1 or 1.2 would take for something else than text."""
+    """A SafeDumper that quotes each text that YAML 1.1 or 1.2 would read as another type."""
 
 
 for _name, (_pattern, _first) in _SCALARS.items():
@@ -97,12 +97,11 @@ def parse(text: str) -> Any:
 
 
 def dump(value: Any, **options: Any) -> str:
-    """YAML that `parse`, and any reader of YAML 1.1, takes for the same value."""
+    """YAML that `parse` and readers of YAML 1.1 read as the same value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, **options)
 
 
 def plain(value: Any) -> Any:
-    """A parsed value with ordinary numbers."""
     if isinstance(value, dict):
         return {key: plain(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -111,17 +110,17 @@ def plain(value: Any) -> Any:
 
 
 class Unguessed:
-    """Annotation of a type, such as a dataclass of settings, whose values are not guessed: see `schema_of_values`."""
+    """Annotation of a type whose values are not converted: see `schema_of_values`."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         return schema_of_values(handler(source), handler.resolve_ref_schema)
 
 
 def schema_of_values(schema: Any, resolve: Callable[[Any], Any]) -> Any:
-    """A pydantic core schema that guesses nothing: no text or truth value for a number, no number for a truth value.
+    """A pydantic core schema without conversions: no text or bool for a number, no number for a bool.
 
-    Numbers are finite, integers reach to 2^63, and may be written as 1e5. A number for a text is the text as written.
-    resolve: gives the schema behind a reference.
+    Numbers are finite; integers reach 2^63 and may be written as 1e5. A number for a text is the text as written.
+    resolve: returns the schema behind a reference.
     """
     if isinstance(schema, list | tuple):
         return type(schema)(schema_of_values(item, resolve) for item in schema)

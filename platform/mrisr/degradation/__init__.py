@@ -1,9 +1,8 @@
 """Low-resolution volumes made in k-space: a real, even weight on the spectrum of the whole volume.
 
-Every degradation is `lr = irfftn(rfftn(hr) * W)`, optionally with receiver noise and a magnitude after it. Making W
-from parameters (`spectral_weight`), applying it (`degrade`) and drawing its parameters (`DegradationRange.sample`) are
-three separate, pure steps. W is even in k, so the result is real without discarding an imaginary part, and the
-intensity scale of `hr` is kept: nothing is divided by its own maximum. It may import numpy and scipy alone.
+Every degradation is `lr = irfftn(rfftn(hr) * W)`, optionally followed by receiver noise and a magnitude. Making W
+(`spectral_weight`), applying it (`degrade`) and drawing its parameters (`DegradationRange.sample`) are separate, pure
+steps. W is even in k, so the result is real. The intensity scale of `hr` is kept. It may import numpy and scipy only.
 
 Notation: N is an axis' length, k its integer frequency (-N/2 < k <= N/2), f the fraction of the axis that is zeroed.
 
@@ -15,11 +14,11 @@ Notation: N is an axis' length, k its integer frequency (-N/2 < k <= N/2), f the
 | shift_fft_shift | an alias of `shift`: shifting the image before and after changes nothing on even axes            |
 | mixed           | (1-a) W_box + a W_shift                                                                          |
 | gaussian        | W_base * exp(-2 pi^2 sigma^2 |nu|^2), nu = k/N in cycles per voxel, base `box` or `truncate`     |
-| report_literal  | none: the project report's code as it runs, for comparison only (see `report_literal.py`)        |
+| report_literal  | not a weight: the project report's code as it runs, for comparison only (`report_literal.py`)    |
 
-What real acquisitions add, each off by default and combined with any kind but `report_literal`: a taper of the acquired
+Effects of real acquisitions combine with any kind but `report_literal`; all are off by default: a taper of the acquired
 band (`apodisation`), a Gaussian slice profile along one axis (`slice_axis`, `slice_thickness`), and complex Gaussian
-noise before the magnitude (`noise`: Rician where the signal is weak).
+noise before the magnitude (`noise`, which gives Rician noise).
 """
 
 from mrisr.degradation.applying import apply_weight, degrade, degrader, enforce_consistency

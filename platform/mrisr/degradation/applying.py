@@ -1,4 +1,4 @@
-"""Applying a degradation to a whole volume, and undoing what it left exact."""
+"""Applying a degradation to a whole volume, and data consistency."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def apply_weight(
 ) -> np.ndarray:
     """`irfftn(rfftn(volume) * weight)` over `axes`. volume: real, any shape; returns `dtype` of the same shape.
 
-    weight: as of `spectral_weight`. dtype: of the computation, float32 or float64. Two savings change nothing but the
-    time: columns of the half spectrum beyond the last one that the weight keeps are skipped, and along an axis that is
-    not transformed the volume is taken slab by slab.
+    weight: as from `spectral_weight`. dtype: of the computation, float32 or float64. To save time, columns of the half
+    spectrum beyond the last one that the weight keeps are skipped, and an axis that is not transformed is processed
+    slab by slab; the result is the same.
     """
     volume = np.asarray(volume, dtype=dtype)
     free = [axis for axis in range(volume.ndim) if axis not in axes]
@@ -49,7 +49,7 @@ def _apply(volume: np.ndarray, weight: np.ndarray, axes: tuple[int, ...]) -> np.
     before = (slice(None),) * last
     columns, weight = spectrum[(*before, slice(count))], weight[(*before, slice(count))]
     columns = fft.fftn(columns, axes=others, overwrite_x=True) if others else columns
-    # A real factor for both parts: half the work of a complex product, and none of its conversions.
+    # Multiplying real and imaginary parts by a real factor is half the work of a complex product.
     parts = columns.view(volume.dtype)
     parts *= weight if weight.shape[-1] == 1 else np.repeat(weight, 2, axis=-1)
     columns = fft.ifftn(columns, axes=others, overwrite_x=True) if others else columns
@@ -64,12 +64,11 @@ def degrade(
 ) -> np.ndarray:
     """The low-resolution version of a whole volume on the same grid, zero-filled in k-space.
 
-    volume: (D, H, W), any real dtype and intensity scale. Returns (D, H, W) `dtype` on the same intensity scale:
-    float32, or float64 where the last bits matter; `report_literal` is always float32.
-    A patch must be cut after this, not before: the k-space of a patch is not the patch of the k-space.
-    no_signal: for noise alone, the intensity that stands for a signal of 0: `IntensityMap.no_signal` of a normalised
-    volume. With noise the result is a magnitude, counted from there. The noise is drawn from `noise_seed`, so this is a
-    pure function. Raises ValueError for parameters that mean nothing.
+    volume: (D, H, W), any real dtype and intensity scale, not a patch: the k-space of a patch is not the patch of the
+    k-space. Returns (D, H, W) `dtype` on the same scale: float32, or float64 where the last bits matter;
+    `report_literal` always gives float32. no_signal: with noise, the intensity of a signal of 0
+    (`IntensityMap.no_signal`), from which the magnitude is counted. Noise is drawn from `noise_seed`, so this is a pure
+    function. Raises ValueError for invalid parameters.
     """
     return degrader(volume.shape, degradation, dtype, no_signal)(volume)
 
@@ -77,24 +76,22 @@ def degrade(
 def degrader(
     shape: tuple[int, ...], degradation: Degradation, dtype: type[np.floating] = np.float32, no_signal: float = 0.0
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """`degrade` for the parts of one volume, with the weight made once.
-
-    shape: of the volume. A part is whole along every axis but `degradation.independent_axes`: with noise, which has no
-    such axes, it is the volume itself. Raises as `degrade`.
+    """`degrade` for parts of one volume of `shape`, with the weight made once. A part is whole along every axis but
+    `degradation.independent_axes`; with noise it is the whole volume. Raises as `degrade`.
     """
     d = degradation
     check(d, shape)
     if (program := KINDS[d.kind].program) is not None:
         return lambda part: program(part, d)
     weight = spectral_weight(shape, d)
-    # A volume of that intensity alone, degraded: `mixed` and `shift` dim it.
+    # The degraded value of a constant volume of that intensity: `mixed` and `shift` dim it.
     zero = dtype(no_signal * float(weight.flat[0]))
 
     def apply(part: np.ndarray) -> np.ndarray:
         out = apply_weight(part, weight, d.transform_axes, dtype)
         if d.noise > 0:
             noise = received_noise(part.shape, d)
-            # In place: the magnitude of a complex sum would take three volumes more.
+            # In place, which saves the memory of three volumes.
             out -= zero
             out += noise.real
             np.hypot(out, noise.imag, out=out)
@@ -105,19 +102,18 @@ def degrader(
 
 
 def received_noise(shape: tuple[int, ...], degradation: Degradation) -> np.ndarray:
-    """The receiver's noise in the image: complex64 of `shape`.
+    """The receiver's noise in the image: complex64 of `shape`, drawn from `noise_seed` only.
 
-    It is white in k-space, with the standard deviation `noise` per part and voxel, times `noise_weight`: samples that
-    are not acquired carry none. It is drawn from `noise_seed` alone.
+    It is white in k-space, with standard deviation `noise` per part and voxel, times `noise_weight`: samples that are
+    not acquired have no noise.
     """
     d, axes = degradation, degradation.transform_axes
     parts = np.random.default_rng(d.noise_seed).standard_normal((*shape, 2), dtype=np.float32)
     parts *= np.float32(d.noise)
-    # Two volumes of float32; everything from here on happens in place.
     spectrum = parts.view(np.complex64)[..., 0]
     half, last = noise_weight(shape, d), axes[-1]
     if half.shape[last] > 1:
-        # W is even along every single axis, so the other half of the last one is a mirror image.
+        # W is even along every axis, so the other half of the last axis is a mirror image.
         before, n = (slice(None),) * last, shape[last]
         spectrum[(*before, slice(n // 2 + 1))] *= half
         spectrum[(*before, slice(n // 2 + 1, None))] *= half[(*before, slice((n - 1) // 2, 0, -1))]
@@ -129,8 +125,8 @@ def received_noise(shape: tuple[int, ...], degradation: Degradation) -> np.ndarr
 def enforce_consistency(estimate: np.ndarray, observed: np.ndarray, degradation: Degradation) -> np.ndarray:
     """Replace the estimate's spectrum by the observed one where the observed one is exact.
 
-    estimate, observed: (D, H, W) on one intensity scale; observed = degrade(truth, degradation) without noise.
-    The squared error against the truth can only fall (Parseval): in the kept band it becomes zero, the rest stays.
+    estimate, observed: (D, H, W) on one intensity scale; observed = degrade(truth, degradation) without noise. The
+    squared error can only fall (Parseval): it becomes 0 in the kept band and stays the same elsewhere.
     """
     kept = kept_band(observed.shape, degradation).astype(np.float32)
     difference = np.asarray(observed, np.float32) - np.asarray(estimate, np.float32)

@@ -1,4 +1,4 @@
-"""A degradation in a line for people, and why one means nothing."""
+"""Describing a degradation in one line, and checking its parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from mrisr.degradation.kinds import BASES, KINDS
 from mrisr.degradation.parameters import APODISATIONS, Degradation
 
-# The largest value of a parameter, whose least is 0, and what it is.
+# The largest valid value of each parameter (the least is 0), and the text of the error.
 _LIMITS = {
     "mix": (1.0, "a mixing ratio lies in [0, 1]"),
     "sigma": (np.inf, "a standard deviation in voxels is finite and not negative"),
@@ -36,9 +36,8 @@ def describe(d: Degradation) -> str:
 
 
 def check(d: Degradation, shape: tuple[int, ...] | None = None) -> None:
-    """Raise ValueError, naming the key, the value and the remedy, if the degradation means nothing.
-
-    shape: if given, axes and band widths are checked against this volume as well.
+    """Raise ValueError that names the key, the value and the remedy if a parameter is invalid. shape: if given, axes
+    and band widths are checked against this volume as well.
     """
     if d.kind not in KINDS:
         raise ValueError(f"degradation.kind = {d.kind!r} is unknown; use one of {', '.join(KINDS)}")
@@ -77,7 +76,7 @@ def check(d: Degradation, shape: tuple[int, ...] | None = None) -> None:
 
 def _check_bands(d: Degradation, shape: tuple[int, ...] | None) -> None:
     bands = d._replace(voxels=None).fractions(()) if shape is None else d.fractions(shape)
-    # A program clips a band that is wider than an axis; it is an error only if nothing at all is left.
+    # A program clips a band that is wider than an axis, so this is an error only if nothing is left.
     clipped = KINDS[d.kind].weight is None and d.voxels is not None and min(bands) < 1.0
     for axis, f in zip(d.axes, bands, strict=True):
         if not (0.0 <= f < 1.0 or (clipped and f >= 0.0)):

@@ -1,4 +1,4 @@
-"""The kinds of degradation, one entry each. A new kind is a function and an entry in KINDS."""
+"""The kinds of degradation. A new kind is a function and an entry in KINDS."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from mrisr.degradation.parameters import Degradation
 from mrisr.degradation.report_literal import report_literal
 
 Shape = tuple[int, ...]
-# A hard weight may lie under a blur.
+# Kinds that may be the base of `gaussian`.
 BASES = ("box", "truncate")
 
 
 class Kind(NamedTuple):
-    """One way to degrade a volume: a spectral weight, or a program that is none.
+    """One way to degrade a volume: a spectral weight or a program.
 
-    weight: (volume shape, degradation) -> the samples of the spectrum that are acquired, float32 in [0, 1], shaped as
-        by `spectral_weight`; None for a kind that has a program.
-    program: (volume, degradation) -> degraded volume, float32, for a kind that is no spectral weight.
-    blur: (volume shape, degradation) -> a further factor of the weight that acts before the receiver adds its noise.
-    band_end: (f, degradation) -> where the acquired band ends, as a share of the axis' Nyquist frequency; a taper ends
-        there.
-    uses: names of the parameters beyond axes and band that matter to the kind.
-    needs: names of parameters without which (0) the kind does nothing of its own.
-    example: parameters that show the kind in the preview gallery; None for an alias of a kind that is shown.
+    weight: (volume shape, degradation) -> the acquired share of each sample, float32 in [0, 1], shaped as by
+    `spectral_weight`; None for a kind with a program. program: (volume, degradation) -> degraded volume, float32. blur:
+    (volume shape, degradation) -> a further factor of the weight that acts before the receiver adds its noise.
+    band_end: (f, degradation) -> where the acquired band and its taper end, as a share of the axis' Nyquist frequency.
+    uses: further parameters that the kind reads. needs: parameters that must be above 0 for the kind to have an effect
+    of its own. example: parameters for the preview gallery; None for an alias.
     """
 
     weight: Callable[[Shape, Degradation], np.ndarray] | None
@@ -70,7 +67,7 @@ def gaussian_blur(shape: Shape, d: Degradation) -> np.ndarray:
     return np.exp(-2.0 * np.pi**2 * d.sigma**2 * nu_squared)
 
 
-# The slack of 1e-9 keeps a border an integer that is one in exact arithmetic, e.g. (1-0.8)*320/2.
+# The slack of 1e-9 absorbs rounding where a border is an integer in exact arithmetic, e.g. (1-0.8)*320/2.
 def _high(k: np.ndarray, f: float, n: int) -> np.ndarray:
     return np.abs(k) >= (1.0 - f) * n / 2 - 1e-9
 
@@ -85,7 +82,7 @@ def _zero(
     """1, and 0 where the bands of the chosen axes, combined, hold a sample."""
     bands = d.fractions(shape)
     if not any(bands):
-        # Nothing is zeroed: the >= of the definitions would still take Nyquist (or DC) on an even axis.
+        # f = 0 zeroes nothing; the definitions' >= would still zero Nyquist (or DC) on an even axis.
         return np.ones([1] * len(shape), dtype=np.float32)
     inside = [band(k, f, shape[axis]) for (axis, k), f in zip(d.frequencies(shape).items(), bands, strict=True)]
     return np.where(reduce(combine, inside), np.float32(0), np.float32(1))

@@ -1,5 +1,3 @@
-"""What a degradation is made of."""
-
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -12,19 +10,19 @@ APODISATIONS = ("none", "tukey", "hamming")
 class Degradation(NamedTuple):
     """One degradation with all parameters fixed.
 
-    kind: a name of `KINDS`. axes: the chosen volume axes; the others are left at full resolution.
-    fraction: f in [0, 1), one number or one per chosen axis. voxels: instead, the width of the zeroed band in samples
-        of the spectrum, both sides together.
-    mix: a in [0, 1], for `mixed` and `report_literal`.
-    sigma: standard deviation of the blur in voxels, for `gaussian`. base: the hard weight under it, of `BASES`.
+    kind: a name of `KINDS`. axes: the degraded volume axes. fraction: f in [0, 1), one number or one per chosen axis.
+    voxels: instead of it, the width of the zeroed band in samples of the spectrum, both sides together. mix: a in [0,
+    1], for `mixed` and `report_literal`. sigma: standard deviation of the blur in voxels, for `gaussian`. base: the
+    hard weight under it, of `BASES`.
+
     apodisation: taper of the acquired band, of `APODISATIONS`. The band ends at (1-f)N/2 for `truncate` (also as a
-        base) and at Nyquist for the other kinds, which acquire every axis to its end.
-    taper: share of the band, in [0, 1], over which `tukey` falls; 0 is the identity, 1 a Hann window.
-    slice_axis: axis of thick slices, one of the chosen or another. slice_thickness: full width at half maximum of
-        their Gaussian profile in voxels, >= 0.
+    base) and at Nyquist for other kinds. taper: share of the band, in [0, 1], over which `tukey` falls; 0 is the
+    identity, 1 a Hann window. slice_axis: axis of thick slices, any axis. slice_thickness: full width at half maximum
+    of their Gaussian profile in voxels, >= 0.
+
     noise: standard deviation of the real and of the imaginary part of the receiver's noise, in the volume's unit of
-        intensity, for a voxel whose k-space is sampled in full. 0: no noise, and no magnitude is taken.
-    noise_seed: seed of the noise; required with noise.
+    intensity, for a voxel whose k-space is sampled in full. 0: no noise, and no magnitude is taken. noise_seed:
+    required with noise.
     """
 
     kind: str
@@ -43,13 +41,13 @@ class Degradation(NamedTuple):
 
     @property
     def transform_axes(self) -> tuple[int, ...]:
-        """The axes that the Fourier transform runs over: the chosen ones, and that of thick slices."""
+        """The axes of the Fourier transform: the chosen ones, and that of thick slices."""
         thick = self.slice_axis is not None and self.slice_thickness > 0 and self.slice_axis not in self.axes
         return (*((self.slice_axis,) if thick and self.slice_axis is not None else ()), *self.axes)
 
     @property
     def independent_axes(self) -> tuple[int, ...]:
-        """Axes along which every slice is degraded by itself, so that a part of the volume can be. None with noise."""
+        """Axes along which slices are degraded independently; none with noise."""
         return () if self.noise > 0 else tuple(axis for axis in range(3) if axis not in self.transform_axes)
 
     def fractions(self, shape: tuple[int, ...]) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""What training draws its degradations from, and the fixed ones that validation has."""
+"""The ranges that training draws degradations from, and the fixed protocols of validation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mrisr.settings import AsPair, one_of, setting
 Interval = Annotated[tuple[float, float], AsPair()]
 Widths = Annotated[tuple[int, int], AsPair()]
 
-# Validation never moves: these are constants, not configuration.
+# Constants, not configuration: figures compare only under an unchanged protocol.
 PROTOCOLS: dict[str, Degradation] = {
     # Chen et al. 2018: half of each in-plane axis, 256x160x160 of 256x320x320.
     "chen2018": Degradation("truncate", axes=(1, 2), fraction=0.5),
@@ -25,15 +25,14 @@ PROTOCOLS: dict[str, Degradation] = {
     "report160": Degradation("mixed", axes=(0, 1, 2), fraction=(0.625, 0.5, 0.5), mix=0.5),
 }
 
-# In the order in which they are drawn; those of an acquisition have a generator of their own.
+# In drawing order; the parameters of an acquisition have a random generator of their own.
 _DRAWN, _ACQUISITION = ("fraction", "mix", "sigma"), ("taper", "slice_thickness", "noise")
 
 
 @dataclass(frozen=True)
 class DegradationRange:
-    """Closed intervals, one uniform draw per row of the stream: the `degradation` section. Fields as in Degradation.
-
-    Raises ValueError, naming the key, for ranges that mean nothing.
+    """The `degradation` section: closed intervals, one uniform draw per row of the stream. Fields as in Degradation.
+    Raises ValueError that names the key for invalid ranges.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -85,9 +84,8 @@ class DegradationRange:
             raise ValueError(f"degradation.taper = {list(self.taper)} tapers nothing; give tukey a share above 0")
 
     def sample(self, rng: np.random.Generator) -> Degradation:
-        """Draw every parameter, used or not, so that a draw of one never depends on the kind.
-
-        What acquisitions add is drawn from a child of `rng`: turning it on moves no other draw of the row.
+        """Draw every parameter, used or not, so that no draw depends on the kind. Parameters of an acquisition are
+        drawn from a child of `rng`: turning one on changes no other draw of the row.
         """
         drawn: dict[str, Any] = {name: float(rng.uniform(*getattr(self, name))) for name in _DRAWN}
         if self.voxels is not None:
@@ -102,7 +100,7 @@ class DegradationRange:
         return self._fixed(**ends, voxels=None if self.voxels is None else self.voxels[which], noise_seed=0)
 
     def describe(self) -> str:
-        """One line: both ends, `truncate, axes 1 2, f=0.3 ... truncate, axes 1 2, f=0.7`, or the one there is."""
+        """One line: both ends, `truncate, axes 1 2, f=0.3 ... truncate, axes 1 2, f=0.7`, or one if they are equal."""
         low, high = describe(self.end(0)), describe(self.end(1))
         return low if low == high else f"{low} ... {high}"
 

@@ -1,4 +1,4 @@
-"""The project report's third way as its code does it, which is not what its text says; for comparison only."""
+"""The project report's third way as its code computes it, which differs from its text; for comparison only."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from mrisr.degradation.parameters import Degradation
 
 
 def report_literal(volume: np.ndarray, degradation: Degradation) -> np.ndarray:
-    """The code mixes the spectrum with the fftshift of the IMAGE, zeroes the half-open index box [c-d, c+d) about the
-    middle of every axis, d = fN/2 to each side, and takes the real part.
+    """Mix the spectrum with the fftshift of the IMAGE, zero the half-open index box [c-d, c+d) about the middle of
+    every axis (d = fN/2 to each side), and take the real part. volume: (D, H, W) real; returns float32.
 
-    A half-width beyond the axis, which wrapped round to negative indices, is clipped. The image is small next to the
-    spectrum, so this is nearly (1-a) times `box`. It is no spectral weight: neither even in k nor without phase.
-    volume: (D, H, W) real; returns float32.
+    A half-width beyond the axis is clipped; in the report's code it wrapped round to negative indices. The image is
+    small next to the spectrum, so this is nearly (1-a) times `box`. It is not a spectral weight: neither even in k nor
+    without phase.
     """
     axes = degradation.axes
     hr = np.asarray(volume, dtype=np.float32)

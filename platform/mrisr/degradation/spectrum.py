@@ -1,4 +1,4 @@
-"""The weight W(k) of a degradation, as a product of what is sampled, tapered and blurred."""
+"""The weight W(k) of a degradation: the product of sampling, taper and blur."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))
 
 
 def spectral_weight(shape: tuple[int, ...], degradation: Degradation) -> np.ndarray:
-    """W(k) for `rfftn(volume, axes=degradation.transform_axes)`.
+    """W(k) in [0, 1] for `rfftn(volume, axes=degradation.transform_axes)`, float32, broadcastable against that
+    spectrum.
 
-    Returns float32, broadcastable against that spectrum: length 1 on axes that are not transformed, N//2+1 (or 1) on
-    the last transformed axis (the half spectrum of a real volume), N (or 1) on the others. Values lie in [0, 1].
-    Raises ValueError for parameters that mean nothing, and for a kind that is no weight.
+    Length 1 on axes that are not transformed, N//2+1 (or 1) on the last transformed axis (the half spectrum), N (or 1)
+    on the others. Raises ValueError for invalid parameters, and for a kind with a program.
     """
     d = degradation
     weight = noise_weight(shape, d)
@@ -31,9 +31,8 @@ def spectral_weight(shape: tuple[int, ...], degradation: Degradation) -> np.ndar
 
 
 def noise_weight(shape: tuple[int, ...], degradation: Degradation) -> np.ndarray:
-    """The part of W that the receiver's noise passes as well: which samples are kept, and their taper.
-
-    A blur and the slice profile act on the object before it is received. Shaped as `spectral_weight`.
+    """The part of W that also applies to the receiver's noise: sampling and taper. Shaped as `spectral_weight`. A blur
+    and the slice profile act on the object before it is received.
     """
     check(degradation, shape)
     weight = KINDS[degradation.kind].weight
@@ -43,14 +42,13 @@ def noise_weight(shape: tuple[int, ...], degradation: Degradation) -> np.ndarray
 
 
 def brightness(shape: tuple[int, ...], degradation: Degradation) -> float:
-    """W(0): what becomes of the mean intensity. 1 but for `mixed` (1 - mix) and `shift` (0)."""
+    """W(0), the factor of the mean intensity: 1 but for `mixed` (1 - mix) and `shift` (0)."""
     return float(spectral_weight(shape, degradation).flat[0])
 
 
 def kept_band(shape: tuple[int, ...], degradation: Degradation) -> np.ndarray:
-    """Where the degradation leaves the spectrum untouched: bool, shaped as `spectral_weight`.
-
-    With noise no sample is exact; the band is then the one that carries the signal at its full height.
+    """Where the degradation leaves the spectrum unchanged: bool, shaped as `spectral_weight`. With noise no sample is
+    exact; the band is then where the signal has its full height.
     """
     return spectral_weight(shape, degradation) == 1.0
 

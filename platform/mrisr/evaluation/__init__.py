@@ -1,4 +1,4 @@
-"""Whole volumes measured against the truth: baselines, tables, pictures, tasks on a cluster.
+"""Whole volumes measured against their reference: baselines, tables, pictures, tasks on a cluster.
 
-It may import inference and what lies below it.
+It may import inference and the rooms below it.
 """

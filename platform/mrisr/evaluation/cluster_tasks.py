@@ -26,11 +26,10 @@ def evaluate_on_cluster(
     console: Console | None = None,
     trained_on: TrainedOn = TrainedOn(complete=True),
 ) -> EvaluationResult:
-    """Evaluate all subjects of the split, as many at a time as the cluster has room for.
+    """Evaluate all subjects of the split, as many at a time as the cluster has room for; prints a line per subject.
 
-    generator: a plain network on the CPU, or None for the input and the spline alone; trained_on: its training volumes.
-    Prints a line per subject, and one if its training volumes are not known.
-    Raises ConfigError for an empty split, and for subjects that it was trained on unless they are allowed.
+    generator: a plain network on the CPU, or None for the input and the spline only; trained_on: its training volumes.
+    Raises ConfigError for an empty split, and for training subjects unless they are allowed.
     """
     import ray
 
@@ -52,7 +51,7 @@ def evaluate_on_cluster(
     cluster.connect()
     cpus, total_gpus = cluster.available()
     gpus = int(total_gpus) if evaluation.gpu is not False else 0
-    # A task runs on one machine, however many CPUs all machines have together.
+    # A task must fit on a single machine.
     smallest = min(node_cpus for node_cpus, _ in cluster.nodes())
     parallel = max(1, min(len(subjects), gpus or int(cpus)))
     share = min(1.0 if gpus else max(1.0, cpus // parallel), smallest)
@@ -84,11 +83,11 @@ def _evaluate(shared: tuple[Evaluation, nn.Module | None], subject: str, threads
 
 
 def log_evaluation(result: EvaluationResult, csv: Path, tracking_uri: str, run_id: str, version: str) -> str:
-    """Add an evaluation to the MLflow run that made the model. Returns what was logged, for the terminal.
+    """Add an evaluation to the MLflow run that made the model. Returns a line about it for the terminal.
 
-    Metrics `SPLIT/PROTOCOL/version-V/FINGERPRINT/...` have a point for every evaluation of the version on these
-    subjects; their first eight digits are the fingerprint's. `SPLIT/PROTOCOL/...` has the first one of each version,
-    which is the step, unless a later version came before. The CSV lies beside them.
+    Metrics `SPLIT/PROTOCOL/version-V/FINGERPRINT/...` get a point for every evaluation of the version on these subjects
+    (the first eight digits of their fingerprint). `SPLIT/PROTOCOL/...` gets one point per version, the first, with the
+    version as the step; a version lower than one already logged gets none. The CSV becomes an artifact.
     """
     logger = RunLogger(tracking_uri, run_id)
     prefix, own = f"{result.split}/{result.protocol}", f"version-{version}/{result.fingerprint[:8]}"

@@ -1,4 +1,4 @@
-"""Cubic spline interpolation of the low-resolution grid: what the field compares a network with."""
+"""Cubic spline interpolation of the low-resolution grid, the usual comparison for a network."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from mrisr.degradation import Degradation, kept_band
 
 
 def low_resolution_shape(shape: tuple[int, ...], degradation: Degradation) -> tuple[int, ...]:
-    """The smallest grid that holds a volume's kept band: 256x160x160 of 256x320x320 for f = 0.5 on two axes.
-
-    Axes on which the band reaches Nyquist keep their length: all of them, unless the kind is `truncate`.
+    """The smallest grid that holds a volume's kept band: 256x160x160 of 256x320x320 for f = 0.5 on two axes. Axes on
+    which the band reaches Nyquist keep their length: all axes, unless the kind is `truncate`.
     """
     band = kept_band(shape, degradation)
     result = list(shape)
@@ -19,7 +18,7 @@ def low_resolution_shape(shape: tuple[int, ...], degradation: Degradation) -> tu
         n = shape[axis]
         kept = np.asarray(band.any(axis=tuple(a for a in range(len(shape)) if a != axis)))
         highest = int(np.flatnonzero(kept[: n // 2 + 1]).max(initial=0))
-        # The kept |k| <= highest, and the small grid's own Nyquist frequency, which holds nothing.
+        # The kept |k| <= highest, and the small grid's own Nyquist frequency, which is empty.
         result[axis] = min(n, 2 * highest + 2) if band.shape[axis] > 1 else n
     return tuple(result)
 
@@ -28,7 +27,7 @@ def crop_spectrum(volume: np.ndarray, axis: int, length: int) -> np.ndarray:
     """Resample one axis to `length` samples by cropping its spectrum; intensities keep their scale.
 
     The new samples are the centres of larger voxels that tile the same field of view, as on a scanner: (j + 0.5) n /
-    length - 0.5 in units of the old samples.
+    length - 0.5 in units of old samples.
     """
     n = volume.shape[axis]
     spectrum = fft.rfft(volume, axis=axis)
@@ -43,9 +42,8 @@ def crop_spectrum(volume: np.ndarray, axis: int, length: int) -> np.ndarray:
 
 
 def spline_matrix(length: int, n: int) -> np.ndarray:
-    """(n, length) float32: `scipy.ndimage.zoom` of order 3 as a matrix, made by zooming every unit impulse.
-
-    grid_mode aligns voxel edges, not the outer voxels' centres; grid-wrap continues periodically, as k-space does.
+    """(n, length) float32: `scipy.ndimage.zoom` of order 3 as a matrix, from the zoomed unit impulses. grid_mode aligns
+    voxel edges, not the centres of the outer voxels; grid-wrap continues periodically, as k-space does.
     """
     impulses = np.eye(length)
     columns = [ndimage.zoom(impulse, n / length, order=3, mode="grid-wrap", grid_mode=True) for impulse in impulses]
@@ -53,9 +51,8 @@ def spline_matrix(length: int, n: int) -> np.ndarray:
 
 
 def cubic_spline(lr: np.ndarray, degradation: Degradation) -> np.ndarray | None:
-    """Crop k-space to the kept band, then interpolate the small volume back, axis by axis (1.5 s for 256x320x320).
-
-    lr: (D, H, W) float32, zero-filled. Returns the same, or None where no smaller grid holds the band.
+    """Crop k-space to the kept band, then interpolate the small volume back, axis by axis (1.5 s for 256x320x320). lr:
+    (D, H, W) float32, zero-filled. Returns the same shape, or None if no smaller grid holds the band.
     """
     small = low_resolution_shape(lr.shape, degradation)
     if small == lr.shape:

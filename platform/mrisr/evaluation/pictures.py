@@ -1,4 +1,4 @@
-"""Pictures for the eye: low, super-resolved, high and the error, side by side."""
+"""Pictures: low, super-resolved, high and the error, side by side; histograms of the critic."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def validation_figure(
 ) -> Figure:
     """Low | super-resolved | high | error of the super-resolved.
 
-    lr, sr, hr: (D, H, W) normalised intensity, RAS+ (the central axial slice is shown), or that slice as an image. The
-    first three share one grey scale, from the percentiles 0.5 and 99.5 of hr; the error's ends at the 99.5th percentile
-    of the input's error, so that colours compare. figures: {"low": {"psnr": ...}, "super-resolved": {...}}, written
-    under the titles; by default the PSNR of the shown slice.
+    lr, sr, hr: (D, H, W) normalised, RAS+ (the central axial slice is shown), or that slice as an image. The first
+    three share one grey scale, percentiles 0.5 to 99.5 of hr. The error's scale ends at the 99.5th percentile of the
+    input's error, so that colours compare. figures: {"low": {"psnr": ...}, "super-resolved": {...}}, shown under the
+    titles; default: the PSNR of the slice.
     """
     low, estimate, high = (central_slice(volume) if volume.ndim == 3 else volume for volume in (lr, sr, hr))
     if not low.shape == estimate.shape == high.shape:
@@ -61,11 +61,11 @@ def validation_figure(
 def critic_figure(
     weights: Mapping[str, np.ndarray], norms: Sequence[float], clip: float | None
 ) -> tuple[Figure, dict[str, float]]:
-    """Histograms of the critic's weights and of its gradient's norm at the interpolates; and the weights' spread.
+    """Histograms of the critic's weights and of its gradient's norm at the interpolates; and statistics of the weights.
 
     weights: name -> array. norms: the mean of each critic step since the last picture; the gradient penalty pulls them
-    to 1. clip: the bound of weight clipping, None without. Returns the figure, and `std`, `max_abs` and `at_bound`: the
-    share of weights within 1 % of the bound or, without one, of the largest absolute value.
+    to 1. clip: the bound of weight clipping, or None. The statistics are `std`, `max_abs` and `at_bound`: the share of
+    weights within 1 % of the bound or, without one, of the largest absolute value.
     """
     values = np.concatenate([np.asarray(value, dtype=np.float32).ravel() for value in weights.values()])
     largest = float(np.abs(values).max())
@@ -82,8 +82,8 @@ def critic_figure(
 
 
 def _empty_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, outside pyplot's global state."""
-    # Every training worker imports this module; matplotlib would add half a second to its start.
+    """A figure of this size in inches, outside pyplot's global state."""
+    # Lazy: every training worker imports this module, and matplotlib takes half a second.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

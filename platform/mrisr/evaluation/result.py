@@ -1,4 +1,4 @@
-"""What an evaluation found: one table, tidy rows, pictures, and whether the model beats its input."""
+"""The result of an evaluation: table, tidy rows, pictures, and whether the model beats its baseline."""
 
 from __future__ import annotations
 
@@ -24,17 +24,14 @@ CONSISTENT = "model + data consistency"
 # A method's name in tables and CSV files, and in MLflow metrics.
 METHODS = {INPUT: "input", CORRECTED: "gain_corrected", CUBIC: "cubic", MODEL: "model", CONSISTENT: "consistent"}
 REGIONS = ("whole", "foreground")
-FEWEST_FOR_INTERVAL = 3  # subjects; the bootstrap of one or two says nothing
+FEWEST_FOR_INTERVAL = 3  # subjects; an interval of one or two is meaningless
 
 Scores = dict[str, dict[str, float]]  # region -> metric -> figure
 
 
 @dataclass(frozen=True)
 class SubjectResult:
-    """One subject: scores[method][region][metric], and the central axial slices (H, D) of all methods and of `high`.
-
-    seconds: in total; model_seconds: the network's share.
-    """
+    """One subject: scores[method][region][metric]; central axial slices (H, D) by method, also of `high`; seconds."""
 
     subject: str
     scores: dict[str, Scores]
@@ -43,13 +40,12 @@ class SubjectResult:
     model_seconds: float
 
     def describe(self) -> str:
-        """One line: subject, seconds, PSNR of the whole volume by method."""
         psnr = METRICS["psnr"]
         values = ", ".join(f"{method} {psnr.text(score['whole']['psnr'])}" for method, score in self.scores.items())
         return f"{self.subject}: {self.seconds:.1f} s ({self.model_seconds:.1f} s network); {psnr.label} {values}"
 
     def picture(self) -> Figure:
-        """Low | super-resolved (the spline without a model) | high | error, with whole-volume figures."""
+        """Low | super-resolved (the spline if there is no model) | high | error, with whole-volume figures."""
         from mrisr.evaluation.pictures import validation_figure
 
         best = next(method for method in (MODEL, CUBIC, INPUT) if method in self.scores)
@@ -60,10 +56,7 @@ class SubjectResult:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """All subjects of a split under one protocol.
-
-    fingerprint: of the split's subjects, from the store. trained_on: those among them that the model was trained on.
-    """
+    """All subjects of a split under one protocol, with the fingerprint of the split's subjects in the store."""
 
     protocol: str
     degradation: str
@@ -83,7 +76,6 @@ class EvaluationResult:
         return np.array([subject.scores[method][region][metric] for subject in self.subjects])
 
     def mean(self, method: str, region: str, metric: str) -> float:
-        """The mean over subjects."""
         return float(self.values(method, region, metric).mean())
 
     def gain(self, metric: str = "psnr", region: str = "whole", method: str = MODEL, seed: int = 0) -> Interval:
@@ -92,13 +84,12 @@ class EvaluationResult:
         return bootstrap_interval(METRICS[metric].improvement(own, baseline), seed)
 
     def beats_input(self, metric: str = "psnr", region: str = "whole", method: str = MODEL) -> bool:
-        """Whether the method's mean is better than the gain-corrected input's, by more than rounding errors."""
+        """Whether the mean is better than the gain-corrected input's by more than rounding errors."""
         return METRICS[metric].beats(*(self.mean(each, region, metric) for each in (method, CORRECTED)))
 
     def figures(self) -> dict[str, float]:
-        """Means over whole volumes, as a version's tags name them: the model's `val_psnr`, ... and `baseline_psnr`, ...
-
-        The baseline is the gain-corrected input.
+        """Whole-volume means for a version's tags: `val_psnr`, ... and `baseline_psnr`, ... of the gain-corrected
+        input.
         """
         own = {f"val_{metric}": self.mean(MODEL, "whole", metric) for metric in METRICS}
         return own | {f"baseline_{metric}": self.mean(CORRECTED, "whole", metric) for metric in METRICS}
@@ -114,10 +105,7 @@ class EvaluationResult:
         return means | {"seconds_per_subject": float(np.mean([subject.seconds for subject in self.subjects]))}
 
     def table(self, per_subject: bool = False) -> Group:
-        """Mean ± standard deviation over subjects: a block per region, a row per method; fits 80 columns.
-
-        per_subject: also a block per subject.
-        """
+        """Mean ± standard deviation over subjects: a block per region, a row per method; fits 80 columns."""
         from rich.console import Group
         from rich.text import Text
 
@@ -163,7 +151,7 @@ class EvaluationResult:
                 f"{len(self.trained_on)} of {len(self.subjects)} subjects are among the model's training subjects: "
                 "these figures say nothing about other people"
             )
-        # Identical images have an infinite PSNR, and no gain.
+        # Identical images have an infinite PSNR; their gain is not defined.
         if np.isfinite(self.values(CORRECTED, "whole", "psnr")).all():
             yield from (self._verdict(m) for m in self.methods if m.startswith(MODEL) and "+" not in m)
 
@@ -174,7 +162,6 @@ class EvaluationResult:
         return f"the {method} {verdict} its input: {mean}{interval}"
 
     def rows(self) -> Iterator[dict[str, str | float]]:
-        """Tidy rows, one per subject, method and region."""
         for subject in self.subjects:
             for method, regions in subject.scores.items():
                 for region, scores in regions.items():
@@ -190,7 +177,6 @@ class EvaluationResult:
                     }
 
     def write_csv(self, path: Path) -> Path:
-        """Write `rows`; the file appears whole or not at all."""
         rows, text = list(self.rows()), io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -200,7 +186,6 @@ class EvaluationResult:
         return path
 
     def write_pictures(self, folder: Path) -> list[Path]:
-        """One PNG per subject, <subject>.png."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for subject in self.subjects:
@@ -210,10 +195,7 @@ class EvaluationResult:
 
 
 def together(results: Mapping[str, EvaluationResult]) -> EvaluationResult:
-    """Several models on the same subjects as one result for a table: `model` of each becomes `model NAME`.
-
-    One result comes back as it is.
-    """
+    """Results of several models on the same subjects as one, for a table: `model` of each becomes `model NAME`."""
     first, *others = results.values()
     if not others:
         return first

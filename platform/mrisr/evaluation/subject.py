@@ -1,6 +1,6 @@
 """One subject of an evaluation: every method on the same whole volume, degraded by one fixed protocol.
 
-Methods: the zero-filled input, the same times its best gain (the baseline), a cubic spline (where the protocol keeps a
+Methods: the zero-filled input, the input times its best gain (the baseline), a cubic spline (if the protocol keeps a
 smaller grid), the model, and the model with data consistency. Regions: the whole volume, and the foreground (the
 store's coarse mask). Intensities are normalised by the subject's recorded map; data_range is 1.
 """
@@ -28,10 +28,10 @@ from voxelstore import VolumeStore
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated, on whom and how. Raises ConfigError for an unknown protocol.
+    """The settings of an evaluation. Raises ConfigError for an unknown protocol.
 
-    consistency: also the model with its kept band taken from the input. gpu: a GPU per subject; None: where the cluster
-    has GPUs that torch can use. allow_trained_on: mark subjects that the model was trained on instead of refusing them.
+    consistency: also the model with its kept band taken from the input. gpu: a GPU per subject; None: if the cluster
+    has GPUs that torch can use. allow_trained_on: mark training subjects instead of refusing them.
     """
 
     store: VolumeStore
@@ -47,7 +47,6 @@ class Evaluation:
 
     @classmethod
     def of(cls, experiment: Experiment, split: str, consistency: bool = False) -> Evaluation:
-        """As an experiment says: its store, its validation's protocol and windows, its precision, its GPUs."""
         v = experiment.validation
         options = InferenceOptions(v.patch_size, v.overlap, precision=experiment.training.precision)
         gpu = experiment.resources.gpus
@@ -61,8 +60,8 @@ class Evaluation:
 def evaluate_subject(evaluation: Evaluation, subject: str, generator: nn.Module | None = None) -> SubjectResult:
     """Degrade one subject, restore it by every method and measure. Arguments and result can be sent to a Ray task.
 
-    generator: a plain network (not sharded: ranks have different numbers of windows), or None for the input and the
-    spline only. The result holds central slices, not volumes.
+    generator: a plain network (not sharded, because ranks have different numbers of windows), or None for the input and
+    the spline only. The result holds central slices, not volumes.
     """
     started = time.perf_counter()
     degradation = evaluation.degradation
@@ -76,7 +75,7 @@ def evaluate_subject(evaluation: Evaluation, subject: str, generator: nn.Module 
         scores[method] = measure_regions(hr, estimate, regions)
         slices[method] = central_slice(estimate).copy()
 
-    # One estimate at a time is in memory.
+    # In a loop, so that only one estimate at a time is in memory.
     add(INPUT, lr)
     gain = least_squares_gain(hr, lr)
     if gain == 1:
@@ -98,7 +97,7 @@ def evaluate_subject(evaluation: Evaluation, subject: str, generator: nn.Module 
 
 
 def foreground_mask(store: VolumeStore, subject: str) -> np.ndarray:
-    """The store's coarse foreground, voxel by voxel: bool (D, H, W)."""
+    """The store's coarse foreground per voxel: bool (D, H, W)."""
     record = store.record(subject)
     mask = store.foreground(subject)
     for axis in range(3):

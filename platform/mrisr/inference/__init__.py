@@ -1,4 +1,4 @@
-"""Super-resolution of whole volumes and of files with a finished generator.
+"""Super-resolution of whole volumes and of files with a trained generator.
 
-It may import data, cluster and what lies below them.
+It may import data, cluster and the rooms below them.
 """

@@ -1,4 +1,4 @@
-"""The model that a user names: a version of the registry, or a weights file."""
+"""The model that a user names: a registered version or a weights file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from mrisr.tracking.runs import resolve_uri
 
 
 class Model(NamedTuple):
-    """A generator in evaluation mode on the CPU. options: how it was validated, the defaults if that is not known.
-
-    run_id, version, protocol (that it was validated by): of a registered one, None for a weights file.
+    """A generator in evaluation mode on the CPU. options: those of its validation, or the defaults if unknown. run_id,
+    version and protocol (of its validation): None for a weights file.
     """
 
     generator: Generator
@@ -34,8 +33,8 @@ class Model(NamedTuple):
 def load_model(model: str, tracking_uri: str | None) -> Model:
     """The model behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a weights file.
 
-    A file without a configuration (a state_dict of the public port) is read as the published network.
-    Raises ConfigError naming the model and what exists.
+    A file without a configuration (a state_dict of the public port) is read as the published network. Raises
+    ConfigError that names the model and what exists.
     """
     try:
         if model.startswith("models:/"):
@@ -59,7 +58,7 @@ def load_model(model: str, tracking_uri: str | None) -> Model:
 
 
 def _validated_with(tags: Mapping[str, str]) -> InferenceOptions:
-    """Windows and precision of a version's validation; older versions do not say which windows."""
+    """Windows and precision of a version's validation; older versions have no tag for the windows."""
     known = InferenceOptions(precision=tags.get("precision", "auto"))
     return replace(
         known,

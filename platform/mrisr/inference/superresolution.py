@@ -25,10 +25,10 @@ FileProgress = Callable[[Path, int, int], None]  # (file, windows done, windows 
 class SuperResolver:
     """How files are super-resolved.
 
-    generator: its input is the zero-filled (or interpolated) volume on the grid of its output. band: what part of
-    k-space was acquired; if given, the output takes that band from the input (data consistency). keep_background: of a
-    volume without negative intensities, the output has none either, and stays 0 where the input is exactly 0. protocol:
-    that the generator was validated by, if it is known; else that of `band`.
+    generator: takes the zero-filled (or interpolated) volume on the output's grid. band: the acquired part of k-space;
+    if given, the output takes it from the input (data consistency). keep_background: for a volume without negative
+    intensities, the output has none either, and is 0 where the input is exactly 0. protocol: of the generator's
+    validation if known, else `band`.
     """
 
     generator: nn.Module
@@ -40,7 +40,7 @@ class SuperResolver:
 
 @dataclass(frozen=True)
 class FileResult:
-    """One file: where it went and what was done to it, or why it was left out (`error`)."""
+    """One file: its output and how it was made, or why it was left out (`error`)."""
 
     source: Path
     target: Path
@@ -49,7 +49,6 @@ class FileResult:
     error: str | None = None
 
     def describe(self) -> str:
-        """One line for a terminal."""
         if self.error is not None:
             return f"{self.source.name}: left out: {self.error}"
         extra = f", data consistency with {self.consistency}" if self.consistency else ""
@@ -58,8 +57,6 @@ class FileResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """All files, in order."""
-
     files: tuple[FileResult, ...]
 
     @property
@@ -82,12 +79,11 @@ def superresolve_files(
     """Super-resolve one volume, or every volume below a folder, onto the same grid.
 
     source: a .nii, .nii.gz or .mgz file, or a folder. target: a folder, in which files keep their relative paths; for a
-    single file also a file name. Outputs have the input's orientation, affine, header, data type and range, and appear
-    whole or not at all. overwrite: replace outputs that exist; an input is never replaced. progress:
-    called after every batch of windows; on_file: after every file.
-    A bad file of a folder is reported in the summary and the others are processed. Raises FileNotFoundError for no
-    volumes, and for a single file FileExistsError for an existing output and VolumeError (a ValueError) for an unusable
-    input.
+    single file also a file name. Outputs have the input's orientation, affine, header, data type and range, and are
+    never partial. overwrite: replace existing outputs; an input is never replaced. progress: called after every batch
+    of windows; on_file: after every file. A bad file of a folder is reported in the summary and the others are
+    processed. Raises FileNotFoundError for no volumes, and for a single file FileExistsError for an existing output and
+    VolumeError (a ValueError) for an unusable input.
     """
     source, target = Path(source), Path(target)
     results = []
@@ -117,12 +113,12 @@ def superresolve_files(
 
 
 def superresolve_volume(volume: SourceVolume, resolver: SuperResolver, progress: Progress | None = None) -> np.ndarray:
-    """Super-resolve what a file holds. Returns (D, H, W) float32, physical intensities, canonical orientation.
+    """Super-resolve the volume of a file. Returns (D, H, W) float32, physical intensities, canonical orientation.
 
-    Intensities are normalised by the input's own map, since there is no high-resolution volume to take one from. That
-    map undoes the dimming of a protocol like `report160`, which the network's input then gets back (`brightness`); the
-    output is as bright as the file. `keep_background` comes last: the acquired band is no longer exact by what data
-    consistency had put below 0 or into the background. Raises ValueError if the network's output is not finite.
+    The input's own map normalises the intensities and so undoes the dimming of a protocol like `report160`; the input
+    of the network is therefore dimmed again (`brightness`), and the output is as bright as the file. `keep_background`
+    comes last: where it acts, the acquired band is no longer exact. Raises ValueError for a non-finite output of the
+    network.
     """
     physical = volume.physical()
     scale = volume.intensity()
@@ -147,7 +143,6 @@ def _dimmed(volume: np.ndarray, degradation: Degradation | None) -> np.ndarray:
 
 
 def _files(source: Path, target: Path, on_error: Callable[[VolumeError], None]) -> list[tuple[Path, Path]]:
-    """Every input with its output. on_error: see `find_volumes`."""
     if source.is_file():
         if target.name.lower().endswith(EXTENSIONS):
             return [(source, target)]
@@ -159,7 +154,7 @@ def _files(source: Path, target: Path, on_error: Callable[[VolumeError], None]) 
         return [(source, target / source.name)]
     if source.is_dir() and (target.is_file() or target.name.lower().endswith(EXTENSIONS)):
         raise ValueError(f"{target}: the source {source} is a folder, so the target must be one as well")
-    # A target inside the source may hold outputs of an earlier call.
+    # If the target is inside the source, it may hold outputs of an earlier call.
     found = find_volumes(source, on_error=on_error) if source.is_dir() else []
     inputs = [file for file in found if real_path(target) not in real_path(file).parents]
     if not inputs:
@@ -172,7 +167,6 @@ def _files(source: Path, target: Path, on_error: Callable[[VolumeError], None]) 
 def _superresolve_file(
     source: Path, target: Path, resolver: SuperResolver, overwrite: bool, progress: FileProgress | None
 ) -> None:
-    # These checks come before the work, which takes minutes.
     if target.exists() and target.samefile(source):
         raise FileExistsError(f"{target}: this is the input itself, which is never replaced; choose another target")
     check_output(target)

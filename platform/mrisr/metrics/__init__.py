@@ -1,8 +1,7 @@
-"""Image quality of a volume against its reference: one file per metric, one table of them all.
+"""Image quality of a volume against its reference: a file per metric, and the table METRICS of all.
 
-Pure numpy, scipy and scikit-image; it may import degradation. A new metric is a function and an entry in METRICS.
-`data_range` is always explicit (1.0 for normalised intensities): scikit-image's default for floats is 2.0, which
-inflates SSIM and adds 6 dB to PSNR.
+Pure numpy, scipy and scikit-image; it may import degradation. `data_range` is always explicit (1.0 for normalised
+intensities): scikit-image's default for floats is 2.0, which inflates SSIM and adds 6 dB to PSNR.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from mrisr.metrics import hfen, nrmse, psnr, ssim
 Figure = Callable[[np.ndarray, np.ndarray, Sequence[np.ndarray | None], float], list[float]]
 
 Value = TypeVar("Value", float, np.ndarray)
-# Relative. float32 blends of one and the same image differ by 1e-10 in PSNR and 1e-9 in SSIM.
+# Relative tolerance. Repeated float32 blends of one image differ by 1e-10 in PSNR and 1e-9 in SSIM.
 ROUNDING = 1e-6
 
 
 class Metric(NamedTuple):
-    """name: in CSV columns, tags and MLflow; digits: after the point; label, unit and convention: for people."""
+    """name: in CSV columns, tags and MLflow; digits: after the point; label, unit and convention: for tables."""
 
     name: str
     function: Figure
@@ -36,7 +35,6 @@ class Metric(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """Of a table's column: `PSNR / dB`."""
         return f"{self.label} / {self.unit}" if self.unit else self.label
 
     def improvement(self, value: Value, baseline: Value) -> Value:
@@ -68,8 +66,8 @@ def measure_regions(
 ) -> dict[str, dict[str, float]]:
     """Every metric of several regions: {region: {metric: value}}. 256x320x320 takes about 3 s, nearly all of it SSIM.
 
-    reference, estimate: (D, H, W) float, normalised intensity. regions: name -> mask, bool (D, H, W), or None for the
-    whole volume. Raises ValueError for shapes that differ, an estimate that is not finite, an empty mask.
+    reference, estimate: (D, H, W) float, normalised. regions: name -> mask, bool (D, H, W), or None for the whole
+    volume. Raises ValueError for different shapes, a non-finite estimate, an empty mask.
     """
     check_pair(reference, estimate)
     for name, mask in regions.items():

@@ -9,8 +9,6 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """A mean with its confidence interval."""
-
     mean: float
     low: float
     high: float
@@ -21,8 +19,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile bootstrap interval of the mean over subjects (Efron 1979).
 
-    values: one finite number per subject; a single one gives an interval of no width. seed: of a private generator.
-    level: coverage, between 0 and 1. Raises ValueError for no values and values that are not finite.
+    values: one finite number per subject; one subject gives an interval of width 0. seed: of a private generator.
+    level: coverage, between 0 and 1. Raises ValueError without values and for non-finite values.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():

@@ -13,10 +13,8 @@ SIGMA, RADIUS = 1.5, 7  # of the filter, in voxels; its support is 15^3
 def hfen(
     reference: np.ndarray, estimate: np.ndarray, masks: Sequence[np.ndarray | None], data_range: float
 ) -> list[float]:
-    """norm(LoG(estimate) - LoG(reference)) / norm(LoG(reference)) per mask; `data_range` has no effect.
-
-    LoG is the Laplacian of a Gaussian. 256x320x320 takes about 1 s on one core. Raises ValueError where the reference
-    has no detail at all.
+    """norm(LoG(estimate) - LoG(reference)) / norm(LoG(reference)) per mask, LoG = Laplacian of a Gaussian. `data_range`
+    has no effect. 256x320x320 takes about 1 s on one core. Raises ValueError for a reference without detail.
     """
     detail = laplacian_of_gaussian(reference)
     error = laplacian_of_gaussian(estimate - reference)
@@ -32,8 +30,8 @@ def hfen(
 def laplacian_of_gaussian(volume: np.ndarray) -> np.ndarray:
     """(D, H, W) -> the same shape and dtype, float32 or float64; the volume is reflected at its borders.
 
-    Equal to `scipy.ndimage.gaussian_laplace(volume, 1.5, radius=7)` and five times as fast: a symmetric kernel is a
-    product in the cosine transform, which reflects at the borders as well.
+    Equal to `scipy.ndimage.gaussian_laplace(volume, 1.5, radius=7)` and five times as fast: in the cosine transform,
+    which reflects as well, a symmetric kernel is a product.
     """
     offset = np.arange(-RADIUS, RADIUS + 1)
     gaussian = np.exp(-0.5 * (offset / SIGMA) ** 2)
@@ -49,6 +47,6 @@ def laplacian_of_gaussian(volume: np.ndarray) -> np.ndarray:
 
 
 def _response(kernel: np.ndarray, length: int, dtype: np.dtype) -> np.ndarray:
-    """What a symmetric kernel multiplies each coefficient of a cosine transform with: (length,)."""
+    """(length,): the factor of a symmetric kernel for each coefficient of a cosine transform."""
     waves = np.cos(np.pi * np.outer(np.arange(length), np.arange(1, RADIUS + 1)) / length)
     return (kernel[RADIUS] + 2 * waves @ kernel[RADIUS + 1 :]).astype(dtype)

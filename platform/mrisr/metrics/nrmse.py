@@ -10,9 +10,8 @@ import numpy as np
 def nrmse(
     reference: np.ndarray, estimate: np.ndarray, masks: Sequence[np.ndarray | None], data_range: float
 ) -> list[float]:
-    """norm(reference - estimate) / norm(reference) per mask (the euclidean convention); `data_range` has no effect.
-
-    Raises ValueError where the reference is zero in every voxel of a mask.
+    """norm(reference - estimate) / norm(reference) per mask (euclidean convention); `data_range` has no effect. Raises
+    ValueError where the reference is zero in every voxel of a mask.
     """
     figures = []
     for mask in masks:

@@ -13,7 +13,7 @@ SLAB_PLANES = 16
 def ssim(
     reference: np.ndarray, estimate: np.ndarray, masks: Sequence[np.ndarray | None], data_range: float
 ) -> list[float]:
-    """Mean of the SSIM map over each mask; without a mask over the voxels whose window lies inside the volume."""
+    """Mean of the SSIM map over each mask, or over the voxels whose window lies inside the volume."""
     similarity = ssim_map(reference, estimate, data_range)
     inner = (slice(WINDOW // 2, -(WINDOW // 2)),) * 3
     return [float(similarity[inner if mask is None else mask].mean(dtype=np.float64)) for mask in masks]
@@ -24,12 +24,12 @@ def ssim_map(
 ) -> np.ndarray:
     """Local structural similarity: scikit-image's, with a uniform window of 7^3 voxels.
 
-    reference, estimate: (D, H, W) float32 or float64. The result has their shape and dtype. float32 differs from
+    reference, estimate: (D, H, W) float32 or float64; the result has their shape and dtype. float32 differs from
     float64 by less than 1e-4 in a voxel and 1e-6 in the mean. The map is made in slabs of `slab` planes plus the
-    window's reach, which gives the same values: 256x320x320 takes 110 MB beside its result instead of 1 GB.
-    Raises ValueError if an axis is shorter than the window.
+    window's reach, with the same values: 256x320x320 takes 110 MB beside its result instead of 1 GB. Raises ValueError
+    if an axis is shorter than the window.
     """
-    from skimage.metrics import structural_similarity  # takes half a second, which --help need not pay
+    from skimage.metrics import structural_similarity  # lazy: takes half a second
 
     if min(reference.shape) < WINDOW:
         raise ValueError(f"SSIM's window of {WINDOW} voxels does not fit into a volume of shape {reference.shape}")
@@ -37,7 +37,7 @@ def ssim_map(
     planes, reach = reference.shape[0], WINDOW // 2
     for start in range(0, planes, slab):
         stop = min(start + slab, planes)
-        # The first and last slab hold at least one window; scikit-image reflects at the volume's own borders.
+        # Every slab holds at least one window. scikit-image reflects at the borders of the volume.
         low = max(0, min(start - reach, planes - WINDOW))
         high = min(planes, max(stop + reach, low + WINDOW))
         _, part = structural_similarity(

@@ -1,7 +1,6 @@
-"""Sharpness in k-space: what an estimate holds in the band that the degradation zeroed.
+"""Sharpness in k-space: the estimate's energy in the band that the degradation zeroed.
 
-PSNR prefers missing detail to slightly wrong detail, so it cannot tell a blurred estimate from a sharp one. The input
-has nothing in the zeroed band; whatever an estimate has there, it made.
+PSNR prefers missing detail to slightly wrong detail, so it cannot tell a blurred estimate from a sharp one.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from mrisr.degradation.spectrum import spectral_weight
 class ZeroedBand(NamedTuple):
     """energy: the estimate's in the zeroed band over the reference's: 0 for the input, 1 for the reference's sharpness.
 
-    correlation: of the two spectra in that band, -1 to 1: 1 for the reference's own detail, 0 for unrelated detail
-    or none.
+    correlation of the two spectra in that band, -1 to 1: 1 for the reference's own detail, 0 for unrelated detail or
+    none.
     """
 
     energy: float
@@ -29,9 +28,9 @@ class ZeroedBand(NamedTuple):
 def zeroed_band(reference: np.ndarray, estimate: np.ndarray, degradation: Degradation) -> ZeroedBand:
     """Compare two whole volumes in the part of the spectrum that `degradation` sets to zero.
 
-    reference, estimate: (D, H, W) real, on one intensity scale; not a cut-out, whose spectrum leaks from the kept band
-    into the zeroed one. Raises ValueError for shapes that differ, a degradation that zeroes nothing or is not a
-    spectral weight, and a reference without energy in the band.
+    reference, estimate: (D, H, W) real, on one intensity scale; not cut-outs, whose spectrum leaks into the zeroed
+    band. Raises ValueError for different shapes, a degradation that zeroes nothing or has no spectral weight, and a
+    reference without energy in the band.
     """
     if reference.shape != estimate.shape:
         raise ValueError(f"reference and estimate differ in shape: {reference.shape} and {estimate.shape}")

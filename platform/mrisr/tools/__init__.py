@@ -1,4 +1,4 @@
-"""What helps around the main way: the demo, pictures of degradations, the benchmark of the stream.
+"""Tools beside the pipeline: the demo, pictures of degradations, the benchmark of the stream.
 
-It may import every room but cli.
+They may import every room but cli.
 """

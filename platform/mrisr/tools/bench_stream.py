@@ -1,4 +1,4 @@
-"""How many patches per second a machine streams, and where the time goes (`mrisr bench stream`)."""
+"""Patches per second that a machine streams, and the time of each stage (`mrisr bench stream`)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZED = 100  # subjects whose sizes are averaged
 
 
 class Stopwatch:
-    """Seconds by stage. A stage inside another one counts for the inner one alone."""
+    """Seconds by stage. The time of a nested stage counts for the inner stage only."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -39,7 +39,6 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what runs inside the `with` block."""
         outer, self._inner, start = self._inner, 0.0, time.perf_counter()
         yield
         took = time.perf_counter() - start
@@ -49,9 +48,8 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class TimedPatchMaker(PatchMaker):
-    """A PatchMaker that times its stages from outside: `cut` is `write_row`, `mix` is `group_patches`, less the rest.
-
-    reports: the folder for the seconds of every group, one file each; every node must see it.
+    """A PatchMaker that times its stages: `cut` is the rest of `write_row`, `mix` the rest of `group_patches`. reports:
+    a folder that every node sees, for one file per group with its seconds.
     """
 
     reports: Path | None = None
@@ -59,7 +57,6 @@ class TimedPatchMaker(PatchMaker):
 
     @classmethod
     def of(cls, maker: PatchMaker, reports: Path | None = None) -> TimedPatchMaker:
-        """The same rows as `maker`, timed."""
         return cls(maker.store, maker.plan, maker.degradation, maker.patch_size, maker.min_foreground, reports)
 
     def prepare(self, row: Row) -> PreparedRow:
@@ -108,7 +105,7 @@ class Speed:
         return self.patches / self.wall
 
     def shares(self) -> dict[str, float]:
-        """Share of the cores' time by stage; `rest` is outside all stages: the framework, and idle cores."""
+        """Share of the cores' time by stage; `rest` is the framework and idle cores."""
         total = self.wall * self.cores
         shares = {name: seconds / total for name, seconds in self.stages.items()}
         return {**shares, "rest": 1.0 - sum(shares.values())}
@@ -118,8 +115,8 @@ class Speed:
 class Measured:
     """The stream and two loops without Ray over as many rows of the same plan.
 
-    plain: whole volumes and full transforms, in plain numpy and scipy; bare: the stream's own rows. patch: edge in
-    voxels; per_row: patches of a volume; stored, decoded: mean bytes of a volume's voxels in the store and in memory.
+    plain: whole volumes and full transforms in numpy and scipy; bare: the stream's own rows. patch: edge in voxels;
+    per_row: patches of a volume; stored, decoded: mean bytes of a volume in the store and in memory.
     """
 
     plain: Speed
@@ -160,7 +157,7 @@ class Measured:
 
 
 def plain_patches(maker: PatchMaker, row: Row, watch: Stopwatch) -> tuple[np.ndarray, np.ndarray]:
-    """(lr, hr), each (K, P, P, P) float32: the row in plain numpy and scipy, with whole volumes and full transforms."""
+    """(lr, hr), each (K, P, P, P) float32: the row from whole volumes and full transforms in numpy and scipy."""
     with watch.stage("draw"):
         store = cached_store(str(maker.store))
         rng = maker.plan.row_rng(row)
@@ -202,7 +199,7 @@ def _stream_rows(maker: PatchMaker, rows: Sequence[Row]) -> dict[str, float]:
 def bare_loop(
     loop: Callable[[PatchMaker, Sequence[Row]], dict[str, float]], maker: PatchMaker, rows: Sequence[Row], cores: int
 ) -> Speed:
-    """`loop`, which returns its seconds by stage, over the rows in as many processes as cores, without Ray."""
+    """Run `loop`, which returns its seconds by stage, over the rows in one process per core, without Ray."""
     with _one_thread(), ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
         parts = [list(rows[i::cores]) for i in range(cores)]
         list(pool.map(loop, [maker] * cores, [part[:1] for part in parts]))  # imports, opens, page cache
@@ -214,7 +211,7 @@ def bare_loop(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Processes started here get one thread of linear algebra, as Ray gives its tasks: more would spin on the cores."""
+    """Give processes started here one thread of linear algebra, as Ray gives its tasks."""
     keys = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {key: os.environ[key] for key in keys if key in os.environ}
     os.environ.update(dict.fromkeys(keys, "1"))
@@ -246,9 +243,8 @@ def ray_stream(maker: PatchMaker, turns: int, limits: StreamLimits, cores: int) 
 
 
 def _consume(settings: dict[str, Any]) -> tuple[int, float, float]:
-    """The Ray Train worker: takes every batch as float32 tensors, as training does, and throws it away.
-
-    Returns the patches after the warm-up, the seconds for them, and those of stacking and converting batches.
+    """The Ray Train worker: takes every batch as float32 tensors and discards it. Returns the patches after the
+    warm-up, their seconds, and the seconds of stacking and converting batches.
     """
     import torch
 
@@ -267,7 +263,7 @@ def _consume(settings: dict[str, Any]) -> tuple[int, float, float]:
         assert lr.shape == hr.shape
         seen += len(lr)
         now = time.perf_counter()
-        # The first batch of a round may have had to wait for its patches.
+        # The time of a round's first batch may include a wait for its patches.
         mixed += now - last if i % (size * limits.rounds) else 0.0
         last = now
     return seen, last - start, mixed
@@ -278,10 +274,10 @@ def _summed(parts: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def measure_stream(experiment: Experiment, rows: int, cores: int | None = None) -> Measured:
-    """Measure all three on the experiment's store and settings, one after the other.
+    """Measure all three, one after the other, on the experiment's store and settings.
 
-    rows: volumes, rounded up to whole groups of every lane; cores: processes of the loops, and data tasks, by
-    default what Ray has. Raises ConfigError for a store without training volumes.
+    rows: volumes, rounded up to whole groups of every lane; cores: processes of the loops, and data tasks; default:
+    Ray's CPUs. Raises ConfigError for a store without training volumes.
     """
     from mrisr import cluster
     from mrisr.training.build import patch_maker

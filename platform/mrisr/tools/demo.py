@@ -1,4 +1,4 @@
-"""The main job from end to end on a few volumes, by the same functions as the single verbs."""
+"""The whole pipeline on a few volumes, with the functions of the single verbs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUBJECTS = 6
 
 
 def home_of(data: Path | None, home: Path) -> Path:
-    """The folder below `home` for the demo of a data folder; it depends on the resolved path of `data` alone."""
+    """The demo's folder below `home` for a data folder; it depends only on the resolved path of `data`."""
     if data is None:
         return home / "icbm152"
     path = data.resolve()
@@ -30,7 +30,7 @@ def home_of(data: Path | None, home: Path) -> Path:
 
 
 def write_low_resolution(store: VolumeStore, subject: str, protocol: str, path: Path) -> None:
-    """Write a subject as the protocol degrades it, on its grid, in the space and type of its source file."""
+    """Write a subject, degraded by the protocol, on its grid, in the space and type of its source file."""
     from mrisr.degradation import PROTOCOLS, degrade
     from voxelstore import write_volume
 
@@ -39,11 +39,10 @@ def write_low_resolution(store: VolumeStore, subject: str, protocol: str, path: 
 
 
 def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
-    """Cohort -> store -> training -> registry -> table, pictures and a super-resolved file.
+    """Volumes -> store -> training -> registry -> table, pictures and a super-resolved file.
 
-    data: a folder of volumes, or None for a cohort derived from the ICBM152 template. home: everything the demo makes
-    goes to a folder below it, one per data folder. A second run repeats nothing that is done; with added or replaced
-    volumes it trains a run of its own.
+    data: a folder of volumes, or None for a cohort derived from the ICBM152 template. Results go to a folder below
+    `home`, one per data folder. A second run skips finished steps; with added or replaced volumes it trains a new run.
     """
     _check(data, home)
     home = home_of(data, home)
@@ -63,7 +62,7 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
     cluster.connect()
     summary = convert_folder(data, experiment.data)
     console.print("\n".join(summary.lines()), markup=False, soft_wrap=True)
-    # A run cannot be resumed on other volumes, so other volumes are another run.
+    # A run cannot be resumed on other volumes, so other volumes get a new run.
     fingerprint = VolumeStore.open(experiment.data.store).fingerprint()
     experiment = load_experiment(CONFIG, [f"name=demo-{fingerprint[:8]}", *overrides])
 
@@ -94,7 +93,6 @@ def _check(data: Path | None, home: Path) -> None:
 
 
 def _volumes(data: Path | None, home: Path, console: Console) -> Path:
-    """The folder of the volumes, made from the template where none is given."""
     if data is not None:
         console.print(f"the volumes of {data}", soft_wrap=True)
         return data
@@ -108,9 +106,8 @@ def _volumes(data: Path | None, home: Path, console: Console) -> Path:
 
 
 def _evaluate(experiment: Experiment, versions: list[Published], home: Path, console: Console) -> None:
-    """Evaluate on the test split, then print the table, where everything is, and the next command to try.
-
-    versions: one per stage, the best first; pictures and the command are of that one.
+    """Evaluate on the test split, then print the table, where everything is, and the next command to try. versions: one
+    per stage, the best first; pictures and the command are of the first.
     """
     from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, log_evaluation
     from mrisr.evaluation.result import together

@@ -1,7 +1,7 @@
 """A cohort without a download: seeded variations of the ICBM152 template that nilearn ships.
 
-The template (skull-stripped T1w, 1 mm, an average of 152 people) is warped, cropped and re-contrasted, with one seed
-per subject. The results look like brains, but they are not people: figures on them say nothing about real cohorts.
+The template (skull-stripped T1w, 1 mm, an average of 152 people) is warped, cropped and given another contrast, with
+one seed per subject. Figures on these volumes do not carry over to real cohorts.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ BRIGHTEST = 1000.0  # intensity of the brightest tissue, before the subject's ga
 
 
 def make_cohort(folder: str | Path, subjects: int, seed: int = 0) -> list[Path]:
-    """Write sub-001_T1w.nii.gz, sub-002_T1w.nii.gz, ...: int16, 1 mm, RAS+, shapes that differ; returns the paths.
+    """Write sub-001_T1w.nii.gz, sub-002_T1w.nii.gz, ...: int16, 1 mm, RAS+, of different shapes; returns the paths.
 
-    Subject i depends on (seed, i) alone, byte for byte. A file of the same seed is kept. Writes are atomic: several
+    The bytes of subject i depend only on (seed, i). A file of the same seed is kept. Writes are atomic, so several
     processes may run this at once. About 2 s a subject. Raises ImportError without the extra `demo`.
     """
     if subjects < 1:

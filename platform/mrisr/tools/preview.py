@@ -1,4 +1,4 @@
-"""A contact sheet of degradations: what a configuration trains on, before it trains (`mrisr preview`)."""
+"""A contact sheet of the degradations that a configuration trains on (`mrisr preview`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from voxelstore import VolumeStore, read_volume
 
 Entry = tuple[str, Degradation]
 
-# The parts of an acquisition, each strong enough to be seen.
+# Effects of an acquisition, each strong enough to be visible.
 _ACQUISITIONS: tuple[Entry, ...] = (
     ("+ Tukey taper", Degradation("truncate", (1, 2), 0.5, apodisation="tukey", taper=0.5)),
     ("+ Hamming taper", Degradation("truncate", (1, 2), 0.5, apodisation="hamming")),
@@ -28,17 +28,16 @@ _ACQUISITIONS: tuple[Entry, ...] = (
 
 
 def gallery_entries() -> list[Entry]:
-    """Every kind of degradation by its example; then the parts of an acquisition."""
     kinds = [(name, Degradation(name, **kind.example)) for name, kind in KINDS.items() if kind.example is not None]
     kinds.insert(1, ("truncate, stronger", Degradation("truncate", fraction=0.8)))
     return [*kinds, *_ACQUISITIONS]
 
 
 def planned(experiment: Experiment, samples: int) -> list[Entry]:
-    """What the experiment trains on: both ends of its ranges and seeded draws between them; then its protocol."""
+    """The training degradations of an experiment (both ends, seeded draws between them), then its protocol."""
     ranges = experiment.degradation
     low, high = ranges.end(0), ranges.end(1)
-    # Descriptions hold what matters to the kind: two truncations that differ in `mix` are the same.
+    # Descriptions hold only what the kind reads: two truncations with another `mix` are equal.
     varies = describe(low) != describe(high)
     entries = [("lower end", low), ("upper end", high)] if varies else [("training", low)]
     if varies:
@@ -48,10 +47,8 @@ def planned(experiment: Experiment, samples: int) -> list[Entry]:
 
 
 def load_volume(experiment: Experiment, volume: Path | None) -> tuple[str, np.ndarray, float]:
-    """Name, normalised voxels (D, H, W) float32 and the intensity of no signal.
-
-    Of a file, or of the store's first training subject (first subject, if none trains). Raises ConfigError for an
-    empty store.
+    """Name, normalised voxels (D, H, W) float32 and the intensity of no signal. The volume is the file, or the store's
+    first training subject (else its first subject). Raises ConfigError for an empty store.
     """
     if volume is not None:
         read = read_volume(volume)
@@ -78,8 +75,8 @@ def central_plane(volume: np.ndarray, axis: int) -> np.ndarray:
 def log_spectrum(volume: np.ndarray, axis: int) -> np.ndarray:
     """log10 of the spectrum's magnitude in the plane perpendicular to `axis`, DC in the middle.
 
-    The root mean square over the volume's planes, per voxel of a plane, at least 1e-6. By Parseval it is the same over
-    the frequencies of that axis. volume: (D, H, W), normalised.
+    volume: (D, H, W), normalised. The root mean square over the volume's planes (equal, by Parseval, to that over the
+    frequencies of the axis), per voxel of a plane, at least 1e-6.
     """
     plane = tuple(a for a in range(3) if a != axis)
     power = np.square(np.abs(fft.fft2(volume, axes=plane))).mean(axis=axis)
@@ -92,7 +89,7 @@ def contact_sheet(
 ) -> Figure:
     """One row per degradation: low resolution | difference to the original | log-spectrum; the original comes first.
 
-    hr: (D, H, W) float32, normalised; no_signal: as in `degrade`. blocks: rows side by side. All images share the grey
+    hr: (D, H, W) float32, normalised; no_signal: as in `degrade`. blocks: rows side by side. Images share the grey
     scale of the original. A difference has its own symmetric scale, written beside it. The PSNR is that of the slice.
     """
     cells: list[Entry | None] = [None, *entries]

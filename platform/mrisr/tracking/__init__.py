@@ -1,4 +1,4 @@
 """MLflow: runs, the outbox, the model registry, provenance, and the masking of secrets.
 
-No other room imports MLflow. It may import models, metrics and files.
+Only this room imports MLflow. It may import models, metrics and files.
 """

@@ -1,4 +1,4 @@
-"""Whether a tracking address can be used, told in a line and within seconds, before any work is begun.
+"""Checks of a tracking address within seconds, before any work, with one-line errors.
 
 MLflow itself waits for minutes, creates what it does not find, and shows passwords in its tracebacks.
 """
@@ -17,7 +17,7 @@ from mrisr.tracking.redaction import mask_secrets, remember
 from mrisr.tracking.relocation import relocate
 
 CHECK_S = 20.0
-SERVED = ("http:", "https:", "databricks")  # where a server decides where artifacts go
+SERVED = ("http:", "https:", "databricks")  # the server decides where artifacts go
 _PACKAGES = {
     "psycopg2": "psycopg2-binary",
     "psycopg": "psycopg[binary]",
@@ -31,18 +31,18 @@ _STATUS = {
 
 
 class AddressError(ValueError):
-    """A tracking address that cannot be used. The message names the address, without secrets, and the remedy."""
+    """An unusable tracking address. The message names the address, without secrets, and the remedy."""
 
 
 class AddressUnreachable(AddressError):
-    """A tracking address behind which nobody answers now."""
+    """A tracking address where no server answers now."""
 
 
 def check_address(uri: str, creates: bool = False) -> None:
     """Raise AddressError if the tracking server or database cannot be used, after at most CHECK_S seconds.
 
-    uri: from `resolve_uri`. creates: a database that does not exist yet is right, since the caller creates it.
-    A database whose folder was moved together with its artifacts is told their new place.
+    uri: from `resolve_uri`. creates: accept a missing database, because the caller creates it. If a database's folder
+    was moved together with its artifacts, their new place is written into it.
     """
     remember(uri)
     place = f"tracking URI {mask_secrets(uri)}"
@@ -66,7 +66,6 @@ def check_address(uri: str, creates: bool = False) -> None:
 
 
 def missing_driver(error: ImportError) -> str:
-    """What to say of a database whose driver cannot be imported."""
     package = _PACKAGES.get(error.name or "", error.name or str(error))
     return f"its database driver is not installed; pip install {package}"
 
@@ -93,7 +92,7 @@ def _explained(error: Exception, place: str) -> AddressError:
     unreadable = isinstance(error, sql.NoSuchModuleError | sql.ArgumentError) or type(error) is ValueError
     if unreadable or type(error).__name__ == "InvalidUrlException":
         return AddressError(
-            # Without the library's message, which quotes what it takes for a port: a part of the password.
+            # Without the library's message, which may quote a part of the password as a port.
             f"{place}: is not an address that MLflow reads; write http://HOST:5000, sqlite:////PATH/mlflow.db or "
             "postgresql://USER:PASSWORD@HOST/NAME, with %2F for / and %40 for @ in the password"
         )
@@ -113,7 +112,7 @@ def _ask_server(uri: str) -> None:
 
 @contextmanager
 def _few_retries() -> Iterator[None]:
-    """MLflow's seven retries take four minutes; one is enough to know why there is no answer."""
+    """Limit MLflow to one retry; its seven retries take four minutes."""
     short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
     before = {key: os.environ.get(key) for key in short}
     os.environ.update(short)

@@ -1,4 +1,4 @@
-"""Whether an MLflow that fails is unreachable or refuses, and calls with a time limit."""
+"""Whether a failing MLflow is unreachable or refuses, and calls with a time limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_D
 
 
 def refused(error: BaseException) -> bool:
-    """Whether MLflow answered with a refusal (for example: the run is deleted), so that waiting is useless."""
+    """Whether MLflow refused the call (for example because the run is deleted), so that waiting is useless."""
     from mlflow.exceptions import MlflowException
 
     return isinstance(error, MlflowException) and error.error_code in _REFUSALS
@@ -19,16 +19,15 @@ def refused(error: BaseException) -> bool:
 
 def first_line(error: BaseException) -> str:
     """An error's type and the beginning of its message, without secrets."""
-    # Masked before it is cut: half an address cannot be parsed.
+    # Mask before cutting: a part of an address cannot be parsed.
     return mask_message(f"{type(error).__name__}: {error}").splitlines()[0][:200]
 
 
 def within(seconds: float, action: Callable[[], None]) -> None:
-    """Run `action` in a thread. Raises TimeoutError if it takes longer; the thread then goes on alone.
-
-    MLflow's own limits are minutes: seven retries of a server, 20 s for a lock of sqlite.
+    """Run `action` in a thread. Raises TimeoutError if it takes longer; the thread then continues alone. MLflow's own
+    limits are minutes: seven retries of a server, 20 s for a lock of sqlite.
     """
-    import mlflow.tracking  # noqa: F401  the import takes seconds, which do not count
+    import mlflow.tracking  # noqa: F401  before the clock starts: the import takes seconds
 
     ended: list[Exception | None] = []
 

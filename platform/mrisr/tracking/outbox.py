@@ -1,7 +1,7 @@
-"""Metrics on their way to MLflow: a training step writes a small file, and a thread delivers the files in order.
+"""A queue of metrics for MLflow: a training step writes a small file, and a thread delivers the files in order.
 
-While the tracking server does not answer or its database is locked, the files stay. They are delivered later, by this
-process or by the next one that opens the same outbox.
+While the tracking server does not answer or its database is locked, the files stay. This process delivers them later,
+or the next one that opens the same outbox.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ class Outbox:
     """The queue of one run's records. A lock in the folder lets one process at a time deliver.
 
     folder: made if missing; holds one file per record until it is delivered. A record that is delivered twice appears
-    once (see RunLogger). Nothing here raises because of MLflow. A record that cannot be read, or that MLflow refuses,
-    becomes a .bad file.
+    once (see RunLogger). No method raises because of MLflow. An unreadable or refused record becomes a .bad file.
     """
 
     def __init__(self, uri: str, run_id: str, folder: Path) -> None:
@@ -61,7 +60,6 @@ class Outbox:
         self._put({"kind": "metrics", "step": step, "time": int(time.time() * 1000), "values": dict(values)})
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
-        """Queue a matplotlib figure as pictures/<step, 8 digits>-<name>.png."""
         file = self.folder / "pictures" / f"{step:08d}-{name}.png"
         try:
             figure.savefig(file)
@@ -71,9 +69,8 @@ class Outbox:
         self._put({"kind": "picture", "step": step, "file": file.name})
 
     def close(self, seconds: float, at_most: float = math.inf) -> int:
-        """Wait until everything is delivered. Returns how many records stay in the folder.
-
-        seconds: to wait without progress; at_most: to wait in total.
+        """Wait until all is delivered: `seconds` without progress, `at_most` in total. Returns the number of records
+        left.
         """
         with self._changed:
             self._closing = True
@@ -102,8 +99,8 @@ class Outbox:
         file = self.folder / f"{self._next:010d}.json"
         self._next += 1
         item: Path | dict[str, Any] = file
-        # Under one lock: the thread must not take a file that is not queued yet for one of an earlier process and
-        # deliver it first, since MLflow would then leave out the steps before it.
+        # One lock for writing and queueing: otherwise the thread could mistake the new file for one of an earlier
+        # process and deliver it first; RunLogger would then leave out earlier steps.
         with self._changed:
             try:
                 write_atomic(file, json.dumps(record), durable=False)
@@ -120,8 +117,8 @@ class Outbox:
         while True:
             found: list[tuple[_Item, dict[str, Any]]] = []
             try:
-                # The lock is held until the end, so that no other process of this run delivers the same records. With
-                # it, the files that are not queued were left by an earlier process.
+                # The lock is held until the end, so that no other process of this run delivers the same records. Files
+                # that are not queued were then left by an earlier process.
                 if not lock.is_locked:
                     lock.acquire(timeout=0)
                     with self._changed:
@@ -153,7 +150,7 @@ class Outbox:
         lock.release()
 
     def _first_records(self) -> list[tuple[_Item, dict[str, Any]]]:
-        """The next picture, or up to `_at_once` metrics before the next picture; unreadable records are removed."""
+        """The next picture, or up to `_at_once` metrics before it; unreadable records are removed."""
         found: list[tuple[_Item, dict[str, Any]]] = []
         while len(found) < min(len(self._queue), self._at_once):
             item = self._queue[len(found)]
@@ -183,7 +180,7 @@ class Outbox:
                 item.unlink(missing_ok=True)
 
     def _is_for_a_record(self, found: list[tuple[_Item, dict[str, Any]]], error: Exception) -> bool:
-        """Whether MLflow refuses a record, not the run. If so, records are delivered singly to find it."""
+        """Whether MLflow refuses a record and not the run. If so, records are delivered one by one to find it."""
         try:
             if self._logger is None or not self._logger.is_active():
                 return False
@@ -200,7 +197,7 @@ class Outbox:
         item = self._queue[place]
         if isinstance(item, Path):
             kept = item
-            with suppress(OSError):  # the delivering thread must go on; without a new name the next start tries again
+            with suppress(OSError):  # without a new name the next start tries again
                 kept = item.replace(item.with_suffix(".bad"))
             _warn(f"{item.name} {why}; it is kept as {kept}, the others are delivered")
         else:
@@ -221,7 +218,6 @@ class Outbox:
 
 
 def _checked(record: Any) -> dict[str, Any]:
-    """A record as `Outbox` writes it. Raises ValueError for other JSON."""
     needed = {"metrics": ("step", "time", "values"), "picture": ("step", "file")}
     kind = record.get("kind") if isinstance(record, dict) else None
     if kind not in needed or any(key not in record for key in needed[kind]):

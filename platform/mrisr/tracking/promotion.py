@@ -26,7 +26,7 @@ SEEN = "validation_trained_on"  # tag: how many of the validation subjects the v
 
 @dataclass(frozen=True)
 class Promotion:
-    """What was decided. figure: of the candidate; champion_version and its figure: of the champion before."""
+    """A decision. figure: of the candidate; champion_version and champion_figure: of the champion before."""
 
     promoted: bool
     reason: str
@@ -37,14 +37,14 @@ class Promotion:
 
 
 def promote(name: str, version: str, uri: str, metric: str = "val_psnr", evaluate: Evaluate | None = None) -> Promotion:
-    """Make a version the champion of its protocol if its figure beats its input's and the present champion's.
+    """Make a version the champion of its protocol if its figure beats its baseline's and the present champion's.
 
-    metric: the tag with the figure, `val_` and a name from METRICS; its input's is the tag `baseline_`... Figures
-    compare only on the same subjects (tag `validation_fingerprint`); where the champion's differ, `evaluate` measures
-    it anew, and a champion that cannot be measured stays. Equal is not better. A version that was trained on
-    validation subjects is never promoted. Where the database is a local file, one process at a time decides. The
-    decision and the figures become tags of the candidate (promotion, promotion_reason, ...).
-    Raises ValueError for a candidate without the figure (or with nan), and for figures that only `evaluate` can give.
+    metric: the tag with the figure, `val_` and a name from METRICS; the baseline's tag is `baseline_`... Figures
+    compare only on the same subjects (tag `validation_fingerprint`). If the champion's subjects differ, `evaluate`
+    measures it again; a champion that cannot be measured stays. Equal is not better. A version trained on validation
+    subjects is never promoted. For a local database, one process at a time decides. The decision and the figures become
+    tags of the candidate (promotion, promotion_reason, ...). Raises ValueError for a candidate without the figure (or
+    with nan), and if `evaluate` is needed but not given.
     """
     with registry_lock(uri):
         candidate = find(f"models:/{name}/{version}", uri)
@@ -103,7 +103,7 @@ def _decide(candidate: ModelVersion, alias: str, metric: str, evaluate: Evaluate
                 f"{str(error).strip().splitlines()[-1]}; to replace it, set the alias {alias!r} by hand"
             )
             return Promotion(False, reason, figure, alias, present.version)
-    # A champion whose figure is nan (of a diverged network) is beaten by any other.
+    # Any figure beats nan, the figure of a diverged network.
     promoted = math.isnan(old) or measured.improvement(figure, old) > 0
     verb = "beats" if promoted else "does not beat"
     reason = f"{metric} {figure:.6g} {verb} {old:.6g} of version {present.version} ({how})"
@@ -111,7 +111,7 @@ def _decide(candidate: ModelVersion, alias: str, metric: str, evaluate: Evaluate
 
 
 def _floor(candidate: ModelVersion, tag: str, evaluate: Evaluate | None, uri: str) -> float:
-    """The figure of the candidate's gain-corrected input; versions of older programs do not have it."""
+    """The figure of the candidate's gain-corrected input, measured if an older program registered the candidate."""
     floor = candidate.figure(tag)
     if floor is not None:
         return floor

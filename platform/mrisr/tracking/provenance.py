@@ -1,4 +1,4 @@
-"""What a run records about itself: its configuration as MLflow parameters, and the version of the code."""
+"""What a run records about itself: its configuration as MLflow parameters, and the code's version."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ _PARAM_LENGTH, _PARAM_KEY_LENGTH = 6000, 250
 
 
 def code_version() -> str:
-    """The git commit of this package's checkout (`-dirty` if tracked files differ), else `sources sha256:...`.
-
-    A submitted job has the packages' sources and no checkout.
+    """The git commit of this package's checkout (`-dirty` if tracked files differ), else `sources sha256:...`, for
+    example in a submitted job, which has no checkout.
     """
     package = Path(__file__).resolve().parent
 
@@ -33,14 +32,13 @@ def code_version() -> str:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # An installed package may lie inside another project's checkout, whose commit says nothing about it.
+    # An installed package may be inside another project's checkout, whose commit is not the package's.
     if git("ls-files", "--error-unmatch", "__init__.py") is not None and (commit := git("rev-parse", "HEAD")):
         return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     return f"{SOURCES}{_sources_hash()}"
 
 
 def _sources_hash() -> str:
-    """SHA-256 over the names and contents of every .py file of both packages."""
     digest = hashlib.sha256()
     for package in ("mrisr", "voxelstore"):
         spec = find_spec(package)
@@ -52,7 +50,7 @@ def _sources_hash() -> str:
 
 
 def plain(value: Any) -> Any:
-    """The same nested value in mappings, lists and scalars that YAML and JSON know (paths become text)."""
+    """The nested value in mappings, lists and scalars that YAML and JSON can write (paths become text)."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Enum):
@@ -63,7 +61,7 @@ def plain(value: Any) -> Any:
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters as MLflow takes them: dotted keys; values as text (`null`, `true`, lists as JSON), cut if long."""
+    """Parameters for MLflow: dotted keys; values as text (`null`, `true`, lists as JSON), cut if long."""
     return {
         re.sub(r"[^\w.\-: /]", "_", key)[:_PARAM_KEY_LENGTH]: text
         if len(text) <= _PARAM_LENGTH

@@ -1,7 +1,7 @@
-"""Masking of secrets before anything is printed or stored: by key, in addresses, and in the messages of libraries.
+"""Masking of secrets before anything is printed or stored: by key, in addresses, and in messages of libraries.
 
-An address is parsed, not matched, since its password may hold `/`, `@`, `?`, quotes and spaces. The grammar is
-SQLAlchemy's, which covers http: the user ends at the first colon, the password at the last `@` before the query.
+An address is parsed with SQLAlchemy's grammar (which covers http), because a password may hold `/`, `@`, `?`, quotes
+and spaces: the user ends at the first colon, the password at the last `@` before the query.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SECRET_KEY = re.compile(_SECRET, re.IGNORECASE)
 _SECRET_IN_QUERY = re.compile(rf"{_SECRET}|key$|^pass$|^sig$|signature|^auth", re.IGNORECASE)
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
 _ADDRESS = re.compile(r"(?:[A-Za-z][\w+.-]*:)+//")  # jdbc:oracle:// as well
-# In a message, an address ends where white space or the closing partner of the character before it stands.
+# In a message, an address ends at white space or at the closing partner of the character before it.
 _CLOSES = {"'": "'", '"': '"', "`": "`", "(": ")", "[": "]", "{": "}", "<": ">"}
 _NEXT_ADDRESS = re.compile(r"(?<=[\s,;|=(\[{<'\"`])[A-Za-z][\w+.-]*://")
 # user:password@host without a scheme, as drivers write it. Not models:/NAME@ALIAS and other paths.
@@ -42,9 +42,8 @@ _known: set[str] = set()
 
 
 def mask_secrets(value: Any) -> Any:
-    """The same nested value with secrets as `***`: values of secret keys (password, token, ...), and in addresses.
-
-    A text that begins with an address is that address as a whole. Use `mask_message` for prose.
+    """The nested value with `***` for secrets: values of secret keys (password, token, ...), and in addresses. A text
+    that begins with an address is treated as one address. Use `mask_message` for prose.
     """
     if isinstance(value, Mapping):
         return {k: MASK if _SECRET_KEY.search(str(k)) and v is not None else mask_secrets(v) for k, v in value.items()}
@@ -57,14 +56,13 @@ def mask_secrets(value: Any) -> Any:
 
 
 def mask_message(message: object) -> str:
-    """A message or an exception without secrets, also where a library quotes a part of a remembered password."""
+    """A message or exception without secrets, also where a library quotes a part of a remembered password."""
     return _mask_text(str(message), _without_known)
 
 
 def remember(address: str) -> None:
-    """Keep the password of an address that is used, so that `mask_message` finds it, and its parts, outside addresses.
-
-    Libraries quote what they fail to parse: the password `a/b` makes "invalid port: 'a'".
+    """Store an address' password, so that `mask_message` also finds it, and its parts, outside addresses. Libraries
+    quote what they fail to parse: the password `a/b` gives "invalid port: 'a'".
     """
     scheme = _SCHEME.match(address)
     rest = address[scheme.end() :] if scheme else ""
@@ -78,13 +76,13 @@ def remember(address: str) -> None:
     words = {password, f"{user}:{re.split('[/?#]', password)[0]}", *parts}
     words |= {form(word) for word in words for form in (unquote, unquote_plus, quote, quote_plus)}
     words |= {b64encode(text.encode()).decode() for text in (f"{user}:{password}", unquote(f"{user}:{password}"))}
-    # A word that the address shows elsewhere, such as the database's name, says nothing.
+    # A word that is visible elsewhere in the address, such as the database's name, is not secret.
     shown = user + (rest[found.end :] if found else "")
     _known.update(word for word in words if len(word) >= _SHORTEST_WORD and word not in shown)
 
 
 def redact_logs() -> None:
-    """Mask what any library of this process logs, exceptions included."""
+    """Mask the log messages of all libraries in this process, exceptions included."""
     make = logging.getLogRecordFactory()
     if getattr(make, "masks", False):
         return
@@ -102,7 +100,7 @@ def redact_logs() -> None:
 
 
 class _Credentials(NamedTuple):
-    """user:password@ at the begin of an address, without its scheme. end: index behind the `@`."""
+    """user:password@ at the beginning of an address, without its scheme. end: index behind the `@`."""
 
     user: str
     password: str
@@ -116,7 +114,7 @@ def _credentials(rest: str) -> _Credentials | None:
     if first < 0:
         user = _authority(rest).rpartition("@")[0]
         return _Credentials(user, "", len(user) + 1, False) if "@" in _authority(rest) else None
-    # A later @ is the password's as well, unless it stands in what looks like a query.
+    # A later @ belongs to the password too, unless it is in a part that looks like a query.
     query = _QUERY.search(rest, first)
     at = rest.rfind("@", 0, query.start() if query else len(rest))
     port_like = re.match(r"\d*(?=[/?#])", rest[len(user) + 1 :]) is not None
@@ -124,7 +122,6 @@ def _credentials(rest: str) -> _Credentials | None:
 
 
 def _authority(rest: str) -> str:
-    """user@host:port of an address without a password."""
     query = _QUERY.search(rest)
     return rest[: query.start() if query else len(rest)].split("/", 1)[0]
 
@@ -138,10 +135,10 @@ def _is_ipv6(head: str) -> bool:
 
 
 def _masked(scheme: str, rest: str) -> str:
-    """What follows `scheme`, masked: credentials, and the values of secret keys in the query."""
+    """The part of an address after `scheme`, with credentials and the values of secret query keys masked."""
     found = _credentials(rest)
     if found is not None:
-        # host:5000/path@x keeps its host.
+        # The host of host:5000/path@x stays visible.
         user = f"{_masked(scheme, found.user)}:" if found.port_like else ""
         return f"{user}{MASK}@{_masked_query(rest[found.end :])}"
     if not _complete(rest) and not scheme.lower().startswith("sqlite"):
@@ -150,7 +147,7 @@ def _masked(scheme: str, rest: str) -> str:
 
 
 def _complete(rest: str) -> bool:
-    """Whether an address could end here. One cut off in its password, or at a blank in it, has a word as its port."""
+    """Whether an address could end here. If it was cut inside its password, its port is not a number."""
     port = _authority(rest).partition(":")[2]
     return bool(_credentials(rest)) or _is_ipv6(_authority(rest)) or bool(re.fullmatch(r"\d*(\W*|[;,].*)", port))
 
@@ -174,7 +171,7 @@ def _masked_item(item: str) -> str:
 
 
 def _mask_text(text: str, mask_word: Any = lambda text: text) -> str:
-    """Prose with addresses in it. mask_word: for what lies between them."""
+    """Prose with addresses masked. mask_word: for the text between them."""
     parts, position = [], 0
     while (found := _SCHEME.search(text, position)) is not None:
         end = _end(text, found)

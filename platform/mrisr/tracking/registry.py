@@ -1,9 +1,9 @@
 """The MLflow model registry: register a generator, find a version, load it.
 
-A version holds the network twice. `mlflow.pytorch.load_model("models:/NAME@champion")` and `mlflow.pyfunc.load_model`
-read `data/model.pt2`, in any process that has mlflow and torch and not this package: the exported graph for the CPU,
-with dynamic batch and volume sizes. `load` reads `extra_files/generator.safetensors` and `generator.json`: the module
-itself, for any device. Neither is a pickle. `extra_files/trained_on.json` lists the volumes that it was trained on.
+A version holds the network twice; neither is a pickle. `data/model.pt2` is the exported graph for the CPU, with dynamic
+batch and volume sizes: `mlflow.pytorch.load_model("models:/NAME@champion")` and `mlflow.pyfunc.load_model` read it
+without this package. `extra_files/generator.safetensors` and `generator.json` are the module itself, for any device:
+`load` reads them. `extra_files/trained_on.json` lists the training volumes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 class UnreadableModelError(ValueError):
-    """The files of a registered version were not written by mrisr, or this machine cannot reach them."""
+    """The files of a registered version were not written by mrisr, or cannot be reached from this machine."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,11 @@ class ModelVersion:
         return f"models:/{self.name}/{self.version}"
 
     def figure(self, metric: str) -> float | None:
-        """A number from the tags; None if it is not there."""
         return float(self.tags[metric]) if metric in self.tags else None
 
 
 @dataclass(frozen=True)
 class LoadedModel(ModelVersion):
-    """A registered version with its generator, in eval mode on the CPU."""
-
     generator: Generator
     generator_config: dict[str, Any]
     trained_on: TrainedOn = field(default_factory=TrainedOn)
@@ -98,9 +95,8 @@ def find(model_uri: str, uri: str) -> ModelVersion:
 
 
 def champion_alias(name: str, protocol: str | None, uri: str) -> str:
-    """`champion` for a registered model's main protocol, `champion-PROTOCOL` for any other.
-
-    The main protocol is that of its first candidate, or of the champion that an older version has chosen.
+    """`champion` for a registered model's main protocol, `champion-PROTOCOL` for any other. The main protocol is that
+    of its first candidate, or of the champion that an older program chose.
     """
     store = client(uri)
     main = store.get_registered_model(name).tags.get(MAIN_PROTOCOL)
@@ -114,7 +110,7 @@ def champion_alias(name: str, protocol: str | None, uri: str) -> str:
 
 
 def champion(name: str, uri: str, alias: str = CHAMPION) -> ModelVersion | None:
-    """The version with the alias; None if the model or the alias does not exist."""
+    """The version with the alias, or None if the model or the alias does not exist."""
     from mlflow.exceptions import MlflowException
 
     check_address(uri)
@@ -127,10 +123,8 @@ def champion(name: str, uri: str, alias: str = CHAMPION) -> ModelVersion | None:
 
 
 def load(model_uri: str, uri: str) -> LoadedModel:
-    """Load a generator from the registry, for the CPU and in eval mode.
-
-    Raises ValueError that lists what exists, and UnreadableModelError for a model that is damaged, out of reach or not
-    registered by mrisr.
+    """Load a generator from the registry, on the CPU and in eval mode. Raises ValueError that lists the existing
+    versions, and UnreadableModelError for a model that is damaged, unreachable or not registered by mrisr.
     """
     import mlflow.artifacts
     from mlflow.exceptions import MlflowException
@@ -138,7 +132,7 @@ def load(model_uri: str, uri: str) -> LoadedModel:
     found = find(model_uri, uri)
     with TemporaryDirectory() as folder:
         try:
-            # MLflow would look models:/... up in the process-wide registry and ignore tracking_uri.
+            # For models:/... MLflow would use the process-wide registry and ignore tracking_uri.
             location = client(uri).get_model_version_download_uri(found.name, found.version).rstrip("/")
             files = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{location}/{EXTRA_FILES}", dst_path=folder, tracking_uri=uri
@@ -172,7 +166,6 @@ def _describe(version: MlflowVersion) -> ModelVersion:
 
 
 def _existing(store: MlflowClient, name: str) -> str:
-    """What exists, for an error message."""
     found = {model.name: model for model in store.search_registered_models(f"name = '{name}'")}
     if name not in found:
         names = sorted(model.name for model in store.search_registered_models())
@@ -185,7 +178,7 @@ def _existing(store: MlflowClient, name: str) -> str:
 def model_tags(
     protocol: str, degradation: str, validation_fingerprint: str, dataset_fingerprint: str, figures: Mapping[str, float]
 ) -> dict[str, str]:
-    """The tags of a version. degradation: the protocol's, described; figures: see EvaluationResult.figures."""
+    """The tags of a version. degradation: the protocol in words; figures: see EvaluationResult.figures."""
     tags = {PROTOCOL: protocol, "degradation": degradation, FINGERPRINT: validation_fingerprint}
     tags["dataset_fingerprint"] = dataset_fingerprint
     return tags | {key: repr(float(value)) for key, value in figures.items()}
@@ -194,8 +187,8 @@ def model_tags(
 def register(weights: Weights, run_id: str, name: str, tags: Mapping[str, str], description: str, uri: str) -> str:
     """Log a generator to a run and make it the next version of the registered model `name`. Returns the version.
 
-    weights: with the configuration that fits them; tags: see `model_tags`. Takes 4 s for the published network, nearly
-    all of it the export. Raises ValueError if weights and configuration do not fit.
+    Takes 4 s for the published network, nearly all of it the export. Raises ValueError if weights and configuration do
+    not fit.
     """
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
@@ -223,7 +216,7 @@ def register(weights: Weights, run_id: str, name: str, tags: Mapping[str, str], 
             raise
     created = store.create_model_version(
         name,
-        # MLflow's database store would look models:/<id> up at the process-wide tracking URI.
+        # For models:/<id> MLflow's database store would use the process-wide tracking URI.
         source=logged.artifact_location,
         run_id=run_id,
         tags=dict(tags),
@@ -234,7 +227,6 @@ def register(weights: Weights, run_id: str, name: str, tags: Mapping[str, str], 
 
 
 def registered(name: str, run_id: str, tags: Mapping[str, str], uri: str) -> ModelVersion | None:
-    """The version that a run has registered with these tags; None if there is none."""
     for version in client(uri).search_model_versions(f"name = '{name}'"):
         if version.run_id == run_id and all(version.tags.get(key) == value for key, value in tags.items()):
             return _describe(version)
@@ -248,7 +240,6 @@ def _files(folder: Path, weights: Weights) -> list[Path]:
 
 
 def _save(generator: Generator, files: list[Path], folder: Path, run_id: str, model_id: str) -> None:
-    """Write the MLflow model to `folder`/model."""
     import mlflow.pytorch
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec

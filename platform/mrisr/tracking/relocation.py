@@ -1,7 +1,7 @@
-"""A database that was moved together with its artifacts: the new place is written where MLflow keeps the old one.
+"""A database that was moved together with its artifacts gets their new place.
 
-MLflow stores artifact locations as absolute paths and has no public way to change one. So this file, and no other,
-writes into MLflow's tables, in one transaction, and only columns that exist.
+MLflow stores absolute artifact locations and has no public way to change them. Only this file writes into MLflow's
+tables: in one transaction, and only existing columns.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _LOCATIONS = {
 
 
 def relocate(database: Path) -> int:
-    """Give every artifact location below a folder that was renamed its new prefix. Returns how many have changed.
+    """Change the prefix of artifact locations below a renamed folder. Returns the number of changed locations.
 
-    database: an sqlite file of MLflow's. A run's artifacts count as moved if their recorded folder does not exist and
-    the same path, with the run's id in it, exists below the database's own folder. A copy of a home whose original
-    still exists changes nothing. Raises sqlite3.OperationalError if the database cannot be written.
+    database: an sqlite file of MLflow. A run's artifacts count as moved if their recorded folder does not exist and the
+    same path, with the run's id in it, exists below the database's folder. So a copy of a home whose original exists
+    changes nothing. Raises sqlite3.OperationalError if the database cannot be written.
     """
     with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         moves = _moves(connection, database.absolute().parent)

@@ -1,8 +1,7 @@
-"""MLflow runs: where they are kept, how they start and end, and what is logged to them.
+"""MLflow runs: where they are stored, how they start and end, and what is logged to them.
 
-The tracking address is `MLFLOW_TRACKING_URI` or an embedded sqlite database. Addresses and artifact locations are
-absolute, because Ray workers run in temporary copies of the working directory. Nothing here uses MLflow's global state
-(active run, tracking URI): every call names its run.
+Addresses and artifact locations are absolute, because Ray workers run in temporary copies of the working directory.
+MLflow's global state (active run, tracking URI) is not used: every call names its run.
 """
 
 from __future__ import annotations
@@ -48,9 +47,8 @@ def client(uri: str) -> MlflowClient:
 
 
 def resolve_uri(uri: str | None, root: Path) -> str:
-    """The absolute tracking URI: `uri`, else `MLFLOW_TRACKING_URI`, else `root`/mlflow.db.
-
-    Raises ValueError for an in-memory database and for the file store, which MLflow 3 no longer serves.
+    """The absolute tracking URI: `uri`, else `MLFLOW_TRACKING_URI`, else `root`/mlflow.db. Raises ValueError for an
+    in-memory database and for the file store, which MLflow 3 no longer serves.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.absolute() / 'mlflow.db'}"
     if "://" not in uri or uri.startswith("file:"):
@@ -64,18 +62,16 @@ def resolve_uri(uri: str | None, root: Path) -> str:
 
 
 def _database(uri: str) -> Path | None:
-    """The file of a sqlite database, None for others."""
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:") else None
 
 
 def prepare(uri: str | None, artifact_root: Path, experiment: str) -> Tracking:
     """Create the database and the experiment if they are missing. The driver calls it before any worker starts.
 
-    artifact_root: for figures, models and the default database; every machine of the cluster must see this folder. An
-    MLflow server (http, https, databricks) decides itself where artifacts go.
-    A new sqlite database that several processes migrate at once stays broken, so a file lock beside it (for other
-    databases in `artifact_root`) lets one process at a time through.
-    Raises ValueError for an unusable URI and for an experiment that was deleted.
+    artifact_root: for figures, models and the default database; all machines of the cluster must see this folder. An
+    MLflow server (http, https, databricks) decides itself where artifacts go. A new sqlite database that several
+    processes migrate at once stays broken, so a file lock beside it (for other databases in `artifact_root`) admits one
+    at a time. Raises ValueError for an unusable URI and for a deleted experiment.
     """
     from filelock import FileLock
     from mlflow.exceptions import MlflowException
@@ -95,7 +91,7 @@ def prepare(uri: str | None, artifact_root: Path, experiment: str) -> Tracking:
             try:
                 return Tracking(uri, store.create_experiment(experiment, artifact_location=location), experiment)
             except MlflowException as error:
-                # Another machine, which does not share the file lock, was faster.
+                # Another machine, without this file lock, has created it meanwhile.
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
                 found = store.get_experiment_by_name(experiment)
@@ -107,7 +103,7 @@ def prepare(uri: str | None, artifact_root: Path, experiment: str) -> Tracking:
 
 
 def registry_lock(uri: str) -> AbstractContextManager[object]:
-    """A lock for comparing with the champion and replacing it. Only a sqlite database has one."""
+    """A lock for comparing with the champion and replacing it; only for a sqlite database."""
     from filelock import FileLock
 
     database = _database(uri)
@@ -125,9 +121,9 @@ def start_run(
 ) -> str:
     """Create a run and log its resolved configuration. Returns the run's id, which the driver gives to the workers.
 
-    config: nested mappings and sequences of plain values. They become parameters with dotted names, in which long
-    values are shortened, and the artifact config.yaml, which is complete. Secrets are masked in both.
-    Tags: code_version (git commit or hash of the sources), dataset_fingerprint, and `tags`.
+    config: nested mappings and sequences of plain values. They become parameters with dotted names (long values are
+    shortened) and the complete artifact config.yaml; secrets are masked in both. Tags: code_version (git commit or hash
+    of the sources), dataset_fingerprint, and `tags`.
     """
     from mlflow.entities import Param
 
@@ -148,12 +144,11 @@ def start_run(
 
 
 def finish(uri: str, run_id: str, status: Status = "FINISHED") -> None:
-    """Set the status of a run that ended, by itself or because its process was stopped."""
     client(uri).set_terminated(run_id, status)
 
 
 def finish_if_reachable(uri: str, run_id: str, status: Status) -> None:
-    """`finish` for a run that ends on an error. Trouble with MLflow is printed and does not hide or delay it."""
+    """`finish` for a run that ends with an error. A failure of MLflow is printed and neither hides nor delays it."""
     try:
         within(FINISH_S, lambda: finish(uri, run_id, status))
     except Exception as error:  # a locked database raises errors of its own
@@ -163,9 +158,8 @@ def finish_if_reachable(uri: str, run_id: str, status: Status) -> None:
 
 
 def resume_if_reachable(uri: str, run_id: str, file: Path) -> None:
-    """Mark a run that ended as running again, or warn if MLflow does not answer: the outbox delivers metrics later.
-
-    file: that holds the run's id. Raises ValueError if MLflow answers that it does not have the run.
+    """Mark an ended run as running again, or warn if MLflow does not answer: the outbox delivers metrics later. file:
+    holds the run's id. Raises ValueError if MLflow answers that it does not have the run.
     """
     place = mask_secrets(uri)
     try:
@@ -181,10 +175,8 @@ def resume_if_reachable(uri: str, run_id: str, file: Path) -> None:
 
 
 class RunLogger:
-    """Writes to one existing run; used by one process at a time (rank 0).
-
-    A run that resumes from a checkpoint computes some steps again; their metrics are not logged twice. The highest step
-    of every key is read once from the run's latest metrics, one small query for any number of steps.
+    """Writes to one existing run; used by one process at a time (rank 0). A resumed run computes some steps again;
+    their metrics are not logged twice. One query reads the highest logged step of every key from the run.
     """
 
     def __init__(self, uri: str, run_id: str) -> None:
@@ -194,7 +186,6 @@ class RunLogger:
         self._logged: dict[str, int] = {metric.key: metric.step for metric in latest}
 
     def is_active(self) -> bool:
-        """Whether the run exists and is not deleted."""
         return bool(self._client.get_run(self.run_id).info.lifecycle_stage == "active")
 
     def next_step(self, keys: Iterable[str]) -> int:
@@ -202,11 +193,11 @@ class RunLogger:
         return 1 + max((self._logged.get(key, 0) for key in keys), default=0)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the metrics of one step; steps must not go down, and keys that have this step already are left out."""
+        """Log the metrics of one step; steps must not decrease, and keys that have this step already are left out."""
         self.batch([(step, values, int(time.time() * 1000))])
 
     def batch(self, records: Iterable[tuple[int, Mapping[str, float], int]]) -> None:
-        """Log several (step, values, time_ms) in as few calls as MLflow takes; otherwise as `metrics`, in order."""
+        """Log several (step, values, time_ms) in order, as `metrics` does, in as few calls as possible."""
         from mlflow.entities import Metric
 
         new, logged = [], dict(self._logged)
@@ -224,7 +215,6 @@ class RunLogger:
         self._client.log_figure(self.run_id, figure, f"pictures/{step:08d}-{name}.png")
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Store a file or a folder among the run's artifacts."""
         if path.is_dir():
             self._client.log_artifacts(self.run_id, str(path), folder or path.name)
         else:
