@@ -1,4 +1,4 @@
-"""From a folder of volume files to subjects of a store, one file at a time, without a scheduler."""
+"""Converts volume files to subjects of a store, one file at a time, without a scheduler."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _LABEL = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 def find_volumes(
     folder: str | Path, pattern: str = "*", on_error: Callable[[VolumeError], None] | None = None
 ) -> list[Path]:
-    """Every .nii, .nii.gz and .mgz file below `folder` that matches `pattern`, sorted; links to folders are followed.
+    """Every .nii, .nii.gz and .mgz file below `folder` that matches `pattern`, sorted. Links to folders are followed.
 
-    pattern: a glob on the file's name (`*_T1w.*`). With a slash it is a glob on the path below `folder`, and a star
-    also matches slashes (`*/ses-1/*_T1w.nii.gz`). `bids:T1w` chooses by BIDS' own rule: names `sub-..._T1w` without a
-    `space-` entity (images resampled to a template), outside of folders `derivatives` and `sourcedata` below `folder`.
-    Hidden files and folders are skipped. on_error: gets a VolumeError for every folder that cannot be listed, which is
-    raised without it. Raises NotADirectoryError.
+    pattern: a glob for the file's name (`*_T1w.*`). A glob with a slash applies to the path below `folder`, and its
+    star also matches slashes (`*/ses-1/*_T1w.nii.gz`). `bids:T1w` follows the rule of BIDS: names `sub-..._T1w` without
+    a `space-` entity (images resampled to a template), outside of folders `derivatives` and `sourcedata` below
+    `folder`. Hidden files and folders are skipped. on_error: called with a VolumeError for every folder that cannot be
+    listed; if None, the error is raised. Raises NotADirectoryError.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -64,7 +64,7 @@ def _fits(path: Path, pattern: str) -> bool:
 
 
 def _leads_on(folder: Path, root: Path, followed: set[Path]) -> bool:
-    """Whether to enter a folder: not a link to a folder that the search visits already, and each link's target once."""
+    """Whether to enter a folder. A link is refused if its target is visited otherwise."""
     if not os.path.islink(folder):
         return True
     target = real_path(folder)
@@ -83,7 +83,7 @@ def person_of(path: str | Path, root: str | Path) -> str:
 
 
 def subject_id(path: str | Path, root: str | Path | None = None) -> str:
-    """A name for the subject in `path` that can be a folder's: 'site1/sub-01.nii' below `root` -> 'site1__sub-01'.
+    """A name for the subject that is valid for a folder: 'site1/sub-01.nii' below `root` -> 'site1__sub-01'.
 
     If a character is replaced, eight digits of the relative path's SHA-256 keep the name unique.
     """
@@ -100,7 +100,7 @@ def subject_id(path: str | Path, root: str | Path | None = None) -> str:
 def convert_volume(
     path: str | Path, store_path: str | Path, subject: str, min_size: int = 32, group: str | None = None
 ) -> SubjectRecord:
-    """Read, check and store one file; the store must exist. group: see `person_of`. Raises VolumeError, StoreError."""
+    """Read, check and store one file. The store must exist. group: see `person_of`. Raises VolumeError, StoreError."""
     volume = read_volume(path)
     if min(volume.voxels.shape) < min_size:
         text = (
@@ -112,16 +112,15 @@ def convert_volume(
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, read piece by piece."""
     with open_regular(Path(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def drop_duplicates(store: VolumeStore) -> dict[str, tuple[SubjectRecord, str]]:
-    """Remove stored subjects whose image is another's: subject -> (its record, the subject that stays).
+    """Remove stored subjects with the same image as another: subject -> (its record, the subject that stays).
 
     Of equal subjects, one with a split stays (it may have been trained on), else one that the manifest lists, else the
-    first by name. A copy in another split would leak.
+    first by name. A copy in another split would leak training data.
     """
     listed = set(store.subjects())
     records = store.stored_records().values()

@@ -1,15 +1,10 @@
-"""What can go wrong with a source file and with a store."""
-
 from __future__ import annotations
 
 from pathlib import Path
 
 
 class VolumeError(ValueError):
-    """A source file that cannot be used: file, value found and remedy.
-
-    reason: unreadable, truncated, unsupported, not-3d, constant, not-finite, unusable or too-small.
-    """
+    """reason: unreadable, truncated, unsupported, not-3d, constant, not-finite, unusable or too-small."""
 
     def __init__(self, path: str | Path, reason: str, message: str) -> None:
         super().__init__(f"{path}: {message}")

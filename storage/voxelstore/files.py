@@ -35,12 +35,12 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 
 def real_path(path: Path) -> Path:
-    """`path` with its links followed as far as they lead; `Path.resolve` fails for a link to itself."""
+    """`path` with its links followed as far as possible. `Path.resolve` fails for a link to itself."""
     return Path(os.path.realpath(path))
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading. Raises OSError for what is no regular file: a pipe would make the reader wait."""
+    """Open a file for reading. Raises OSError for special files: a pipe would block the reader."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -49,13 +49,13 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def atomic_write_json(path: Path, value: Any) -> None:
-    """`atomic_write` of indented JSON with sorted keys; NaN and infinity are refused."""
+    """`atomic_write` of indented JSON with sorted keys. NaN and infinity are refused."""
     atomic_write(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
 
 
 @contextmanager
 def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Hold the kernel's lock on a file until the process ends; yields False without `wait` where another holds it."""
+    """Lock a file until the process ends. Yields False if not `wait` and another process holds the lock."""
     with path.open("a+b") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
@@ -84,14 +84,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Hide a folder in one step, then delete it."""
+    """Rename a folder to a hidden name, which is atomic, then delete it."""
     doomed = _sibling(path, TEMPORARY)
     os.rename(path, doomed)
     shutil.rmtree(doomed)
 
 
 def clean(folder: Path) -> list[str]:
-    """Remove what killed writers left, and bring back folders that were moved aside, while no writer runs."""
+    """Delete what killed writers left, and restore folders that were moved aside. No writer may run."""
     removed = []
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith(REPLACED):
@@ -121,7 +121,7 @@ def _rename_over(temporary: Path, path: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
         if not temporary.exists():
             return
-        # Another writer of the same folder was faster; the next round replaces its folder.
+        # Another writer of the same folder was faster. The next attempt replaces its folder.
 
 
 def _sibling(path: Path, prefix: str) -> Path:

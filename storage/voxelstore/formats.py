@@ -1,6 +1,7 @@
-"""The bytes of a NIfTI-1, NIfTI-2 or MGH file, taken apart so that they can be put together again.
+"""Splits NIfTI-1, NIfTI-2 and MGH files into bytes from which the same file can be written again.
 
-nibabel parses the headers, but its header objects drop or normalise some fields, extensions and tags: bytes are kept.
+nibabel parses the headers. The bytes are kept because its header objects drop or normalise some fields, extensions and
+tags.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 GZIP = 31  # zlib's window bits for a gzip container, whose checksum it compares
 MGH_VOXELS_AT = 284
 UNITS = {1: 1000.0, 3: 0.001}  # NIfTI's metre and micrometre in mm; everything else is mm
-# A quaternion is rounded to float32, and some tools write float16's precision. Beyond it, it is no rotation.
+# Quaternions are rounded to float32, in some tools to float16. A larger deviation is not a rotation.
 QUATERNION_SLACK = 1e-2
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SourceLayout:
-    """How the voxels lie in their file.
+    """How the voxels are stored in their file.
 
     format: "nifti1", "nifti2" or "mgh". dtype: with byte order, such as ">i2". shape: as on disk, with trailing
     singletons. affine: (4, 4) of the voxels as stored, in mm. prefix, suffix: the bytes before and after the voxels.
@@ -66,10 +67,7 @@ class _Header(NamedTuple):
 
 
 def decompressed(path: Path, content: bytes) -> bytes:
-    """`content` without its gzip container, which is recognised by its first bytes and not by the file's name.
-
-    Bytes after the container are ignored with a note in the log, as gzip does.
-    """
+    """`content` without its gzip container, recognised by its first bytes. Bytes after it are ignored and logged."""
     if not content.startswith(GZIP_MAGIC):
         return content
     members, rest = [], content
@@ -90,7 +88,7 @@ def decompressed(path: Path, content: bytes) -> bytes:
 
 
 def parse(path: Path, content: bytes) -> ParsedFile:
-    """Take the decompressed bytes of a file apart.
+    """Parse the decompressed bytes of a file.
 
     Raises VolumeError: unreadable, truncated, unsupported (RGB, complex), not-3d, not-finite.
     """
@@ -134,7 +132,7 @@ def _nifti_header(path: Path, content: bytes, kind: type[nib.Nifti1Header], size
 
 
 def _corrected(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, bytes], ...]:
-    """Set what other readers put right as well. Returns it as bytes: the output's header has to have it, too."""
+    """Correct header fields that other readers correct too. Returns the changed bytes for the header of the output."""
     fields: dict[str, float] = {}
     if header["vox_offset"] == 0:
         fields["vox_offset"] = header.single_vox_offset
@@ -168,7 +166,7 @@ def _take_apart(path: Path, content: bytes, header: _Header) -> ParsedFile:
     if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
         raise VolumeError(path, "not-3d", f"shape {shape}; extract one 3-D volume (D, H, W) into a file of its own")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise VolumeError(path, "unsupported", f"voxel type {dtype} is no real number of 8 to 64 bits; convert it")
+        raise VolumeError(path, "unsupported", f"voxel type {dtype} is not a real type of 8 to 64 bits; convert it")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * spacing.prod():
         text = f"affine {affine.tolist()} has no inverse; correct sform or qform in its header"

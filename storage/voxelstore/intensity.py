@@ -1,4 +1,4 @@
-"""One affine intensity map per subject, and where its foreground lies."""
+"""One affine intensity map per subject, and the position of its foreground."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCK_SHARE = 0.1  # a block is foreground when this share of its voxels is
 
 @dataclass(frozen=True)
 class IntensityMap:
-    """The affine map from physical to normalised intensities: `low` to 0, `high` to 1, nothing clipped."""
+    """The affine map from physical to normalised intensities: `low` to 0, `high` to 1, without clipping."""
 
     low: float
     high: float
@@ -43,7 +43,7 @@ class IntensityMap:
         return out
 
     def restore(self, normalised: np.ndarray) -> np.ndarray:
-        """Normalised intensities, any shape, back to float32 physical ones."""
+        """Normalised intensities, any shape, to float32 physical ones."""
         out = np.multiply(normalised, np.float32(self.high - self.low), dtype=np.float32)
         out += np.float32(self.low)
         return out
@@ -52,9 +52,9 @@ class IntensityMap:
 def intensity_map(physical: np.ndarray) -> IntensityMap:
     """The robust intensity map of a volume. physical: (D, H, W) real, finite, not constant. Raises ValueError.
 
-    low: the 0.1st percentile of the volume. high: the 99.9th of the voxels above Otsu's threshold, so that neither the
-    share of background nor a few bright vessels move it. More than 4 million voxels are sampled at every second one
-    along each axis.
+    low: the 0.1st percentile of the volume. high: the 99.9th percentile of the voxels above Otsu's threshold, so it
+    does not depend on the share of background or on a few bright vessels. Above 4 million voxels, every second one
+    along each axis is used.
     """
     sample = physical[::2, ::2, ::2] if physical.size > 4_000_000 else physical
     lowest, highest = float(physical.min()), float(physical.max())
@@ -68,10 +68,7 @@ def intensity_map(physical: np.ndarray) -> IntensityMap:
 
 
 def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
-    """The threshold that best separates `values` (any shape, real) into two classes (Otsu 1979).
-
-    The histogram ends at the 99.9th percentile: otherwise one hot voxel would put all others into the first bin.
-    """
+    """The threshold that best separates real `values` into two classes (Otsu 1979), up to their 99.9th percentile."""
     low, high = float(values.min()), float(np.percentile(values, HIGH_PERCENTILE))
     if not low < high:
         return low
@@ -86,11 +83,11 @@ def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
 
 
 def foreground(physical: np.ndarray) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
-    """Where the head (or the brain of a skull-stripped volume) lies. physical: (D, H, W) real.
+    """The region of the head (or of the brain of a skull-stripped volume). physical: (D, H, W) real.
 
     Returns the coarse mask, bool, one value per block of 8^3 voxels, and its bounding box, half-open, in voxels. A
-    block counts by its share of voxels above half of Otsu's threshold: in full-head volumes, bright fat puts the
-    threshold itself above grey matter. The largest connected part stays, with its holes filled.
+    block counts by its share of voxels above half of Otsu's threshold: in full-head volumes, bright fat raises the
+    threshold above grey matter. Only the largest connected part is kept, with its holes filled.
     """
     sample = physical[::2, ::2, ::2] if physical.size > 4_000_000 else physical
     background = float(np.percentile(sample, LOW_PERCENTILE))
@@ -117,7 +114,7 @@ def largest_part(mask: np.ndarray) -> np.ndarray:
 
 
 def _block_mean(mask: np.ndarray, block: int) -> np.ndarray:
-    """Share of True per block; a block that the far edge cuts is averaged over the voxels inside."""
+    """Share of True per block. A block that exceeds the volume is averaged over the voxels inside."""
     sums = mask.astype(np.float32)
     for axis in range(3):
         starts = np.arange(0, mask.shape[axis], block)

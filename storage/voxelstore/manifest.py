@@ -1,4 +1,4 @@
-"""The store's manifest: one file that says which subjects there are, made from their own records."""
+"""The store's manifest: one file that lists the subjects, made from their own records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ MANIFEST = "manifest.json"
 def new_manifest(
     records: Mapping[str, SubjectRecord], left_out: Mapping[str, Any], rule: SplitRule | None
 ) -> dict[str, Any]:
-    """The content of the file: subjects, the rule that split them, and the source files that were left out."""
     subjects = {subject: record.to_json() for subject, record in records.items()}
     splits = None if rule is None else rule.to_json()
     return {"schema": SCHEMA, "splits": splits, "subjects": subjects, "left_out": dict(left_out)}

@@ -1,5 +1,3 @@
-"""What the store records about one subject."""
-
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
@@ -22,8 +20,8 @@ class SubjectRecord:
     group: the person; volumes of one group share a split. shape: (D, H, W). spacing: mm per voxel. dtype: of the stored
     voxels, such as "int16". Physical intensity = voxel * slope + intercept. affine: 4 rows of 4, canonical indices to
     mm. foreground_box: half-open, in voxels. mask_block: edge of a block of the coarse foreground mask, in voxels.
-    source, size, mtime_ns, sha256: the file that was converted. content: SHA-256 of the voxels as stored. image: of the
-    image itself, whatever its type and scale; "" in records of earlier versions, which the next conversion completes.
+    source, size, mtime_ns, sha256: of the converted file. content: SHA-256 of the voxels as stored. image: SHA-256 of
+    the image, independent of type and scale; "" in records of earlier versions until the next conversion.
     """
 
     subject: str
@@ -47,16 +45,15 @@ class SubjectRecord:
 
     @property
     def content_hash(self) -> str:
-        """What tells whether two subjects, of any stores, are one image: `image`, or `content` in an old record."""
+        """Equal if two subjects, of any stores, are one image: `image`, or `content` in an old record."""
         return self.image or self.content
 
     def normalised(self, voxels: np.ndarray) -> np.ndarray:
-        """Stored voxels, any part of them, to float32 in about [0, 1] (see `IntensityMap`)."""
+        """Stored voxels, or any part of them, to float32 in about [0, 1] (see `IntensityMap`)."""
         plain = (self.slope, self.intercept) == (1.0, 0.0)
         return self.intensity.normalise(voxels if plain else to_physical(voxels, self.slope, self.intercept))
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of JSON's types."""
         return asdict(self)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Which subject belongs to which split: by person, seeded, and never changed later."""
+"""Assigns subjects to splits: by person, seeded, and never changed later."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class SplitRule(NamedTuple):
-    """What a store was split by: fraction or count by name, whose order decides ties, and the seed of the draw."""
+    """The rule that split a store: fraction or count by name, whose order decides ties, and the seed of the draw."""
 
     splits: dict[str, float]
     seed: int
@@ -19,7 +19,7 @@ class SplitRule(NamedTuple):
         return f"data.splits='{{{shares}}}' data.split_seed={self.seed}"
 
     def to_json(self) -> dict[str, Any]:
-        """Splits as pairs: the keys of JSON objects are sorted on writing."""
+        """The rule as JSON types. Splits are pairs, because the keys of JSON objects are sorted on writing."""
         return {"shares": [[name, share] for name, share in self.splits.items()], "seed": self.seed}
 
     @classmethod
@@ -55,10 +55,10 @@ def assign_splits(
 ) -> dict[str, str | None]:
     """The split of every subject; None for people beyond the counts, or beyond fractions below 1. Raises ValueError.
 
-    assigned: the splits that subjects have; they stay. groups: subject -> person, by default the subject itself; a
-    person's volumes share a split, and people are counted. splits: fractions, or counts if they sum to more than 1.
-    New people come in the order of SHA-256(seed, the person's first subject) and go to the split with the greatest
-    deficit, the earlier-named one in a tie; empty splits come first if there are enough people for all.
+    assigned: the present splits of subjects, which do not change. groups: subject -> person, by default the subject
+    itself; a person's volumes share a split, and people are counted. splits: fractions, or counts if they sum to more
+    than 1. New people are ordered by SHA-256(seed, the person's first subject). Each goes to the split with the largest
+    deficit, in a tie to the one named first; empty splits come first if there are enough people for all.
     """
     check_splits(splits)
     people: dict[str, list[str]] = {}
@@ -75,7 +75,7 @@ def assign_splits(
 
 
 def _place(waiting: list[str], taken: list[str], splits: Mapping[str, float | int]) -> dict[str, str | None]:
-    """The split of each person in `waiting`, in that order. taken: the splits of the people that have one."""
+    """The split of each person in `waiting`, in that order. taken: the splits of people that already have one."""
     result: dict[str, str | None] = {}
     total = len(waiting) + len(taken)
     scale = 1 if _are_counts(splits) else total
@@ -87,7 +87,7 @@ def _place(waiting: list[str], taken: list[str], splits: Mapping[str, float | in
         candidates = [name for name in wanted if held[name] == 0] if total >= len(wanted) else []
         if not candidates and _are_counts(splits):
             candidates = [name for name in wanted if held[name] < quota[name]] or [None]
-        # 1e-9: a rounding error of the quotas must not count as a share without a split.
+        # 1e-9: a rounding error of the quotas must not leave a person without a split.
         chosen = max(candidates or quota, key=lambda name: quota[name] - held[name] - 1e-9 * (name is None))
         result[person] = chosen
         held[chosen] += 1

@@ -1,4 +1,4 @@
-"""The volume store: one Zarr v3 group per subject, and a manifest that says which subjects there are."""
+"""The volume store: one Zarr v3 group per subject, and a manifest that lists the subjects."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ MANIFEST_LOCK = ".manifest.lock"
 
 
 class VolumeStore:
-    """A folder of brain volumes, (D, H, W) in canonical orientation (RAS+): those listed when it was opened.
+    """Brain volumes, (D, H, W) in canonical orientation (RAS+), as listed when it was opened.
 
-    Pickling it costs its path and manifest; opened arrays are kept per process.
+    A pickle contains only path and manifest; opened arrays are kept per process.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
@@ -59,7 +59,7 @@ class VolumeStore:
 
     @classmethod
     def create(cls, path: str | Path) -> VolumeStore:
-        """Open the store at `path`, which is made if nothing is there."""
+        """Open the store at `path`; create it if nothing exists there."""
         path = Path(path).resolve()
         if not cls.exists(path):
             (path / SUBJECTS).mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,6 @@ class VolumeStore:
         return f"VolumeStore({str(self.path)!r}, {len(self._records)} subjects)"
 
     def subjects(self, split: str | None = None) -> list[str]:
-        """Names, sorted."""
         return [s for s, record in self._records.items() if split is None or record.split == split]
 
     def splits(self) -> dict[str, list[str]]:
@@ -86,14 +85,14 @@ class VolumeStore:
         return {name: self.subjects(name) for name in names}
 
     def record(self, subject: str) -> SubjectRecord:
-        """What is known of a subject. Raises StoreError if the manifest does not list it."""
+        """The record of a subject. Raises StoreError if the manifest does not list it."""
         if subject not in self._records:
             text = f"no subject {subject!r} among its {len(self._records)}; subjects() lists them, converting adds them"
             raise StoreError(f"{self.path}: {text}")
         return self._records[subject]
 
     def read(self, subject: str, region: Region | None = None) -> np.ndarray:
-        """Physical intensities, float32: the volume (D, H, W), or the part of it that three slices choose."""
+        """Physical intensities, float32: the volume (D, H, W), or the part given by three slices."""
         record = self.record(subject)
         return to_physical(self._voxels(subject, region), record.slope, record.intercept)
 
@@ -135,7 +134,7 @@ class VolumeStore:
         return _read(folder, open_array(folder, shape), version, ...).astype(bool)
 
     def source(self, subject: str) -> SourceVolume:
-        """The subject as `read_volume` gave it; `write_volume` needs it to write into the subject's own space."""
+        """The subject as `read_volume` returned it; `write_volume` needs it to write into the subject's own space."""
         return read_source(self._folder(subject), self._voxels(subject, None))
 
     def fingerprint(self, split: str | None = None) -> str:
@@ -145,7 +144,7 @@ class VolumeStore:
 
     @property
     def rule(self) -> SplitRule | None:
-        """What the subjects were split by; None before the first `update_manifest` and after a lost manifest."""
+        """The rule that split the subjects; None before the first `update_manifest` or if the manifest was lost."""
         return self._rule
 
     @property
@@ -156,24 +155,21 @@ class VolumeStore:
     def write_subject(
         self, subject: str, volume: SourceVolume, sha256: str | None = None, group: str | None = None
     ) -> SubjectRecord:
-        """Store a volume under `subject`, atomically; one that it replaces keeps its split.
+        """Store a volume under `subject`, atomically. A replaced subject keeps its split.
 
         sha256: of the source file, by default `volume.sha256`. group: the person, by default the subject itself.
-        `update_manifest` lists the subject. Raises StoreError for a name that cannot be a folder's.
+        `update_manifest` lists the subject. Raises StoreError for a name that is not valid for a folder.
         """
         with locked(self.path / WRITERS_LOCK, shared=True):
             return write_subject(self._folder(subject), volume, sha256 or volume.sha256, group or subject)
 
     def remove_subject(self, subject: str) -> None:
-        """Delete a subject's folder; the manifest lists it until `update_manifest`."""
+        """Delete a subject's folder. The manifest lists it until `update_manifest`."""
         with locked(self.path / WRITERS_LOCK, shared=True):
             remove_folder(self._folder(subject))
 
     def note_source(self, subject: str, source: str, size: int, mtime_ns: int) -> None:
-        """Record where an unchanged source lies now, so that the next conversion need not hash it.
-
-        A record of an earlier version gets its `image`.
-        """
+        """Record the present path of an unchanged source, so it need not be hashed. Add `image` to an old record."""
         folder = self._folder(subject)
         with locked(self.path / WRITERS_LOCK, shared=True):
             record = read_record(folder)
@@ -188,7 +184,7 @@ class VolumeStore:
         return {folder.name: read_record(folder) for folder in folders}
 
     def clean(self) -> list[str]:
-        """Remove what killed writers left behind, unless a writer is running. Returns the names removed."""
+        """Delete what killed writers left, unless a writer is running. Returns the names of what it deleted."""
         with locked(self.path / WRITERS_LOCK, wait=False) as no_writer:
             return clean(self.path / SUBJECTS) + clean(self.path) if no_writer else []
 
@@ -198,10 +194,9 @@ class VolumeStore:
         seed: int,
         left_out: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """List every stored subject, give a split to those without one (`assign_splits`), and record the rule.
+        """List every stored subject, assign missing splits (`assign_splits`), and record the rule. Raises ValueError.
 
-        Splits are in the subjects' own records before the manifest, which can so be rebuilt. Raises ValueError for
-        splits that do not add up.
+        Splits are written to the subjects' own records first, so the manifest can be rebuilt.
         """
         with self._changing_manifest():
             records = self.stored_records()
@@ -262,7 +257,7 @@ class VolumeStore:
 
 
 def _read(folder: Path, array: zarr.Array[Any], version: tuple[int, ...], region: Any) -> np.ndarray:
-    """A region of an open array. Raises StoreError for damage, and for a data file that is not that of `version`."""
+    """A region of an open array. Raises StoreError for damage, or if the data file is not that of `version`."""
     try:
         found = np.asarray(array[region])
     except (ValueError, RuntimeError, OSError) as error:  # a checksum's, a codec's and the disk's errors
@@ -273,6 +268,5 @@ def _read(folder: Path, array: zarr.Array[Any], version: tuple[int, ...], region
 
 
 def _along(axis: int, chosen: slice, region: Region = (slice(None), slice(None), slice(None))) -> Region:
-    """`region` with another slice along one axis."""
     d, h, w = (chosen if a == axis else part for a, part in enumerate(region))
     return d, h, w

@@ -1,4 +1,6 @@
-"""One subject on disk: a Zarr v3 group of voxels and coarse foreground mask; its record is an attribute."""
+"""One subject on disk: a Zarr v3 group of voxels and coarse foreground mask. Its record is an attribute of the
+group.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ CHUNK = 64  # measured: docs/measurements/storage.md
 
 
 def write_subject(folder: Path, volume: SourceVolume, sha256: str, group: str) -> SubjectRecord:
-    """Write the Zarr group `folder`, atomically; a subject that it replaces keeps its split."""
+    """Write the Zarr group `folder`, atomically. A replaced subject keeps its split."""
     physical = volume.physical()
     mask, box = foreground(physical)
     shape = volume.voxels.shape
@@ -60,7 +62,7 @@ def write_subject(folder: Path, volume: SourceVolume, sha256: str, group: str) -
 
 
 def content_hash(volume: SourceVolume) -> str:
-    """SHA-256 of type, shape, scale and voxels: what records had before `image_hash`."""
+    """SHA-256 of type, shape, scale and voxels. Old records have it instead of `image_hash`."""
     head = f"{volume.voxels.dtype.name} {volume.voxels.shape} {volume.slope!r} {volume.intercept!r}\n"
     digest = hashlib.sha256(head.encode())
     digest.update(np.ascontiguousarray(volume.voxels).data)
@@ -68,10 +70,10 @@ def content_hash(volume: SourceVolume) -> str:
 
 
 def image_hash(volume: SourceVolume) -> str:
-    """SHA-256 of the image whatever its type, scale, container and orientation on the disk.
+    """SHA-256 of the image, independent of type, scale, container and orientation in the file.
 
-    With up to 65,536 intensities it is that of their order from dark to bright, which rounding to another type does not
-    change; with more, of the physical float32 values.
+    With up to 65,536 intensities it hashes their ranks from dark to bright, which rounding to another type does not
+    change; with more, the physical float32 values.
     """
     stored = np.unique(volume.voxels)
     levels, ranks = np.unique(to_physical(stored, volume.slope, volume.intercept), return_inverse=True)
@@ -86,7 +88,7 @@ def image_hash(volume: SourceVolume) -> str:
 
 
 def write_array(folder: Path, data: np.ndarray, chunk: int = CHUNK) -> None:
-    """A Zarr v3 array: chunks of chunk^3 voxels, each with a checksum, in one shard, which is one file."""
+    """Write a Zarr v3 array: chunks of chunk^3 voxels, each with a checksum, in one shard, which is one file."""
     chunks = tuple(min(chunk, n) for n in data.shape)
     array = zarr.create_array(
         zarr.storage.LocalStore(folder),
@@ -95,7 +97,7 @@ def write_array(folder: Path, data: np.ndarray, chunk: int = CHUNK) -> None:
         chunks=chunks,
         shards=tuple(math.ceil(n / c) * c for n, c in zip(data.shape, chunks, strict=True)),
         compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec()],
-        # Without this, empty chunks are not written, and a lost chunk would look like an empty one.
+        # Otherwise empty chunks are not written, and a lost chunk would look like an empty one.
         config={"write_empty_chunks": True},
         dimension_names=("left-right", "posterior-anterior", "inferior-superior"),
     )
@@ -103,12 +105,11 @@ def write_array(folder: Path, data: np.ndarray, chunk: int = CHUNK) -> None:
 
 
 def read_record(folder: Path) -> SubjectRecord:
-    """The record in the subject's own group."""
     return SubjectRecord.from_json(_attributes(folder).get("record"), str(folder))
 
 
 def read_source(folder: Path, voxels: np.ndarray) -> SourceVolume:
-    """The volume as it was read from its source file, which need not exist any more."""
+    """The volume as it was read from its source file. That file is not needed."""
     attributes = _attributes(folder)
     record = SubjectRecord.from_json(attributes.get("record"), str(folder))
     layout, path, affine = _layout_from_json(attributes["layout"]), Path(record.source), np.array(record.affine)
@@ -117,14 +118,12 @@ def read_source(folder: Path, voxels: np.ndarray) -> SourceVolume:
 
 
 def update_record(folder: Path, **changes: Any) -> SubjectRecord:
-    """Change fields of a subject's own record."""
     record = replace(read_record(folder), **changes)
     write_group(folder, {**_attributes(folder), "record": record.to_json()})
     return record
 
 
 def write_group(folder: Path, attributes: dict[str, Any]) -> None:
-    """The metadata of a Zarr v3 group, atomically."""
     value = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     atomic_write_json(folder / "zarr.json", value)
 
@@ -149,9 +148,9 @@ def open_array(folder: Path, shape: tuple[int, ...]) -> zarr.Array[Any]:
 
 
 def data_version(folder: Path) -> tuple[int, int]:
-    """What changes when an array's data file is replaced. Raises StoreError if it is missing.
+    """A value that changes if an array's data file is replaced. Raises StoreError if the file is missing.
 
-    Zarr reads a missing file as zeros without an error, also under an array that is open.
+    Zarr reads a missing file as zeros without an error, even from an open array.
     """
     try:
         found = (folder / "c" / "0" / "0" / "0").stat()

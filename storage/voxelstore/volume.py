@@ -20,13 +20,13 @@ from voxelstore.intensity import IntensityMap, intensity_map
 EXTENSIONS = (".nii.gz", ".nii", ".mgz")
 GZIP_LEVEL = 1  # nibabel's own; level 6 took nine times as long on 52 MB and saved 5 %
 MGH_TYPES = ("u1", "i2", "i4", "f4")
-# Below this many float32 steps between the least and the greatest intensity, an offset has swallowed the image.
+# With fewer float32 steps between the least and greatest intensity, a large offset has destroyed the image.
 LEAST_STEPS = 256
 
 
 @dataclass(frozen=True)
 class SourceVolume:
-    """What a source file holds, turned to canonical orientation (RAS+, axis 0 = left to right).
+    """The content of a source file, in canonical orientation (RAS+, axis 0 = left to right).
 
     voxels: (D, H, W), the type of the file. Physical intensity = voxels * slope + intercept. affine: (4, 4), canonical
     voxel indices to mm. sha256, size, mtime_ns: of the file as read. layout: what `write_volume` needs.
@@ -43,11 +43,11 @@ class SourceVolume:
     mtime_ns: int
 
     def physical(self) -> np.ndarray:
-        """(D, H, W) float32: voxels * slope + intercept, the product and the sum in float64."""
+        """(D, H, W) float32: voxels * slope + intercept, computed in float64."""
         return to_physical(self.voxels, self.slope, self.intercept)
 
     def intensity(self) -> IntensityMap:
-        """The robust intensity map (`intensity_map`). Raises VolumeError where there is none."""
+        """The robust intensity map (`intensity_map`). Raises VolumeError if it has none."""
         try:
             return intensity_map(self.physical())
         except ValueError as error:
@@ -87,11 +87,11 @@ def read_volume(path: str | Path) -> SourceVolume:
 def write_volume(path: str | Path, data: np.ndarray, like: SourceVolume) -> None:
     """Write physical intensities into the space of `like`, atomically.
 
-    data: (D, H, W) real, canonical orientation, the shape of `like`. The file has the orientation, affine, header,
-    type, slope and intercept of `like`; integer types are rounded and clipped. Unmodified integer voxels come back
-    identical while |voxel + intercept / slope| < 2^23, the limit of float32; data may be float64 beyond it. NIfTI
-    written to .mgz, or the reverse, keeps affine and type if it can: MGH has no slopes and no unsigned or 64-bit types,
-    which become float32. Raises ValueError for another shape, another extension or values that are not finite.
+    data: (D, H, W) real, canonical orientation, the shape of `like`. The file gets the orientation, affine, header,
+    type, slope and intercept of `like`; integer types are rounded and clipped. Unmodified integer voxels are written
+    unchanged if |voxel + intercept / slope| < 2^23, the limit of float32; use float64 data beyond it. NIfTI written to
+    .mgz, or the reverse, keeps affine and type if possible: MGH has no slopes and no unsigned or 64-bit types, which
+    become float32. Raises ValueError for another shape, another extension or non-finite values.
     """
     path = Path(path)
     if data.shape != like.voxels.shape:
@@ -100,7 +100,7 @@ def write_volume(path: str | Path, data: np.ndarray, like: SourceVolume) -> None
         raise ValueError(f"{path}: data holds NaN or infinity; nothing was written")
     target = next((e for e in EXTENSIONS if path.name.lower().endswith(e)), None)
     if target is None:
-        raise ValueError(f"{path}: extension {path.suffix!r} is none of {', '.join(EXTENSIONS)}")
+        raise ValueError(f"{path}: extension {path.suffix!r} is not one of {', '.join(EXTENSIONS)}")
     if (target == ".mgz") == (like.layout.format == "mgh"):
         dtype = np.dtype(like.layout.dtype)
         raw = to_source_orientation(to_stored(data, dtype, like.slope, like.intercept), like.layout)
@@ -114,7 +114,7 @@ def write_volume(path: str | Path, data: np.ndarray, like: SourceVolume) -> None
 
 
 def to_source_orientation(canonical: np.ndarray, layout: SourceLayout) -> np.ndarray:
-    """(D, H, W) in canonical orientation to the axes and directions of the source's file (a view)."""
+    """A view of (D, H, W) canonical data with the axes and directions of the source's file."""
     orientation = nib.io_orientation(layout.affine)
     turned = canonical.transpose(orientation[:, 0].astype(int))
     flips = tuple(slice(None, None, -1) if sign < 0 else slice(None) for sign in orientation[:, 1])
@@ -122,7 +122,7 @@ def to_source_orientation(canonical: np.ndarray, layout: SourceLayout) -> np.nda
 
 
 def to_physical(voxels: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """voxels * slope + intercept as float32, computed in float64, slab by slab to spare memory."""
+    """voxels * slope + intercept as float32, computed in float64, slab by slab to save memory."""
     if slope == 1.0 and intercept == 0.0:
         return voxels.astype(np.float32)
     return _by_slabs(voxels, np.dtype(np.float32), lambda slab: slab * slope + intercept)
@@ -167,7 +167,7 @@ def _check_intensities(path: Path, voxels: np.ndarray, slope: float, intercept: 
     if not (np.abs(ends) <= np.finfo(np.float32).max).all():  # NaN fails the comparison
         text = f"intensities from {lowest} to {highest}; replace NaN and infinity, by 0 outside the head"
         raise VolumeError(path, "not-finite", text)
-    # In float32, which is what everything computes with: 2^30 and 2^30 + 1 are the same.
+    # Compared in float32, in which everything is computed: 2^30 and 2^30 + 1 are equal.
     if np.float32(ends[0]) == np.float32(ends[1]):
         text = f"voxels from {lowest} to {highest} are all {ends[0]:g} in float32; is it the right file?"
         raise VolumeError(path, "constant", text)

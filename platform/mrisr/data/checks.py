@@ -1,4 +1,4 @@
-"""Check that a volume store has what an experiment needs, before anything is started."""
+"""Checks that a volume store has what an experiment needs, before anything starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from voxelstore import VolumeStore
 
 
 def open_store(experiment: Experiment) -> VolumeStore:
-    """The experiment's store, with subjects to train on and to validate on. Raises ConfigError otherwise."""
+    """The experiment's store. Raises ConfigError if it lacks subjects to train on or to validate on."""
     try:
         store = VolumeStore.open(experiment.data.store)
     except ValueError as error:

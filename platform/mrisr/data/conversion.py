@@ -1,4 +1,4 @@
-"""A folder of volume files into a volume store, one Ray task per file."""
+"""Converts a folder of volume files into a volume store, with one Ray task per file."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from voxelstore import (
 from voxelstore.convert import drop_duplicates, file_hash
 from voxelstore.files import real_path
 
-# Reasons that can pass without the file's size and time changing (permissions, a fetched annex, memory).
+# Reasons that can end while the file's size and time stay the same (permissions, a fetched annex, memory).
 TRY_AGAIN = ("unreadable", "worker-died", "name-clash", "too-large")
 
 
 class LeftOut(NamedTuple):
-    """A file that is not in the store: reason, remedy, and of a duplicate the subject that stays (`twin`)."""
+    """A file that is not in the store, with reason and remedy. twin: of a duplicate, the subject in the store."""
 
     path: Path
     reason: str
@@ -45,10 +45,7 @@ Outcomes = dict[Path, Outcome]
 
 @dataclass(frozen=True)
 class ConversionSummary:
-    """What a conversion did. splits: number of subjects in each; people: number in the store; the others: subjects.
-
-    orphaned: stored subjects whose file below the folder is gone or no longer chosen by the pattern.
-    """
+    """splits: number of subjects in each; people: number in the store; orphaned: subjects whose file is gone."""
 
     converted: list[str]
     unchanged: list[str]
@@ -63,7 +60,6 @@ class ConversionSummary:
         return 3 if self.left_out else 0
 
     def lines(self) -> list[str]:
-        """The summary as plain lines, one per file left out."""
         counts = f"{len(self.converted)} converted, {len(self.unchanged)} unchanged, {len(self.left_out)} left out"
         shares = ", ".join(f"{name} {count}" for name, count in self.splits.items()) or "none"
         lines = [counts, f"splits: {shares}"]
@@ -93,7 +89,7 @@ def _few(names: list[str]) -> str:
 
 
 class SourceFile(NamedTuple):
-    """A file, the subject and person that it is, and what the store has under that subject's name."""
+    """A file, its subject and person, and the store's record of that subject."""
 
     path: Path
     subject: str
@@ -107,12 +103,12 @@ class SourceFile(NamedTuple):
 def convert_folder(
     source: str | Path, data: Data, *, verify: bool = False, progress: bool = True, console: Console | None = None
 ) -> ConversionSummary:
-    """Convert the .nii, .nii.gz and .mgz files below `source` into data.store, which is made if nothing is there.
+    """Convert the .nii, .nii.gz and .mgz files below `source` into data.store, which is created if missing.
 
-    Ray must be initialised; every node needs to see both paths. A file whose size and modification time are recorded is
-    not read again, unless `verify`: then it is hashed. A file whose SHA-256 is recorded is not decoded. Subjects keep
-    their split. Raises FileNotFoundError for a folder without volumes, ValueError for splits that do not add up or are
-    not the store's, StoreError.
+    Ray must be initialised; every node must see both paths. A file with a recorded size and modification time is not
+    read again; with `verify` it is hashed. A file with a recorded SHA-256 is not decoded. Subjects keep their split.
+    Raises FileNotFoundError for a folder without volumes, ValueError for splits with a wrong sum or other splits than
+    the store's, StoreError.
     """
     rule = agreed_rule(VolumeStore.open(data.store) if VolumeStore.exists(data.store) else None, data)
     root = real_path(Path(source))
@@ -162,7 +158,7 @@ def _check_room(store: Path, space: int) -> None:
 
 
 def _name_clashes(files: Sequence[SourceFile]) -> Outcomes:
-    """The files whose subject name belongs to another file: the stored subject's own, else the first."""
+    """The files whose subject name belongs to another file: to the stored subject's file, else to the first."""
     owners: dict[str, Path] = {}
     for file in files:
         if file.subject not in owners or file.is_source_of_known():
@@ -178,7 +174,7 @@ def _name_clash(file: SourceFile, other: str) -> LeftOut:
 def _without_reading(
     files: Sequence[SourceFile], left_out: Mapping[str, Any], records: Mapping[str, SubjectRecord], min_size: int
 ) -> Outcomes:
-    """The files whose outcome follows from size and time: stored ones, and those left out for a reason that lasts."""
+    """The files whose outcome follows from size and time: stored ones, and those left out for a permanent reason."""
     outcomes: Outcomes = {}
     for file in files:
         stat, known, entry = _stat(file.path), file.known, left_out.get(str(file.path))
@@ -228,10 +224,7 @@ def _run_tasks(
 
 
 def convert_file(file: SourceFile, store: Path, min_size: int) -> Outcome:
-    """One Ray task: convert a file unless its content is stored already.
-
-    A fault of this one file is an outcome. A full disk or a damaged store raises StoreError.
-    """
+    """One Ray task: convert a file unless its content is stored. A full disk or a damaged store raises StoreError."""
     try:
         if file.known is not None:
             stat = _stat(file.path)
@@ -269,7 +262,7 @@ def _left_out(outcomes: Outcomes) -> list[LeftOut]:
 
 
 def _left_out_entries(store: VolumeStore, root: Path, outcomes: Outcomes, min_size: int) -> dict[str, dict[str, Any]]:
-    """The manifest's entries: new ones for this folder, the present ones for others."""
+    """The manifest's list of left-out files: new entries for this folder, unchanged ones for other folders."""
     entries = {path: entry for path, entry in store.left_out.items() if not Path(path).is_relative_to(root)}
     for path, reason, message, twin in _left_out(outcomes):
         entry = {"reason": reason, "message": message, "twin": twin, "min_size": min_size, "stat": _stat(path)}
@@ -292,7 +285,7 @@ def _summary(store: VolumeStore, root: Path, files: Sequence[SourceFile], outcom
 
 
 def _hash(path: Path) -> str | None:
-    """SHA-256; None for what cannot be read, which `read_volume` names."""
+    """SHA-256; None for a file that cannot be read. `read_volume` then reports the error."""
     try:
         return file_hash(path)
     except OSError:
@@ -300,7 +293,7 @@ def _hash(path: Path) -> str | None:
 
 
 def _stat(path: Path) -> tuple[int, int] | None:
-    """Size and modification time; None for what is not there, such as the target of a broken link."""
+    """Size and modification time; None for a missing file, such as the target of a broken link."""
     try:
         status = path.stat()
     except OSError:

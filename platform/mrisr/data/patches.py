@@ -1,4 +1,4 @@
-"""Where patches are cut: uniformly among the places that hold enough foreground. Pure numpy."""
+"""Chooses where patches are cut: uniformly among the places with enough foreground. Uses numpy only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 Corner = tuple[int, int, int]
 
-# Draws of a moved patch with too little foreground; after these it stays on the grid.
+# Repeated draws for a moved patch with too little foreground. After that it stays on the grid.
 REDRAWS = 16
 
 
@@ -64,13 +64,13 @@ def sample_corners(
 ) -> list[Corner]:
     """Draw `count` corners of (patch, patch, patch) cubes inside the volume.
 
-    A candidate on the coarse grid is drawn uniformly among those with a foreground share of at least `min_foreground`,
-    then moved by less than one block in every direction; a moved cube with too little foreground is drawn again. If no
-    candidate reaches that share, the best tenth of those that touch foreground is used, with the least share among
-    them as the bound. If none touches foreground, all are used.
+    A candidate on the coarse grid is drawn uniformly among those with a foreground share of at least `min_foreground`.
+    Then it is moved by less than one block along every axis; a moved cube with too little foreground is drawn again. If
+    no candidate has that share, the best tenth of those with foreground is used, and the bound is the smallest share
+    among them. If no candidate has foreground, all are used.
     """
     share = foreground_share(mask, block, shape, patch)
-    # The slack for rounding is relative: a bound above 0 must stay above the share of air, which is exactly 0.
+    # The rounding tolerance is relative: a bound above 0 must stay above the share of air, which is exactly 0.
     slack = 1.0 - 1e-9
     bound = min_foreground * slack
     if share.max() < bound:
@@ -83,7 +83,7 @@ def sample_corners(
         chosen = np.unravel_index(rng.choice(good, size=n), share.shape)
         on_grid = np.stack([candidate_offsets(m, patch, block)[i] for m, i in zip(shape, chosen, strict=True)])
         moved = on_grid + rng.integers(-(block // 2), block - block // 2, size=(3, n))
-        # Mirror at the faces what leaves the volume: clipping would pile patches up on the faces.
+        # Reflect positions outside of the volume at its faces: clipping would accumulate patches there.
         moved = np.where(moved < 0, -1 - moved, moved)
         moved = np.where(moved > last, 2 * last + 1 - moved, moved)
         return on_grid.T, np.clip(moved, 0, last).T
@@ -103,7 +103,7 @@ def sample_corners(
 def spanned(
     corners: list[Corner], patch: int, shape: tuple[int, ...], axes: tuple[int, ...]
 ) -> tuple[tuple[slice, slice, slice], list[Corner]]:
-    """The part of the volume that holds all cubes, cropped along `axes` only, and the corners inside that part."""
+    """The part of the volume that contains all cubes, cropped along `axes` only, and the corners inside that part."""
     first, last = np.zeros(3, int), np.array(shape)
     for axis in axes:
         first[axis] = min(corner[axis] for corner in corners)
@@ -113,7 +113,7 @@ def spanned(
 
 
 def cut(volume: np.ndarray, corner: Corner, patch: int) -> np.ndarray:
-    """The cube of edge `patch` at `corner`: a view, (patch, patch, patch)."""
+    """A view of the cube at `corner`, (patch, patch, patch)."""
     return volume[tuple(slice(c, c + patch) for c in corner)]
 
 
@@ -122,7 +122,8 @@ def copy_overlaps(
 ) -> None:
     """Copy a part of a volume into the cubes at `corners` that overlap it.
 
-    cubes: n of (patch, patch, patch), written. part: slices number `first` and following along `axis`, whole otherwise.
+    cubes: n of (patch, patch, patch), written. part: the slices from number `first` on along `axis`, complete along the
+    other axes.
     """
     patch, last = cubes[0].shape[axis], first + part.shape[axis]
     for cube, corner in zip(cubes, corners, strict=True):

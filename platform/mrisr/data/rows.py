@@ -1,4 +1,4 @@
-"""Rows of the stream: which volume comes when, with what randomness, and the patches that are made of it."""
+"""Rows of the stream: the order of volumes, the seeds of their randomness, and the patches made from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PART_VOXELS = 5 * 2**16
 
 @dataclass(frozen=True)
 class Row:
-    """One volume, degraded once. `index` is its place in the endless sequence of rows."""
+    """One volume, degraded once. `index` is its position in the endless sequence of rows."""
 
     index: int
     epoch: int
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """The endless, seeded sequence of rows over a fixed list of subjects, in any order; seed: the experiment's."""
+    """The endless, seeded sequence of rows. subjects: in any order; seed: the experiment's."""
 
     subjects: tuple[str, ...]
     seed: int
@@ -44,7 +44,7 @@ class RowPlan:
 
     @property
     def group_size(self) -> int:
-        """Patches per group, which is the number of steps a group lasts."""
+        """Patches per group, equal to the number of steps that use the group."""
         return self.patches_per_row * self.rows_per_group
 
     def row(self, index: int) -> Row:
@@ -56,16 +56,16 @@ class RowPlan:
         return [self.row(i) for i in range(epoch * n, (epoch + 1) * n)]
 
     def group(self, turn: int, lane: int) -> list[Row]:
-        """The rows of a lane's group number `turn`, which feeds steps turn*group_size ... (turn+1)*group_size - 1."""
+        """The rows of a lane's group number `turn`, for steps turn*group_size ... (turn+1)*group_size - 1."""
         first = (turn * self.lanes + lane) * self.rows_per_group
         return [self.row(first + i) for i in range(self.rows_per_group)]
 
     def order(self, turn: int, lane: int) -> np.ndarray:
-        """Seeded interleave of a group's patches: (group_size,) indices into its rows' patches, row after row."""
+        """Seeded permutation of a group's patches: (group_size,) indices into its rows' patches, row after row."""
         return np.random.default_rng([self.seed, 1, turn, lane]).permutation(self.group_size)
 
     def row_seed(self, row: Row) -> list[int]:
-        """The seed of all randomness of a row. The subject enters by name: adding subjects changes no other's draws."""
+        """The seed of all randomness of a row. It uses the subject's name, so new subjects change no other draws."""
         name = int.from_bytes(hashlib.sha256(row.subject.encode()).digest()[:8], "little")
         return [self.seed, 2, row.epoch, name]
 
@@ -79,10 +79,11 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 class PreparedRow(NamedTuple):
-    """A row whose parameters and places are drawn.
+    """A row whose degradation parameters and patch positions are drawn.
 
     parts: the normalised high-resolution voxels that its patches need, each with the number of its first slice along
-    `axis`. degrade: high to low resolution, for one part. corners: of the K patches, from where the parts begin.
+    `axis`. degrade: high to low resolution, for one part. corners: of the K patches, relative to the start of the
+    parts.
     """
 
     parts: Iterable[tuple[int, np.ndarray]]
@@ -93,7 +94,7 @@ class PreparedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class PatchMaker:
-    """Rows to patches: reads a volume, degrades all of it, cuts where there is foreground. Runs inside Ray tasks."""
+    """Makes patches from rows inside Ray tasks: reads a volume, degrades it, and cuts patches with foreground."""
 
     store: Path
     plan: RowPlan
@@ -102,15 +103,15 @@ class PatchMaker:
     min_foreground: float
 
     def row_patches(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        """(lr, hr), each (K, P, P, P) float16, of one row. Raises ValueError as `write_row` does."""
+        """(lr, hr), each (K, P, P, P) float16, of one row. Raises ValueError like `write_row`."""
         lr, hr = (np.empty((self.plan.patches_per_row, *(self.patch_size,) * 3), WIRE_DTYPE) for _ in range(2))
         self.write_row(row, (list(lr), list(hr)))
         return lr, hr
 
     def prepare(self, row: Row) -> PreparedRow:
-        """Draw the degradation and the places of a row; its voxels are read when its parts are iterated.
+        """Draw the degradation and the patch positions of a row. Iterating the parts reads its voxels.
 
-        Along an axis on which slices are independent, only those that patches need are read, a few at a time.
+        Along an axis with independent slices, only the slices that patches need are read, a few at a time.
         """
         store = cached_store(str(self.store))
         rng = self.plan.row_rng(row)
@@ -128,10 +129,7 @@ class PatchMaker:
         return PreparedRow(((first - region[axis].start, part) for first, part in parts), apply, corners, axis)
 
     def write_row(self, row: Row, cubes: tuple[Sequence[np.ndarray], Sequence[np.ndarray]]) -> None:
-        """Write the patches of one row into the K arrays of each side, lr and hr, each (P, P, P) float16.
-
-        Raises ValueError for a patch that float16 cannot hold.
-        """
+        """Write a row's patches into K arrays of lr and of hr, (P, P, P) float16. Raises ValueError on overflow."""
         prepared = self.prepare(row)
         for first, hr in prepared.parts:
             lr = prepared.degrade(hr)
@@ -144,7 +142,7 @@ class PatchMaker:
     def group_patches(self, turn: int, lane: int, skip: int = 0) -> dict[str, np.ndarray]:
         """One group in its interleaved order: lr, hr (R*K, 1, P, P, P) float16; row, patch (R*K,) int64 for replay.
 
-        skip: patches of the group that were consumed before; rows needed by none of the others are not read.
+        skip: number of patches already consumed. Rows that only those patches need are not read.
         """
         plan, k = self.plan, self.plan.patches_per_row
         order = plan.order(turn, lane)
@@ -165,17 +163,14 @@ class PatchMaker:
 
 
 def _overflowed(patch: np.ndarray) -> bool:
-    """Whether a float16 patch holds an infinity.
-
-    Its bit pattern is larger than any finite one, and numpy finds the largest integer 25 times as fast as infinities.
-    """
+    """Whether a float16 patch holds an infinity. The test of bit patterns is 25 times as fast as isinf."""
     infinity = np.float16(np.inf).view(np.int16), np.float16(-np.inf).view(np.uint16)
     suspect = patch.view(np.int16).max() >= infinity[0] or patch.view(np.uint16).max() >= infinity[1]
     return bool(suspect and np.isinf(patch).any())
 
 
 def cached_store(path: str) -> VolumeStore:
-    """The store at `path`, opened once per process and again when its manifest changes: processes outlive runs."""
+    """The store at `path`, opened once per process and again if its manifest changes: Ray reuses processes."""
     try:
         found = os.stat(os.path.join(path, MANIFEST))
     except OSError:
@@ -189,7 +184,6 @@ def _opened(path: str, version: tuple[int, ...]) -> VolumeStore:
 
 
 def _beyond_range(store: VolumeStore, subject: str) -> str:
-    """What is wrong with a subject whose patches overflow float16."""
     record, limit = store.record(subject), float(np.finfo(WIRE_DTYPE).max)
     volume = store.read_normalised(subject)
     value = float(volume.flat[int(np.argmax(np.abs(volume)))])

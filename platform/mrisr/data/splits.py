@@ -1,4 +1,4 @@
-"""A store is split once, at conversion. An experiment that asks for other splits than its store has is refused."""
+"""A store is split once, at conversion. An experiment with other splits than its store is refused."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ DEFAULT = SplitRule({"train": 0.8, "validation": 0.1, "test": 0.1}, 0)
 
 
 def agreed_rule(store: VolumeStore | None, data: Data) -> SplitRule:
-    """The rule to split by: the configured one; what is null, from the store; in a new store, the default.
+    """The configured rule; null values come from the store, or are the defaults in a new store.
 
-    Raises ConfigError if the store was split by another rule: no subject moves. Raises ValueError for a wrong sum.
+    Raises ConfigError if the store was split by another rule, ValueError for a wrong sum.
     """
     known = None if store is None else store.rule
     base = known or DEFAULT
@@ -32,7 +32,7 @@ def agreed_rule(store: VolumeStore | None, data: Data) -> SplitRule:
 
 
 def settle_splits(experiment: Experiment, store: VolumeStore) -> Experiment:
-    """The experiment with the splits that its store has. Raises ConfigError if it asks for others."""
+    """The experiment with the splits of its store. Raises ConfigError if it is configured with others."""
     rule = agreed_rule(store, experiment.data)
     if store.rule is None:
         return experiment

@@ -1,12 +1,12 @@
-"""The stream: a plan of rows, turned into batches of (lr, hr) patches by Ray Data.
+"""The stream: Ray Data turns a plan of rows into batches of (lr, hr) patches.
 
 A row is one volume, degraded once, from which K patches are cut. The plan is an endless sequence of rows: one seeded
-permutation of the subjects per epoch. All randomness of a row is a function of (seed, epoch, subject), so any worker
-may compute it at any time.
+permutation of the subjects per epoch. The randomness of a row is a function of (seed, epoch, subject), so any worker
+can compute it at any time.
 
-The rows are dealt to G lanes, one per element of the global batch. A lane works through groups of R rows and mixes the
-R*K patches of a group by a seeded permutation; at step s every lane contributes its patch number s. Rank r of W owns a
-contiguous block of G/W lanes. docs/design/stream.md lists what training relies on.
+There are G lanes, one per element of the global batch, and each row belongs to one lane. A lane processes groups of R
+rows and mixes the R*K patches of a group by a seeded permutation. At step s every lane delivers its patch number s.
+Rank r of W has a contiguous block of G/W lanes. docs/design/stream.md lists the guarantees.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AHEAD = 2
 
 
 class StreamError(ValueError):
-    """A row that can never be made; the message names its subject and the remedy."""
+    """A row that can never be made. The message names its subject and the remedy."""
 
 
 class Batch(NamedTuple):
@@ -54,10 +54,10 @@ def rank_lanes(lanes: int, rank: int, world_size: int) -> range:
 
 
 class StreamLimits(NamedTuple):
-    """What one rank's stream may use.
+    """The resources that one rank's stream may use.
 
-    cpus_per_task: logical CPUs that a data task reserves; cpus: those of all its tasks. rounds: groups per lane that
-    are computed at a time; those in use and those of the AHEAD next rounds are in memory.
+    cpus_per_task: logical CPUs that a data task reserves; cpus: logical CPUs of all its tasks. rounds: groups per lane
+    that one dataset computes. In memory are the groups in use and those of the AHEAD next datasets.
     """
 
     cpus_per_task: float
@@ -78,8 +78,7 @@ def object_store_bytes(maker: PatchMaker, rounds: int) -> int:
 def group_dataset(maker: PatchMaker, lanes: Sequence[int], turns: range, skip: int, limits: StreamLimits) -> Dataset:
     """A Ray dataset with one block per group, ordered by (turn, lane). Rows are three integers until the map.
 
-    skip: consumed patches of the first turn. limits: of this rank; without them, each rank's executor would plan with
-    the whole cluster.
+    skip: consumed patches of the first turn. limits: of this rank; the default would be the whole cluster.
     """
     import ray.data
     from ray.data import ExecutionResources
@@ -104,11 +103,10 @@ def rank_batches(
 ) -> Generator[Batch, None, None]:
     """The batches of a rank for steps start_step ... stop_step - 1, streamed by Ray Data; close it to stop early.
 
-    One dataset computes `limits.rounds` groups of every lane; AHEAD datasets run while an earlier one is consumed. Two,
-    because Ray Data starts tasks ten times a second: those of the second dataset wait in Ray's queue, so no core waits.
-    Not one endless dataset with backpressure: Ray Data's executor, a thread of the training process, then spins and
-    holds the GIL, which made a CPU training step three times as slow. Raises StreamError for a row at fault, and Ray's
-    error for a task that failed for another reason.
+    One dataset computes `limits.rounds` groups of every lane; AHEAD datasets run while an earlier one is consumed. Ray
+    Data starts tasks ten times a second, so the second dataset's tasks wait in Ray's queue and keep all cores busy. One
+    endless dataset made a CPU training step three times as slow: Ray Data's executor thread spins under backpressure
+    and holds the GIL. Raises StreamError for a row that cannot be made, and Ray's error for any other failed task.
     """
     from ray.exceptions import RayTaskError, UserCodeException
 
@@ -144,22 +142,19 @@ def rank_batches(
 
 
 def _make_here(maker: PatchMaker, lanes: Sequence[int], turns: range, skip: int) -> None:
-    """Make the groups of a failed dataset again in this process. Raises StreamError for a row at fault.
-
-    Ray Data passes on only the text of a task's error, inside an error of its own; a row at fault fails here as well.
-    """
+    """Repeat a failed dataset here, because Ray Data reports a task's error as text only. Raises StreamError."""
     for turn in turns:
         for lane in lanes:
             try:
                 maker.group_patches(turn, lane, skip if turn == turns.start else 0)
             except StoreError:
-                return  # the store may come back: let the workers be started again
+                return  # the store may become available again, so the workers are restarted
             except ValueError as error:
                 raise StreamError(str(error)) from None
 
 
 def interleave(blocks: Iterator[dict[str, np.ndarray]], lanes: int, skip: int) -> Iterator[Batch]:
-    """Batches from the blocks of `lanes` groups at a time, one patch per group; the first turn starts at skip."""
+    """Batches from the blocks of `lanes` groups at a time, one patch per group. The first turn skips `skip` patches."""
     while turn := list(islice(blocks, lanes)):
         for i in range(skip, len(turn[0]["row"])):
             yield Batch(*(np.stack([block[name][i] for block in turn]) for name in Batch._fields))

@@ -1,4 +1,4 @@
-"""On whom weights were trained, compared with a store: nobody may be trained on and measured."""
+"""Compares the volumes that weights were trained on with a store: no subject may be both trained on and measured."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ UNKNOWN = "which volumes the weights were trained on is not recorded"
 
 
 def trained_on(store: VolumeStore, initial: Path | None) -> TrainedOn:
-    """The volumes of a run's training subjects, and of those that its initial weights were trained on."""
+    """The volumes of a run's training subjects, and those that its initial weights were trained on."""
     before = TrainedOn(complete=True) if initial is None else read_trained_on(initial)
     own = [_hashes(store, subject) for subject in store.subjects("train")]
     return before._replace(contents=before.contents.union(*own))
 
 
 def seen_in_training(store: VolumeStore, subjects: Sequence[str], trained_on: TrainedOn) -> tuple[str, ...]:
-    """Those of the subjects whose volumes are among the training volumes, in whatever store and under whatever name."""
+    """The subjects whose volumes are among the training volumes, independent of store and name."""
     return tuple(name for name in subjects if _hashes(store, name) & trained_on.contents)
 
 
@@ -29,6 +29,6 @@ def named(subjects: Sequence[str]) -> str:
 
 
 def _hashes(store: VolumeStore, subject: str) -> set[str]:
-    """Of the image, and of the voxels as stored, which records of older versions have alone."""
+    """The hash of the image, and that of the stored voxels, the only one in records of older versions."""
     record = store.record(subject)
     return {record.content_hash, record.content}

@@ -1,8 +1,8 @@
-"""Saving and resuming training with torch.distributed.checkpoint, at any world size and under any strategy.
+"""Save and resume training with torch.distributed.checkpoint (DCP), at any world size and under any strategy.
 
-The saved entries are enumerated here, name by name, from the modules and the optimizers' own state. DCP's
-state_dict helpers would leave out the optimizer state of frozen parameters without a word, and take a fake
-step to create what is not there yet (pytorch issues 192202, 140898).
+The entries are listed here by name, from the modules and the optimizers' state. DCP's state_dict helpers would omit the
+optimizer state of frozen parameters without an error, and would take a fake step to create missing state (pytorch
+issues 192202, 140898).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ REMEDY = "delete this folder to resume from the checkpoint before it"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of other networks than those it is to be loaded into."""
+    """A checkpoint that is missing, damaged, or of other networks than the ones to load it into."""
 
 
 def save(directory: str | Path, networks: Networks, progress: dict[str, Any]) -> None:
-    """Write networks, all optimizers and `progress` (anything JSON holds); every rank must call it.
+    """Write networks, all optimizers and `progress` (any JSON values). Every rank must call it.
 
-    directory: one that all ranks share, or this rank's own, to be merged with the others'; made if missing. BatchNorm's
-    running statistics are averaged over the ranks first. Raises TypeError for a progress that JSON cannot hold.
+    directory: shared by all ranks, or this rank's own, to be merged later; created if missing. BatchNorm's running
+    statistics are averaged over the ranks first. Raises TypeError for a progress that JSON cannot hold.
     """
     text = json.dumps(progress, indent=1, sort_keys=True)
     folder = Path(directory)
@@ -50,11 +50,11 @@ def save(directory: str | Path, networks: Networks, progress: dict[str, Any]) ->
 
 
 def load(directory: str | Path, networks: Networks) -> dict[str, Any]:
-    """Load what `save` wrote into `networks`, in place, and return the progress; every rank must call it.
+    """Load what `save` wrote into `networks`, in place, and return the progress. Every rank must call it.
 
-    directory: the checkpoint of all ranks; world size and strategy may differ from those it was saved with. Raises
-    CheckpointError on every rank, naming the folder: when files are missing or damaged for any of them, or when the
-    checkpoint's entries or their shapes are not those of `networks`.
+    directory: the checkpoint of all ranks. World size and strategy may differ from those at saving. Raises
+    CheckpointError on every rank if files are missing or damaged for one rank, or if the entries or shapes differ from
+    those of `networks`.
     """
     folder = Path(directory)
     reader, entries = _PlainReader(folder), _entries(networks)
@@ -90,9 +90,9 @@ def read_progress(directory: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def refused_together() -> Iterator[None]:
-    """Around what each rank reads for itself: one rank's CheckpointError is raised on all; every rank must enter it.
+    """Raise one rank's CheckpointError on all ranks. Every rank must enter the block.
 
-    A rank that left alone would be waited for in the next collective, and of what ranks return Ray hands on rank 0's.
+    Otherwise the other ranks would wait in the next collective, and Ray returns rank 0's result only.
     """
     own: CheckpointError | None = None
     try:
@@ -108,14 +108,14 @@ def refused_together() -> Iterator[None]:
 
 @contextmanager
 def _alone() -> Iterator[bool]:
-    """Whether this is the only rank, without DCP's warning that it is."""
+    """Whether this is the only rank. In the block, DCP does not warn about that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield world_size() == 1
 
 
 def _entries(networks: Networks) -> dict[str, Tensor]:
-    """Every tensor of the training state by its name; they share memory with the networks and optimizers."""
+    """Every tensor of the training state by name. They share memory with the networks and optimizers."""
     modules: dict[str, nn.Module] = {"generator": networks.generator}
     if networks.critic is not None:
         modules["critic"] = networks.critic
@@ -133,7 +133,7 @@ def _entries(networks: Networks) -> dict[str, Tensor]:
 
 
 def _compare(folder: Path, metadata: Metadata, entries: dict[str, Tensor]) -> None:
-    """Raise CheckpointError when the checkpoint's names or shapes differ from those of `entries`."""
+    """Raise CheckpointError if the checkpoint's names or shapes differ from those of `entries`."""
     saved = {
         name: tuple(entry.size) if hasattr(entry, "size") else None
         for name, entry in metadata.state_dict_metadata.items()
@@ -156,7 +156,7 @@ def _compare(folder: Path, metadata: Metadata, entries: dict[str, Tensor]) -> No
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """DCP's metadata is a pickle: only what describes tensors and files may come out of it."""
+    """Reads DCP's metadata, a pickle. It permits only classes that describe tensors and files."""
 
     _ALLOWED = frozenset(
         [
@@ -178,7 +178,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 class _PlainReader(FileSystemReader):
-    """Reads a checkpoint without running anything that it holds; DCP loads tensors with weights_only=True."""
+    """Reads a checkpoint without executing code from it. DCP loads tensors with weights_only=True."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with open(Path(self.path) / METADATA, "rb") as file:

@@ -1,7 +1,7 @@
-"""torch.compile for the generator, kept only where it gives eager's gradients.
+"""torch.compile for the generator, used only if its gradients match those of eager mode.
 
 The critic is never compiled: its penalty differentiates twice, and torch 2.13 raises "does not currently support double
-backward" for compiled code. The generator is differentiated once.
+backward" for compiled code.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from mrisr.engine.sharding import on_every_rank
 from mrisr.models.batchnorm import frozen_statistics
 from mrisr.models.generator import Generator
 
-# Largest relative distance of the gradients. Compiled kernels round in other places than eager ones: in bfloat16 a unit
-# keeps its inner results in float32, where eager rounds each to 8 bits.
+# Largest relative distance of the gradients. In bfloat16 a compiled unit keeps its inner results in float32; eager mode
+# rounds each to 8 bits.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
-# All units share one piece of code, which is compiled once for each variant that `variants` counts; a variant takes
-# seconds. Beyond torch's limit, 8 by default, torch.compile silently goes on in eager mode.
+# The limit of compilations (see `variants`); each takes seconds. Beyond torch's limit, 8 by default, torch.compile
+# silently continues in eager mode.
 VARIANTS = 128
 
 
 def variants(units: int, micro_batches: int) -> int:
-    """How often the code of so many different units is compiled at most.
+    """The largest number of compilations for this many different units.
 
-    Each is compiled for every micro-batch of a step (each has its own momentum of BatchNorm), for the usual momentum in
-    the comparison and in recomputation (twice if the layout changed in between), and without gradients.
+    Each unit is compiled for every micro-batch of a step (each has its own momentum of BatchNorm), for the usual
+    momentum in the comparison and in recomputation (twice if the layout changed in between), and without gradients.
     """
     return units * (micro_batches + 3)
 
@@ -42,10 +42,7 @@ def different_units(generator: Generator) -> int:
 
 
 def why_eager(units: int, micro_batches: int, synchronised: bool) -> str | None:
-    """Why a generator with so many different units is not compiled at all, with the remedy; None if it may be.
-
-    micro_batches: per step and rank. synchronised: whether BatchNorm is (StepConfig.batchnorm_over).
-    """
+    """Why this generator is not compiled, with the remedy; None if it can be. micro_batches: per step and rank."""
     if units == 0:
         return "this kind of generator names no parts to compile"
     if synchronised:
@@ -62,7 +59,7 @@ def why_eager(units: int, micro_batches: int, synchronised: bool) -> str | None:
 
 
 def gradients(generator: nn.Module, lr: Tensor, hr: Tensor, precision: str) -> dict[str, Tensor]:
-    """The L1 loss' gradients by parameter, float64 copies. Running statistics and `.grad` are left as they were.
+    """The gradients of the L1 loss by parameter, as float64 copies. Running statistics and `.grad` do not change.
 
     lr, hr: (B, 1, P, P, P) on the generator's device; precision: fp32 or bf16 (autocast).
     """
@@ -74,7 +71,7 @@ def gradients(generator: nn.Module, lr: Tensor, hr: Tensor, precision: str) -> d
 
 
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """norm(found - expected) / norm(expected) of all gradients together; NaN or inf where they are not finite."""
+    """norm(found - expected) / norm(expected) over all gradients; NaN or inf if they are not finite."""
     difference = sum(float((found[name] - value).square().sum()) for name, value in expected.items())
     return (difference / sum(float(value.square().sum()) for value in expected.values())) ** 0.5
 
@@ -82,12 +79,12 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 def compile_generator(
     generator: Generator, count: int, patch_size: int, precision: str, backend: str | Callable[..., Any] = "inductor"
 ) -> float | None:
-    """Compile the generator's compilable modules in place, unless that changes its gradients; every rank must call it.
+    """Compile the generator's compilable modules in place, unless that changes its gradients. Every rank must call it.
 
-    count, patch_size: of the patches that it will see; the comparison runs on seeded noise of that size. The generator
-    must be on its device, with the layout and the recomputation that it will train with. Returns this rank's distance
-    of the gradients from eager's; None, with nothing compiled on any rank, if on one of them the distance exceeds
-    TOLERANCE or compiling fails (no C compiler, for example).
+    count, patch_size: of the training patches; the comparison uses seeded noise of that size. The generator must
+    already have its device, layout and recomputation. Returns the relative distance of this rank's gradients from those
+    of eager mode. Returns None, with nothing compiled on any rank, if one rank's distance exceeds TOLERANCE or its
+    compilation fails (for example without a C compiler).
     """
     torch.compiler.config.recompile_limit = max(VARIANTS, torch.compiler.config.recompile_limit)
     device = next(generator.parameters()).device
@@ -117,7 +114,7 @@ def compile_generator(
 
 @contextmanager
 def _filled(generator: nn.Module, noise: torch.Generator) -> Iterator[None]:
-    """Inside it, weights that are all zero are random: a last layer of zeros would hide every other gradient."""
+    """In the block, all-zero weights are random. A last layer of zeros would make all other gradients zero."""
     zeros = [weight for weight in generator.parameters() if weight.ndim > 1 and not weight.any()]
     with torch.no_grad():
         for weight in zeros:
@@ -131,6 +128,6 @@ def _filled(generator: nn.Module, noise: torch.Generator) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what went wrong; that of torch's wrapper names its back end only."""
+    """The first line of the actual error. The error of torch's wrapper names its back end only."""
     cause = getattr(error, "inner_exception", error)
     return f"{type(cause).__name__}: {cause}".splitlines()[0][:200]

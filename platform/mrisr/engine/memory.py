@@ -1,4 +1,4 @@
-"""Peak memory of a step, found without running it: every tensor is fake, only its bytes are counted."""
+"""The peak memory of a step without running it: all tensors are fake, and only their bytes are counted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mrisr.models.torch_private import TorchDispatchMode, fake_tensors
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive, and their peak, while it is active."""
+    """Counts the bytes of all living storages, and their peak, while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        """Count a storage from now until it is freed. Views share their storage, so they cost nothing."""
+        """Count a storage until it is freed. Views share a storage, so they add nothing."""
         key, size = id(storage), storage.nbytes()
         if key in self._known:
             return
@@ -50,7 +50,6 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
     def peak_of(self, run: Callable[[], object]) -> int:
-        """The peak while `run` runs, with all that is alive before it."""
         self.peak = self.live
         run()
         return self.peak
@@ -58,7 +57,7 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def counting() -> Iterator[LiveBytes]:
-    """Inside it tensors are fake and their bytes are counted. Raises MemoryUnknownError."""
+    """In the block, tensors are fake and their bytes are counted. Raises MemoryUnknownError."""
     with fake_tensors(), LiveBytes() as counter:
         yield counter
 
@@ -67,9 +66,9 @@ def counting() -> Iterator[LiveBytes]:
 class MemorySettings:
     """What the memory of a step depends on.
 
-    generator: its configuration; critic: its kind, None for a run that only pretrains. accumulates: a step has several
-    micro-batches, so the gradients of the first are alive during the others. validation_patch: edge of the validation
-    cubes, None to leave validation out.
+    generator: its configuration; critic: its kind, None for pretraining only. accumulates: a step has several
+    micro-batches, so the gradients of the first exist during the others. validation_patch: edge of the validation cubes
+    in voxels, None without validation.
     """
 
     generator: Mapping[str, Any]
@@ -81,11 +80,11 @@ class MemorySettings:
 
 
 def peak_bytes(settings: MemorySettings) -> dict[str, int]:
-    """Peak bytes per kind of step: `pretrain`, `inference`, with a critic `critic` and `generator`, and `validation`.
+    """Peak bytes per kind of step: `pretrain`, `inference`, `validation`; with a critic also `critic` and `generator`.
 
-    Parameters, gradients, Adam's moments, the moving average and the copy of the generator that is evaluated are
-    included; kernels' workspace and allocator slack are not. Inference is a forward pass of the evaluated copy;
-    validation is one cube through it. Raises MemoryUnknownError.
+    Included are parameters, gradients, Adam's moments, the moving average and the generator's copy for evaluation.
+    Kernel workspace and allocator slack are not. Inference is a forward pass of that copy; validation applies it to one
+    cube. Raises MemoryUnknownError.
     """
     step, passes = settings.step, 2 if settings.accumulates else 1
     generator, evaluated = (build_generator(settings.generator) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The networks of a run with their optimizers, spread over the ranks."""
+"""The networks of a run with their optimizers, sharded over the ranks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mrisr.models.generator import Generator
 class Networks:
     """Generator and critic objective, each one sharded unit; optimizers pretrain, adversarial, critic.
 
-    batchnorm_over: patches that BatchNorm normalises over, see StepConfig. ema: the moving average of the generator's
-    parameters by name, sharded like them; empty when it is off.
+    batchnorm_over: number of patches that BatchNorm normalises over, see StepConfig. ema: the moving average of the
+    generator's parameters by name, sharded like them; empty if it is off.
     """
 
     generator: nn.Module
@@ -38,10 +38,11 @@ def build_networks(
     device: torch.device,
     strategy: str = "fsdp",
 ) -> Networks:
-    """Place and shard the networks and make their optimizers; `critic` is None for a run that only pretrains.
+    """Place and shard the networks and make their optimizers. critic: (B, 1, P, P, P) -> (B,), None for pretraining
+    only.
 
-    critic: (B, 1, P, P, P) -> (B,). Every rank must pass networks with equal weights. Raises ValueError for a batch
-    size that the ranks cannot share, several micro-batches with synchronised BatchNorm, or an unknown strategy.
+    Every rank must pass networks with equal weights. Raises ValueError for a batch size that the ranks cannot share,
+    several micro-batches with synchronised BatchNorm, or an unknown strategy.
     """
     config.local_batch(world_size())
     over = config.batchnorm_over(world_size(), device.type == "cuda")
@@ -57,7 +58,6 @@ def build_networks(
 
 
 def with_optimizers(networks: Networks, config: StepConfig) -> Networks:
-    """Networks that are placed and sharded, with the optimizers and the moving average that config asks for."""
     generator, objective = networks.generator, networks.critic
     optimizers = {"pretrain": _adam(generator, config.pretrain_lr, config)}
     if objective is not None:
@@ -76,7 +76,7 @@ def _adam(module: nn.Module, rate: float, config: StepConfig) -> torch.optim.Ada
     optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=config.adam_betas, eps=config.adam_eps, fused=True)
     for parameter in module.parameters():
         optimizer.state[parameter] = {
-            # As Adam itself makes it: the fused step counts on the parameter's device.
+            # Like Adam's own: the fused version counts steps on the parameter's device.
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
             "exp_avg": torch.zeros_like(parameter).detach(),
             "exp_avg_sq": torch.zeros_like(parameter).detach(),
@@ -85,14 +85,16 @@ def _adam(module: nn.Module, rate: float, config: StepConfig) -> torch.optim.Ada
 
 
 def clipped_weights(critic: nn.Module) -> dict[str, Tensor]:
-    """What weight clipping cuts, by name. Scales of normalisation layers are left out: small ones, layer after layer,
-    would leave nothing of the critic's gradient (3e-17 in the separable critic, with a bound of 0.01)."""
+    """The weights to clip, by name, without scales of normalisation layers.
+
+    Small scales would make the critic's gradient vanish (3e-17 in the separable critic, bound 0.01).
+    """
     layers = plain(critic).named_modules()
     return {f"{name}.weight": layer.weight for name, layer in layers if isinstance(layer, nn.Conv3d | nn.Linear)}
 
 
 def average_statistics(networks: Networks) -> None:
-    """average_batchnorm for the generator and for its moving average, which is linear too; every rank must call it."""
+    """Call average_batchnorm for the generator and its moving average. Every rank must call it."""
     average_batchnorm(networks.generator)
     if world_size() > 1 and networks.ema:
         for name, _ in plain(networks.generator).named_buffers():
@@ -102,5 +104,5 @@ def average_statistics(networks: Networks) -> None:
 
 
 def evaluated_state(networks: Networks) -> dict[str, Tensor]:
-    """full_state of the generator, with the moving average in place of its parameters where one is kept."""
+    """full_state of the generator. If there is a moving average, it replaces the parameters."""
     return full_state(networks.generator) | {name: whole(value) for name, value in networks.ema.items()}

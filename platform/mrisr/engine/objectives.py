@@ -1,8 +1,8 @@
-"""What each network minimises, each as one nn.Module.
+"""The loss functions of the networks, each as one nn.Module.
 
-The critic's whole objective, gradient penalty included, is the forward of ONE module. With FSDP2 the second
-differentiation needs gathered parameters, and they are gathered only inside the sharded module's forward (pytorch issue
-172543). Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs" (arXiv 1704.00028).
+The critic's whole objective, gradient penalty included, is the forward of ONE module: the second differentiation needs
+gathered parameters, and FSDP2 gathers them only inside the sharded module's forward (pytorch issue 172543). Source:
+Gulrajani et al. 2017, "Improved Training of Wasserstein GANs" (arXiv 1704.00028).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch.func import functional_call
 
 
 def widened(x: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    """float16 and bfloat16 as float32; float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class CriticTerms(NamedTuple):
-    """Scalars of one micro-batch; only `loss` carries a graph."""
+    """Scalars of one micro-batch; only `loss` has a graph."""
 
     loss: Tensor
     wasserstein: Tensor  # E[D(real)] - E[D(fake)], the estimate of the distance
@@ -30,7 +30,7 @@ class CriticTerms(NamedTuple):
 
 
 class GeneratorTerms(NamedTuple):
-    """Scalars of one micro-batch; only `loss` carries a graph."""
+    """Scalars of one micro-batch; only `loss` has a graph."""
 
     loss: Tensor
     l1: Tensor
@@ -38,16 +38,16 @@ class GeneratorTerms(NamedTuple):
 
 
 class CriticObjective(nn.Module):
-    """The critic and everything that is computed with it, so that it can be sharded as a single unit.
+    """The critic and all computations that use it, so that it can be sharded as a single unit.
 
-    critic: (B, 1, P, P, P) -> (B,) scores; no sample influences the score of another. gp_weight: with 0 the penalty is
-    not part of the loss, and is still reported. samples_at_once: how many the critic scores at a time, None for all.
-    Everything runs in float32 or wider, also under autocast: the penalty differentiates twice.
+    critic: (B, 1, P, P, P) -> (B,) scores; samples must not influence each other's scores. gp_weight: with 0 the
+    penalty is reported but is not part of the loss. samples_at_once: samples per pass of the critic, None for all. All
+    computations use float32 or wider, also under autocast: the penalty differentiates twice.
 
-    The gradient of the objective is a sum over samples, and for each sample over two terms: the scores of real and
-    fake, and the interpolate's penalty. Forward differentiates each term as soon as it is computed and frees its graph
-    before the next; backward returns the sum. So at most the penalty's graph of `samples_at_once` samples is alive.
-    Real and fake share a pass, which is faster on small patches and needs less memory than the penalty's.
+    The gradient of the objective is a sum over samples and over two terms: the scores of real and fake, and the
+    penalty. Forward differentiates each term immediately and frees its graph before the next; backward returns the sum.
+    So the peak is the penalty's graph of `samples_at_once` samples. Real and fake share a pass, which is faster on
+    small patches and needs less memory than the penalty.
     """
 
     def __init__(self, critic: nn.Module, gp_weight: float = 10.0, samples_at_once: int | None = 1) -> None:
@@ -57,10 +57,10 @@ class CriticObjective(nn.Module):
     def forward(
         self, fake: Tensor, real: Tensor | None = None, coefficients: Tensor | None = None
     ) -> CriticTerms | Tensor:
-        """The critic's objective, or without `real` the scores of `fake` for the generator's objective.
+        """The critic's objective; without `real`, the scores of `fake` for the generator's objective.
 
-        fake, real: (B, 1, P, P, P); coefficients: (B,) in [0, 1], the share of `real` in each interpolate.
-        With `real` it returns CriticTerms, whose loss is E[D(fake)] - E[D(real)] + gp_weight * penalty; `fake` gets no
+        fake, real: (B, 1, P, P, P); coefficients: (B,) in [0, 1], the share of `real` in each interpolate. With `real`
+        it returns CriticTerms, whose loss is E[D(fake)] - E[D(real)] + gp_weight * penalty, and `fake` gets no
         gradient. Without `real` it returns scores (B,); `fake` gets a gradient, and the critic's parameters get none.
         """
         with torch.autocast(fake.device.type, enabled=False):
@@ -151,7 +151,7 @@ class _KnownGradient(torch.autograd.Function):
 
 
 class _KnownScores(torch.autograd.Function):
-    """Scores (B,) of independent samples (B, ...), when each score's gradient at its sample is known."""
+    """Scores (B,) of independent samples (B, ...), with the known gradient of each score at its sample."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, samples: Tensor, gradients: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class PretrainObjective(nn.Module):
 
 
 class GeneratorObjective(nn.Module):
-    """L1 + adversarial_weight * -E[D(fake)]; the scores come from a CriticObjective called with fakes only."""
+    """L1 + adversarial_weight * -E[D(fake)]. A CriticObjective called without `real` gives the scores."""
 
     def __init__(self, adversarial_weight: float = 1e-3) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class GeneratorObjective(nn.Module):
         self.pixel = PretrainObjective()
 
     def forward(self, estimate: Tensor, reference: Tensor, scores: Tensor) -> GeneratorTerms:
-        """estimate, reference: (B, 1, P, P, P); scores: (B,), the critic's on `estimate`."""
+        """estimate, reference: (B, 1, P, P, P); scores: (B,), the critic's scores of `estimate`."""
         l1 = self.pixel(estimate, reference)
         adversarial = -widened(scores).mean()
         return GeneratorTerms(l1 + self.adversarial_weight * adversarial, l1.detach(), adversarial.detach())

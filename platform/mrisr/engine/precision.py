@@ -1,4 +1,4 @@
-"""In which precision a generator runs: bfloat16 where a device is made for it, float32 elsewhere."""
+"""The precision of a generator: bfloat16 if the device computes it natively, else float32."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ if TYPE_CHECKING:
 
 
 COMPUTED = ("fp32", "bf16")
-# What training.precision may be; `chosen` makes one of COMPUTED of it.
+# The values of training.precision; `chosen` converts them to one of COMPUTED.
 PRECISIONS = ("auto", *COMPUTED)
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 itself: a GPU since Ampere, a CPU with AVX512-BF16.
+    """Whether a device multiplies bfloat16 natively: a GPU since Ampere, or a CPU with AVX512-BF16.
 
-    On a CPU with AVX2 alone torch took its reference convolution: the gradients of a small generator took 32 times as
-    long in bfloat16 as in float32. Older GPUs emulate. CPUs of other kinds, and all of them under a torch that cannot
-    ask them (2.11), count as not made for it.
+    With AVX2 only, bfloat16 took 32 times as long as float32. torch 2.11 cannot query CPUs, so it returns False.
     """
-    import torch  # not above: the configuration's --help has no need of it
+    import torch  # imported here to keep --help fast
 
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -29,5 +27,5 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def chosen(precision: str, device: torch.device) -> str:
-    """What a precision means on a device: `auto` is bf16 where that is native, fp32 elsewhere; others are as given."""
+    """`auto` becomes bf16 if that is native to the device, else fp32. Other values are unchanged."""
     return "bf16" if precision == "bf16" or (precision == "auto" and native_bf16(device)) else "fp32"

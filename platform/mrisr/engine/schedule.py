@@ -1,4 +1,4 @@
-"""Which network a step updates: a pure function of the step; a step is one update of one network."""
+"""Which network a step updates, as a pure function of the step number. A step is one update of one network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ L1, ADVERSARIAL = "l1", "wgan-gp"  # stages
 
 
 class Phase(StrEnum):
-    """What a step updates: the generator on L1 alone, the critic, or the generator on L1 and scores."""
+    """What a step updates: the generator on L1 only, the critic, or the generator on L1 and scores."""
 
     PRETRAIN = "pretrain"
     CRITIC = "critic"
@@ -23,10 +23,9 @@ class Phase(StrEnum):
 class Schedule:
     """pretrain_steps, then critic_warmup_steps, then periods of boost_every + boost_steps up to total_steps.
 
-    Within the first boost_every steps of a period, critic_per_generator critic steps precede each generator
-    step; then come boost_steps critic steps. boost_steps = 0 switches the boosts off, and the cycle then runs
-    on uninterrupted. Source: Chen et al. 2018 (arXiv 1803.01417), section 3. Raises ValueError for counts
-    that make no schedule.
+    In the first boost_every steps of a period, critic_per_generator critic steps precede each generator step. The other
+    boost_steps are critic steps. boost_steps = 0 switches the boosts off, and the cycle is then not interrupted.
+    Source: Chen et al. 2018 (arXiv 1803.01417), section 3. Raises ValueError for counts that make no schedule.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -52,19 +51,19 @@ class Schedule:
         return self.pretrain_steps + self.critic_warmup_steps
 
     def stage(self, step: int) -> str:
-        """What made the weights of the generator after so many steps: `start` (nothing yet), `l1` or `wgan-gp`."""
+        """The stage that made the generator's weights after `step` steps: `start` (no step yet), `l1` or `wgan-gp`."""
         if step > self.adversarial_start + self.critic_per_generator:  # the first adversarial step of the generator
             return ADVERSARIAL
         return L1 if self.pretrain_steps else "start"
 
     @property
     def needs_critic(self) -> bool:
-        """Whether any step uses the critic: false for a run that only pretrains."""
+        """Whether any step uses the critic; false for pretraining only."""
         return self.total_steps > self.pretrain_steps
 
 
 class UpdateCounts(NamedTuple):
-    """How many updates of each kind lie before a step."""
+    """How many updates of each kind precede a step."""
 
     pretrain: int
     critic: int
@@ -89,7 +88,7 @@ def phase(schedule: Schedule, step: int) -> Phase:
 
 
 def updates_before(schedule: Schedule, step: int) -> UpdateCounts:
-    """The updates made by the steps before `step`. Raises ValueError outside [0, total_steps]."""
+    """The updates of the steps before `step`. Raises ValueError outside [0, total_steps]."""
     if not 0 <= step <= schedule.total_steps:
         raise ValueError(f"step {step} is outside the schedule of {schedule.total_steps} steps")
     pretrain = min(step, schedule.pretrain_steps)

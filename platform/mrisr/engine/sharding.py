@@ -1,4 +1,4 @@
-"""How networks are spread over ranks: one code path for CPU (gloo) and CUDA (nccl), one rank or many."""
+"""Shards networks over ranks, with the same code for CPU (gloo) and CUDA (nccl), one rank or many."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def rank() -> int:
 
 
 def float32_convolutions(tf32: bool) -> None:
-    """Choose how a GPU computes float32 convolutions in this process: in TF32 (10 bits of mantissa) or with 23 bits.
+    """Set whether this process's GPU computes float32 convolutions in TF32 (10 bits of mantissa) or with 23 bits.
 
-    torch's default is TF32 for convolutions: three digits for the critic and its penalty, which are float32 by design.
-    Without a GPU this changes nothing.
+    torch's default for convolutions is TF32. That gives three digits for the critic and its penalty, which must be
+    float32. Without a GPU this function changes nothing.
     """
     cudnn: Any = torch.backends.cudnn  # torch makes its attributes at run time
-    # The old switch too: cudnn.flags, which other libraries use, raises if the two switches disagree.
+    # The old switch too: cudnn.flags, which other libraries use, raises if the switches differ.
     cudnn.allow_tf32 = tf32
     cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if tf32 else "ieee"
 
 
 def device_for_worker(gpu: bool, tf32: bool = False) -> torch.device:
-    """This worker's GPU by LOCAL_RANK (set by Ray Train and torchrun), made current; the CPU if it has no GPU.
+    """This worker's GPU by LOCAL_RANK (set by Ray Train and torchrun), made current; else the CPU.
 
-    gpu: whether a GPU was reserved for this worker; Ray leaves GPUs visible to a process that reserved none. tf32: see
-    float32_convolutions, which this calls. Raises RuntimeError for a reserved GPU that torch cannot use.
+    gpu: whether a GPU was reserved for this worker; Ray shows GPUs also to a process that reserved none. tf32: passed
+    to float32_convolutions. Raises RuntimeError for a reserved GPU that torch cannot use.
     """
     float32_convolutions(tf32)
     if not gpu:
@@ -62,11 +62,11 @@ def device_for_worker(gpu: bool, tf32: bool = False) -> torch.device:
 
 
 def shard(module: nn.Module, strategy: str, device: torch.device | None = None) -> nn.Module:
-    """Move `module` to `device` and spread it over the ranks, as ONE unit.
+    """Move `module` to `device` and shard it over the ranks, as ONE unit.
 
-    `fsdp`: FSDP2, parameters become DTensors, the module is changed in place; `ddp`: in DistributedDataParallel;
-    `single`: one process. Without a process group `fsdp` and `ddp` mean `single`. The module must hold the same weights
-    on every rank. Raises ValueError for an unknown strategy, and for `single` with several ranks.
+    `fsdp`: FSDP2, which changes the module in place and makes its parameters DTensors; `ddp`: DistributedDataParallel;
+    `single`: one process. Without a process group `fsdp` and `ddp` mean `single`. Every rank must pass the same
+    weights. Raises ValueError for an unknown strategy, and for `single` with several ranks.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"training.strategy is {strategy!r}; choose one of {', '.join(STRATEGIES)}")
@@ -90,13 +90,13 @@ def shard(module: nn.Module, strategy: str, device: torch.device | None = None) 
 
 
 def plain(module: nn.Module) -> nn.Module:
-    """The module without DistributedDataParallel's wrapper; its names are the same under every strategy."""
+    """The module without DistributedDataParallel's wrapper, so its names are the same under every strategy."""
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
 @contextmanager
 def accumulating(module: nn.Module, last: bool) -> Iterator[None]:
-    """Around a micro-batch's forward and backward: gradients travel between ranks only for the last one."""
+    """Around a micro-batch's forward and backward: ranks exchange gradients only for the last micro-batch."""
     if isinstance(module, DistributedDataParallel) and not last:
         with module.no_sync():
             yield
@@ -107,13 +107,13 @@ def accumulating(module: nn.Module, last: bool) -> Iterator[None]:
 
 
 def release(module: nn.Module) -> None:
-    """Free an FSDP module's gathered parameters: that copy would be stale after the next update."""
+    """Free an FSDP module's gathered parameters: this copy would be outdated after the next update."""
     if isinstance(module, FSDPModule):
         module.reshard()
 
 
 def gather_rows(values: list[float], device: torch.device) -> list[list[float]]:
-    """Every rank's `values` (same length everywhere), in the order of ranks, on every rank; float64."""
+    """Every rank's `values` in rank order, on every rank, as float64. The length must be equal on every rank."""
     row = torch.tensor(values, dtype=torch.float64, device=device)
     if world_size() == 1:
         return [row.tolist()]
@@ -123,17 +123,17 @@ def gather_rows(values: list[float], device: torch.device) -> list[list[float]]:
 
 
 def largest(value: float, device: torch.device) -> float:
-    """The largest of all ranks' values, on every rank; every rank must call it."""
+    """The largest of all ranks' values. Every rank must call it and gets the result."""
     return max(row[0] for row in gather_rows([value], device))
 
 
 def on_every_rank(own: bool, device: torch.device) -> bool:
-    """Whether `own` is true on every rank; every rank must call it."""
+    """Whether `own` is true on every rank. Every rank must call it."""
     return all(value for (value,) in gather_rows([float(own)], device))
 
 
 def gather_texts(own: str) -> list[str]:
-    """Every rank's text, in the order of ranks, on every rank; every rank must call it."""
+    """Every rank's text in rank order, on every rank. Every rank must call it."""
     texts = [own]
     if world_size() > 1:
         texts = [""] * world_size()
@@ -142,10 +142,10 @@ def gather_texts(own: str) -> list[str]:
 
 
 def average_batchnorm(generator: nn.Module) -> None:
-    """Average BatchNorm's running statistics over the ranks, in place; every rank must call it.
+    """Average BatchNorm's running statistics over the ranks, in place. Every rank must call it.
 
-    They are linear in the micro-batches' statistics (see models.batchnorm.shared_update), so averaging now gives the
-    same as averaging after every step.
+    They are linear in the micro-batches' statistics (see models.batchnorm.shared_update). So averaging now gives the
+    same result as averaging after every step.
     """
     buffers = [
         buffer
@@ -163,28 +163,22 @@ def average_batchnorm(generator: nn.Module) -> None:
 
 
 def averaged_tensors(generator: nn.Module) -> dict[str, Tensor]:
-    """What a moving average of the generator covers, by name: its parameters and BatchNorm's running statistics.
-
-    The statistics belong to the parameters that made them: averaged parameters do not fit the latest statistics.
-    """
+    """Parameters and BatchNorm's running statistics by name: averaged parameters do not fit the latest statistics."""
     tensors = [*plain(generator).named_parameters(), *plain(generator).named_buffers()]
     return {name: tensor for name, tensor in tensors if tensor.is_floating_point()}
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A plain CPU copy of a tensor that may be sharded; every rank must call it."""
+    """A plain CPU copy of a tensor that may be sharded. Every rank must call it."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().to("cpu", copy=True)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, sharing its memory; any other tensor as it is."""
+    """This rank's part of a sharded tensor, sharing its memory; any other tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_state(generator: nn.Module) -> dict[str, Tensor]:
-    """The whole state_dict as plain CPU tensors (copies) on every rank, under the plain module's names.
-
-    Every rank must call it. Running statistics are this rank's: call average_batchnorm first.
-    """
+    """The whole state_dict as plain CPU copies on every rank. Every rank must call average_batchnorm, then this."""
     release(generator)
     return {name: whole(value) for name, value in plain(generator).state_dict().items()}

@@ -1,4 +1,4 @@
-"""One update of one network. Its numbers do not depend on how the global batch is spread over ranks."""
+"""One update of one network. The result does not depend on how the global batch is split over ranks."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from mrisr.models.batchnorm import frozen_statistics, shared_update
 class NonFiniteError(RuntimeError):
     """A loss or a gradient norm is not finite on some rank; raised on every rank, before the update.
 
-    value: `loss` or `gradient norm`. ranks: where (synchronised BatchNorm carries a NaN to all); empty for the gradient
-    of several ranks, which is checked after averaging. terms: the objective's scalars of every micro-batch of the
-    global batch, in its order, equal on every rank.
+    value: `loss` or `gradient norm`. ranks: where it occurred (synchronised BatchNorm spreads a NaN to all ranks);
+    empty for a gradient on several ranks, which is checked after averaging. terms: the objective's scalars of every
+    micro-batch of the global batch, in its order, equal on every rank.
     """
 
     def __init__(
@@ -47,16 +47,15 @@ class NonFiniteError(RuntimeError):
 
 
 def on_ranks(ranks: list[int]) -> str:
-    """Where a value was not finite, in words; ranks: those of a NonFiniteError."""
     if not ranks:
         return "in the average over the workers; every loss is finite, so that none of them can be named"
     return f"on rank {', '.join(map(str, ranks))}"
 
 
 def interpolation_coefficients(seed: int, step: int, first: int, count: int) -> Tensor:
-    """(count,) float32 in [0, 1) for global samples from `first` on, a function of (seed, step, sample) alone.
+    """(count,) float32 in [0, 1) for global samples from `first` on, a function of (seed, step, sample) only.
 
-    The 4 keeps these draws apart from those of the stream (see mrisr.data.rows).
+    The constant 4 separates these draws from those of the stream (see mrisr.data.rows).
     """
     return torch.tensor(
         [np.random.default_rng([seed, 4, step, first + sample]).random() for sample in range(count)],
@@ -66,10 +65,7 @@ def interpolation_coefficients(seed: int, step: int, first: int, count: int) -> 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The patches of one forward pass: number `index` of this rank's `count` in a step.
-
-    first: the place of its first patch in the global batch; lr, hr: (B, 1, P, P, P) float32.
-    """
+    """Forward pass `index` of `count`, from patch `first` of the global batch: lr, hr (B, 1, P, P, P) float32."""
 
     step: int
     index: int
@@ -80,7 +76,7 @@ class MicroBatch:
 
 
 def generate(generator: nn.Module, lr: Tensor, precision: str) -> Tensor:
-    """The generator's output for lr, computed in that precision and widened to float32."""
+    """The generator's output for lr, computed in that precision and converted to float32."""
     with torch.autocast(lr.device.type, torch.bfloat16, enabled=precision == "bf16"):
         return widened(generator(lr))
 
@@ -95,7 +91,7 @@ def generator_terms(networks: Networks, config: StepConfig, part: MicroBatch) ->
     assert networks.critic is not None
     with shared_update(networks.generator, part.index, part.count):
         fake = generate(networks.generator, part.lr, config.precision)
-    # DistributedDataParallel expects gradients of its own parameters after every forward: none come here.
+    # DistributedDataParallel would wait for gradients of its parameters, which this forward does not produce.
     scores = plain(networks.critic)(fake)
     return GeneratorObjective(config.adversarial_weight)(fake, part.hr, scores)._asdict()
 
@@ -126,9 +122,9 @@ def train_step(
 ) -> dict[str, float]:
     """Update the network that `phase` names, by the gradient of the mean over the global batch.
 
-    lr, hr: (batch_size / world size, 1, P, P, P) float32, this rank's slice: the ranks' slices in order are the batch.
-    Returns scalars averaged over the global batch, equal on all ranks: gradient_norm and the terms of the phase.
-    Raises NonFiniteError on all ranks before the update, ValueError for a batch of another size.
+    lr, hr: (batch_size / world size, 1, P, P, P) float32, this rank's slice; the slices in rank order are the batch.
+    Returns scalars averaged over the global batch, equal on all ranks: gradient_norm and the terms of the phase. Raises
+    NonFiniteError on all ranks before the update, ValueError for a batch of another size.
     """
     local = config.local_batch(world_size())
     if lr.shape != hr.shape or lr.shape[0] != local:
@@ -167,7 +163,7 @@ def train_step(
 
 @torch.no_grad()
 def _after_update(networks: Networks, config: StepConfig, phase: Phase) -> None:
-    """Clip the critic, or move the generator's average; on this rank's shards, without communication."""
+    """Clip the critic or update the generator's average, on this rank's shards and without communication."""
     if phase is Phase.CRITIC:
         if config.weight_clip is not None and networks.critic is not None:
             for weight in clipped_weights(networks.critic).values():
@@ -180,7 +176,7 @@ def _after_update(networks: Networks, config: StepConfig, phase: Phase) -> None:
 def _checked(
     parts: list[dict[str, Tensor]], optimizer: torch.optim.Adam, networks: Networks, phase: Phase, step: int
 ) -> dict[str, float]:
-    """Metrics averaged over ranks and the gradient's norm, in one exchange; or NonFiniteError everywhere."""
+    """Metrics averaged over ranks and the gradient's norm, in one exchange. Raises NonFiniteError on all ranks."""
     squares = torch.zeros((), dtype=torch.float64, device=networks.device)
     sharded = False
     for group in optimizer.param_groups:
@@ -196,7 +192,7 @@ def _checked(
         ranks = [index for index, row in enumerate(rows) if not math.isfinite(row[column])]
         if ranks:
             if value != "loss" and len(rows) > 1:
-                ranks = []  # averaged gradients hold any rank's NaN on all
+                ranks = []  # averaging spreads one rank's NaN to all
             optimizer.zero_grad(set_to_none=True)
             flat = torch.stack([part[name] for part in parts for name in names]).tolist()
             every = [number for row in gather_rows(flat, networks.device) for number in row]

@@ -1,4 +1,4 @@
-"""How a step is computed: the settings that a user has, and what they are once everything is known."""
+"""The settings of a step: those that a user can set, and the complete ones that the computation uses."""
 
 from __future__ import annotations
 
@@ -34,13 +34,12 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class StepConfig(StepSettings):
-    """The same with nothing left open, and with what other sections add, which is off unless given.
+    """StepSettings with all values decided, and settings from other sections, which are off by default.
 
-    micro_batch: on a rank. precision: of the generator; critic and penalty are always float32. sync_batchnorm: see
-    batchnorm_over. critic_samples: patches that the critic scores at a time, None for all. weight_clip: the weights of
-    the critic's convolutions are cut to [-c, c] after each of its steps, as in the first Wasserstein GAN (arXiv
-    1701.07875). Precision, memory format, recompute and critic_samples change the numbers by rounding only. Raises
-    ValueError, naming the key.
+    micro_batch: per rank. precision: of the generator; critic and penalty are always float32. sync_batchnorm: see
+    batchnorm_over. critic_samples: patches per pass of the critic, None for all. weight_clip: the bound c; after each
+    critic step the weights of its convolutions are clipped to [-c, c] (Wasserstein GAN, arXiv 1701.07875). Precision,
+    memory format, recompute and critic_samples change results by rounding only. Raises ValueError that names the key.
     """
 
     micro_batch: int = setting(1, "patches per forward pass on a rank", gt=0)
@@ -60,7 +59,7 @@ class StepConfig(StepSettings):
         check_bounds(self, "training")
 
     def local_batch(self, workers: int) -> int:
-        """Patches per rank. Raises ValueError when batch_size is not a multiple of workers * micro_batch."""
+        """Patches per rank. Raises ValueError if batch_size is not a multiple of workers * micro_batch."""
         if self.batch_size % (workers * self.micro_batch):
             raise ValueError(
                 f"training.batch_size is {self.batch_size}; with {workers} workers and micro_batch "
@@ -69,10 +68,9 @@ class StepConfig(StepSettings):
         return self.batch_size // workers
 
     def batchnorm_over(self, workers: int, cuda: bool) -> int:
-        """Patches that BatchNorm normalises over: the whole batch where it is synchronised, else micro_batch.
+        """Patches that BatchNorm normalises over: the whole batch if it is synchronised, else micro_batch.
 
-        It is synchronised with sync_batchnorm on CUDA (cuda) over several workers. Raises ValueError for accumulation
-        then: a normalisation would span a micro-batch of every rank, patches that lie apart in the batch.
+        It is synchronised on CUDA over several workers. Raises ValueError if it is combined with several micro-batches.
         """
         if not (self.sync_batchnorm and cuda and workers > 1):
             return self.micro_batch

@@ -17,7 +17,7 @@ from mrisr.models.rrdb import RRDBNet3D
 _Network = TypeVar("_Network")
 #: generator.kind -> class. The fields of its Config are the keys `generator.*` of that kind.
 GENERATORS: dict[str, type[Generator]] = {"mdcsrn": MDCSRN, "rrdb": RRDBNet3D}
-#: The kind of files and configurations that were written before there were several.
+#: The kind in files and configurations that do not name one.
 DEFAULT_GENERATOR = "mdcsrn"
 #: critic.kind -> class.
 CRITICS: dict[str, type[Critic]] = {"full": FullCritic, "pointwise": PointwiseCritic, "separable": SeparableCritic}
@@ -26,8 +26,8 @@ CRITICS: dict[str, type[Critic]] = {"full": FullCritic, "pointwise": PointwiseCr
 def build_generator(config: Mapping[str, Any], *, seed: int = 0) -> Generator:
     """The generator of a configuration such as {"kind": "mdcsrn", "growth_rate": 16}, with seeded weights.
 
-    Settings left out have their defaults; kind left out means DEFAULT_GENERATOR.
-    Raises ValueError for an unknown kind or a bad value, TypeError for an unknown setting.
+    Missing settings get their defaults; a missing kind means DEFAULT_GENERATOR. Raises ValueError for an unknown kind
+    or a bad value, TypeError for an unknown setting.
     """
     settings = dict(config)
     network = _entry(GENERATORS, "generator", settings.pop("kind", DEFAULT_GENERATOR))
@@ -35,7 +35,7 @@ def build_generator(config: Mapping[str, Any], *, seed: int = 0) -> Generator:
 
 
 def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with its kind and every default written out; raises as `build_generator`."""
+    """The configuration with its kind and all defaults. Raises like `build_generator`."""
     settings = dict(config)
     kind = settings.pop("kind", DEFAULT_GENERATOR)
     return {"kind": kind, **asdict(_entry(GENERATORS, "generator", kind).Config(**settings))}
@@ -44,7 +44,7 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def build_critic(kind: str, patch_size: int = 64, *, seed: int = 0) -> Critic:
     """The critic of that kind for patches of patch_size^3, with seeded weights.
 
-    Raises ValueError for an unknown kind, or a patch size that the kind cannot take.
+    Raises ValueError for an unknown kind, or a patch size that the kind does not support.
     """
     network = _entry(CRITICS, "critic", kind)
     if (rule := network.unmet_patch_rule(patch_size)) is not None:

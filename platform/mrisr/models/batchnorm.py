@@ -1,4 +1,4 @@
-"""How BatchNorm's running statistics move: once a step for the whole batch, and not in a repeated forward pass."""
+"""Updates of BatchNorm's running statistics: once a step for the whole batch, and not in a repeated forward pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def batchnorms(module: nn.Module) -> list[BatchNorm]:
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside it, a training forward normalises by its batch and leaves the running statistics as they are."""
+    """In the block, a training forward normalises by its batch and does not change the running statistics."""
     kept = [(norm, dict(norm.named_buffers(recurse=False))) for norm in batchnorms(module)]
     for norm, buffers in kept:
         # Scratch copies instead of momentum 0: 0 * inf would still turn the statistics into NaN.
@@ -33,11 +33,11 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def shared_update(module: nn.Module, index: int, count: int) -> Iterator[None]:
-    """Around micro-batch `index` of `count`, which together make ONE update of the running statistics.
+    """Around micro-batch `index` of `count`; the micro-batches together make ONE update of the running statistics.
 
-    With the usual momentum m, the statistics after all of them are (1 - m) * old + m * mean of the micro-batches'
-    statistics. That is linear, so averaging the statistics over ranks gives the same for any split of the batch.
-    With share s = m / count, micro-batch i weighs s / (1 - s * (count - 1 - i)): the later ones shrink it to s.
+    With the usual momentum m, the final statistics are (1 - m) * old + m * mean of the micro-batches' statistics. That
+    is linear, so averaging over ranks gives the same result for any split of the batch. With share s = m / count,
+    micro-batch i has momentum s / (1 - s * (count - 1 - i)), which the later ones reduce to s.
     """
     norms = batchnorms(module)
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]

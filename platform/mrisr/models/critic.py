@@ -1,7 +1,6 @@
 """The critics of the Wasserstein GAN: SRGAN-like pyramids that score a patch.
 
-None of them has BatchNorm: the gradient penalty is defined for single samples, and BatchNorm mixes the samples of a
-batch.
+They have no BatchNorm: it mixes the samples of a batch, but the gradient penalty is defined for single samples.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ LAYERS = (
 class Critic(nn.Module):
     """Scores patches: the more a patch looks like a real high-resolution one, the higher its score.
 
-    Input (B, 1, P, P, P) float32, output (B,); no sample influences the score of another. A subclass is built as
-    `Class(patch_size, seed=0)`; its initial weights depend on the seed alone.
+    Input (B, 1, P, P, P) float32, output (B,); samples do not influence each other's scores. A subclass is built as
+    `Class(patch_size, seed=0)`; its initial weights depend on the seed only.
     """
 
     least_patch: ClassVar[int] = 1
@@ -101,10 +100,10 @@ class FullCritic(_Pyramid):
 
 
 class PointwiseCritic(_Pyramid):
-    """The project report's: inner convolutions 1x1x1 without bias; 17,628,929 parameters, of which LayerNorm's
-    per-voxel affine 16,580,608. Takes only P = patch_size.
+    """The critic of the project report: inner convolutions 1x1x1 without bias. Takes only P = patch_size.
 
-    Its strided 1x1x1 convolutions read one of every eight voxels.
+    LayerNorm's affine per voxel has 16,580,608 of the 17,628,929 parameters. Strided convolutions read one of eight
+    voxels.
     """
 
     patch_multiple = 16
@@ -114,13 +113,10 @@ class PointwiseCritic(_Pyramid):
 
 
 class SeparableCritic(_Pyramid):
-    """A depthwise 3x3x3 and a pointwise convolution per layer, one affine pair per channel; 1,090,049 parameters.
-
-    One set of weights serves any patch size from 16 on.
-    """
+    """Depthwise 3x3x3 and pointwise convolutions; 1,090,049 parameters. Works with any patch size from 16 on."""
 
     def _convolutions(self, channels_in: int, channels_out: int, stride: int) -> list[nn.Module]:
-        # No biases: the normalisation after them has its own.
+        # No biases: the following normalisation has its own.
         return [
             uninitialised(DepthwiseConv3d, channels_in, stride=stride),
             uninitialised_conv3d(channels_in, channels_out, kernel_size=1, bias=False),

@@ -1,8 +1,8 @@
 """Depthwise 3-D convolution whose derivatives of any order are single convolutions.
 
-torch computes the second derivative of a grouped convolution in a loop over the groups: one small convolution for every
-channel, 1,408 of them in each pass of the separable critic's penalty. The three maps here are bilinear, and the
-derivatives of each are the other two, so no order of derivative needs a loop.
+torch computes the second derivative of a grouped convolution with one small convolution per channel: 1,408 of them in
+each pass of the separable critic's penalty. The three maps here are bilinear, and the derivatives of each are the other
+two, so no derivative needs a loop.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ _THREE_ZEROS, _NO_DILATION = [0, 0, 0], [1, 1, 1]
 
 
 class DepthwiseConv3d(nn.Conv3d):
-    """One 3x3x3 filter per channel, zero padding of one voxel, no bias; its state_dict is that of such an nn.Conv3d.
+    """One 3x3x3 filter per channel, zero padding of one voxel, no bias. The state_dict equals that of such an
+    nn.Conv3d.
 
-    Input (B, C, D, H, W), output (B, C, ceil(D / stride), ...), in the precision of input and weight, which must be
-    the same: autocast has no effect. It works with torch.autograd, not with the transforms of torch.func.
+    Input (B, C, D, H, W), output (B, C, ceil(D / stride), ...). Input and weight must have the same precision, and the
+    output has it too; autocast has no effect. It supports torch.autograd, but not torch.func.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What every generator is: a network with a configuration of its own that keeps the shape of its input."""
+"""The base class of generators: a network with its own configuration that keeps the shape of its input."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from mrisr.settings import check_bounds
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """The settings of an architecture. A subclass adds fields made by `setting`; each is a key `generator.NAME`.
-
-    Raises ValueError for a value outside of its bounds.
-    """
+    """The keys `generator.NAME` of an architecture, made by `setting`. Raises ValueError for a value out of bounds."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -28,7 +25,7 @@ class Generator(nn.Module):
     """Maps low-resolution patches to high-resolution ones of the same shape.
 
     Input and output: (B, 1, D, H, W) float32, normalised intensities, any D, H, W. A subclass sets Config and is built
-    as `Class(config, seed=0)`; its initial weights depend on the seed alone (see `seeding.initialise`).
+    as `Class(config, seed=0)`; its initial weights depend on the seed only (see `seeding.initialise`).
     """
 
     Config: ClassVar[type[GeneratorConfig]]
@@ -43,15 +40,15 @@ class Generator(nn.Module):
         self.config = config
 
     def compilable(self) -> list[nn.Module]:
-        """The submodules that `training.compile` compiles, each on its own; none unless a subclass names some."""
+        """The submodules that `training.compile` compiles separately; empty by default."""
         return []
 
     def load_reference_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load weights that come without a configuration, such as those of a public implementation, strictly.
+        """Load weights that have no configuration, such as those of a public implementation, strictly.
 
-        state_dict: name -> tensor; names may carry DataParallel's `module.` prefix; BatchNorm's `num_batches_tracked`
-        may be absent, as in files older than PyTorch 0.4.1. A subclass whose public weights have other names overrides
-        this. Raises ValueError that lists what is missing, unexpected or of another shape.
+        state_dict: name -> tensor. Names may have DataParallel's prefix `module.`; BatchNorm's `num_batches_tracked`
+        may be missing, as in files older than PyTorch 0.4.1. A subclass whose public weights have other names overrides
+        this method. Raises ValueError that lists missing and unexpected names and wrong shapes.
         """
         given = {name.removeprefix("module."): value for name, value in state_dict.items()}
         own = self.state_dict()

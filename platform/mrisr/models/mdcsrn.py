@@ -1,8 +1,7 @@
-"""The generator: mDCSRN, a multi-level densely connected super-resolution network.
+"""The generator mDCSRN: a multi-level densely connected super-resolution network.
 
-Source: Chen et al. 2018, "Efficient and Accurate MRI Super-Resolution using a Generative Adversarial Network
-and 3D Multi-Level Densely Connected Network" (arXiv 1803.01417). Layer names follow hz2538's public port, so
-that its weights load.
+Source: Chen et al. 2018, "Efficient and Accurate MRI Super-Resolution using a Generative Adversarial Network and 3D
+Multi-Level Densely Connected Network" (arXiv 1803.01417). Layer names are those of hz2538's public port.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from mrisr.settings import setting
 class PointwiseSums:
     """1x1x1 convolutions over the concatenation of parts, computed part by part without the concatenation.
 
-    weights: one (C_out, C_in, 1, 1, 1) per convolution. A convolution reads the first parts, as many as its C_in
-    channels hold. Each part is multiplied with its slice of every weight when it is added, and the products are summed.
-    This saves memory: without gradients a part is free after `add`; with them its gradient is computed just before the
-    block that made it runs backward, instead of the gradients of all parts at once (0.6 GiB less at 2 x 64^3, float32).
+    weights: one (C_out, C_in, 1, 1, 1) per convolution. A convolution reads the first parts, up to C_in channels. `add`
+    multiplies a part with its slice of every weight and adds the products to the sums. This saves memory: without
+    gradients a part is free after `add`. With gradients, a part's gradient is computed just before the backward of its
+    block, so the gradients of all parts do not exist at once (0.6 GiB less at 2 x 64^3, float32).
     """
 
     def __init__(self, weights: list[Tensor]) -> None:
@@ -35,7 +34,7 @@ class PointwiseSums:
         self._sums: list[Tensor | None] = [None] * len(weights)
 
     def add(self, part: Tensor) -> None:
-        """The next part, (B, C, D, H, W)."""
+        """Add the next part, (B, C, D, H, W)."""
         width = part.shape[1]
         for index, weight in enumerate(self._weights):
             if self._offset + width <= weight.shape[1]:
@@ -56,8 +55,8 @@ class PointwiseSums:
 def _image(part: Tensor, weight: Tensor) -> Tensor:
     """A part's term of the output image, in float32 also under autocast: bfloat16 has 128 grey levels from 1 to 2.
 
-    Without gradients the product is computed in float32. With gradients that would keep a float32 copy of every part
-    for the backward pass, so only the result is converted.
+    Without gradients the product is computed in float32. With gradients only the result is converted, because the
+    backward pass would otherwise keep a float32 copy of every part.
     """
     if torch.is_grad_enabled():
         product = F.conv3d(part, weight)
@@ -68,7 +67,7 @@ def _image(part: Tensor, weight: Tensor) -> Tensor:
 
 
 class DenseUnit(nn.Module):
-    """BatchNorm, ELU, 3x3x3 convolution without bias; its output joins its input: C -> C + growth_rate."""
+    """BatchNorm, ELU, 3x3x3 convolution without bias. Concatenates output and input: C -> C + growth_rate channels."""
 
     def __init__(self, channels: int, growth_rate: int) -> None:
         super().__init__()
@@ -99,11 +98,7 @@ class MDCSRNConfig(GeneratorConfig):
 
 
 class MDCSRN(Generator):
-    """The published network, or with residual=True one that starts as the identity; see `Generator`.
-
-    With `recompute` each dense block runs again in the backward pass: numbers, gradients and running statistics stay
-    the same.
-    """
+    """The published network; residual=True starts as the identity. `recompute` repeats whole dense blocks."""
 
     Config = MDCSRNConfig
     config: MDCSRNConfig
@@ -150,14 +145,11 @@ class MDCSRN(Generator):
         )
 
     def compilable(self) -> list[nn.Module]:
-        """The dense units: recomputation works between them and stays as it is."""
+        """The dense units. Recomputation works on whole blocks, so compiling does not affect it."""
         return [part for part in self.modules() if isinstance(part, DenseUnit)]
 
     def load_reference_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load the weights of hz2538's port, whose layers have the same names.
-
-        Raises ValueError also for a residual network: the port has no path from its input to its output.
-        """
+        """Load the weights of hz2538's port. Raises ValueError for a residual network: the port has no such path."""
         if self.config.residual:
             raise ValueError(
                 "reference weights belong to a network without a residual path: set generator.residual: false"

@@ -1,7 +1,7 @@
 """RRDBNet3D: residual-in-residual dense blocks in 3-D, the generator of ESRGAN without its upsampling.
 
-Source: Wang et al. 2018, "ESRGAN" (arXiv 1809.00219). Input and output share the grid here, so the first convolution
-works at full resolution and nothing is upsampled.
+Source: Wang et al. 2018, "ESRGAN" (arXiv 1809.00219). Input and output have the same grid here, so the first
+convolution works at full resolution.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _conv(channels_in: int, channels_out: int) -> nn.Conv3d:
 
 
 class ResidualDenseBlock(nn.Module):
-    """Five convolutions, each reading all before it; the scaled result is added to the input."""
+    """Five convolutions. Each reads the input and all earlier outputs; the scaled result is added to the input."""
 
     def __init__(self, features: int, growth_rate: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class ResidualDenseBlock(nn.Module):
 
 
 class RRDB(nn.Module):
-    """Three dense blocks; their scaled result is added to the input once more."""
+    """Three dense blocks. Their scaled result is added to the input."""
 
     def __init__(self, features: int, growth_rate: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class RRDB(nn.Module):
 
 
 class RRDBNet3D(Generator):
-    """With `recompute` each RRDB runs again in the backward pass; the numbers stay the same."""
+    """The ESRGAN generator. With `recompute` each RRDB runs again in the backward pass, with equal results."""
 
     Config = RRDBConfig
 

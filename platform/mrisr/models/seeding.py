@@ -1,4 +1,4 @@
-"""Initial weights as a function of a seed alone, without reading or changing the global random state."""
+"""Initial weights from a seed only, without reading or changing the global random state."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from torch.nn.utils import skip_init
 
 
 def uninitialised(kind: type[nn.Conv3d], *arguments: Any, **options: Any) -> nn.Conv3d:
-    """A convolution without initial weights, for `initialise`: PyTorch itself would draw them from the global state."""
+    """A convolution without initial weights, for `initialise`. PyTorch would draw them from the global random state."""
     conv = skip_init(kind, *arguments, **options)
     assert isinstance(conv, kind)
     return conv
 
 
 def uninitialised_conv3d(in_channels: int, out_channels: int, **options: Any) -> nn.Conv3d:
-    """An nn.Conv3d without initial weights, for `initialise`."""
     return uninitialised(nn.Conv3d, in_channels, out_channels, **options)
 
 

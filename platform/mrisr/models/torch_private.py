@@ -1,13 +1,12 @@
-"""The private names of torch that have no public counterpart, and what happens without them.
+"""The private names of torch that mrisr needs, and the fallback without them. No other module uses private names of
+torch.
 
-Nothing else in mrisr uses a private name of torch.
-
-- Fake tensors, to count the memory of a step without computing it, have no public name yet
-  (https://github.com/pytorch/pytorch/issues/113456). `torch.utils._python_dispatch` is the name in torch's own guide to
-  extensions. Without them memory is not estimated: MemoryUnknownError.
-- The backward of a torch.autograd.Function is not told which gradients are wanted
-  (https://github.com/pytorch/pytorch/issues/174017). Without the private call it computes every gradient that may be
-  needed: the same numbers, more time.
+- Fake tensors count the memory of a step without computing it. They have no public name yet
+  (https://github.com/pytorch/pytorch/issues/113456). torch's own guide to extensions uses
+  `torch.utils._python_dispatch`. Fallback: MemoryUnknownError.
+- The backward of a torch.autograd.Function does not know which gradients are needed
+  (https://github.com/pytorch/pytorch/issues/174017). Fallback: it computes every gradient that may be needed. The
+  results are equal, but it takes more time.
 """
 
 from __future__ import annotations
@@ -31,17 +30,16 @@ class MemoryUnknownError(RuntimeError):
 
 
 def fake_tensors() -> AbstractContextManager[Any]:
-    """Inside it tensors have shapes and devices, but no data. Raises MemoryUnknownError."""
+    """In the block, tensors have shapes and devices, but no data. Raises MemoryUnknownError."""
     if FakeTensorMode is None:
         raise MemoryUnknownError(f"torch {torch.__version__} has its fake tensors elsewhere; memory is not estimated")
     return FakeTensorMode()
 
 
 def wanted_gradients(ctx: Any, *inputs: int) -> list[bool]:
-    """For the backward of a torch.autograd.Function: whether the running differentiation needs these inputs' gradients.
+    """For the backward of a torch.autograd.Function: which of these inputs' gradients are needed.
 
-    ctx.needs_input_grad only says what could be differentiated. A gradient penalty first differentiates with respect
-    to the patch alone, which needs no gradient of a weight.
+    ctx.needs_input_grad is true for weights too, even while a gradient penalty differentiates by the patch only.
     """
     asked = getattr(torch._C, "_will_engine_execute_node", None)
 
@@ -51,6 +49,6 @@ def wanted_gradients(ctx: Any, *inputs: int) -> list[bool]:
         try:
             return bool(asked(ctx.next_functions[index][0]))
         except RuntimeError:
-            return True  # a leaf that autograd.grad was asked about
+            return True  # a leaf that autograd.grad differentiates by
 
     return [wanted(index) for index in inputs]

@@ -1,4 +1,4 @@
-"""Generator weights in files, read without unpickling: our safetensors, and state dicts of public implementations."""
+"""Generator weights in files, read without unpickling: safetensors, and state dicts of public implementations."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ WEIGHTS, CONFIG = "generator.safetensors", "generator.json"
 
 
 class TrainedOn(NamedTuple):
-    """On whom weights were trained: hashes of the volumes (`SubjectRecord.content_hash`), whatever their names.
-
-    Those of the weights that they began from are included. complete: False if those of some ancestor are not known.
-    """
+    """Hashes of the training volumes (`SubjectRecord.content_hash`). complete: those of all ancestors are included."""
 
     contents: frozenset[str] = frozenset()
     complete: bool = False
@@ -42,7 +39,7 @@ class TrainedOn(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Weights as a file or a version holds them. config: None if the file has none; state: on the CPU."""
+    """The weights of a file or a model version, on the CPU. config: None if the file has none."""
 
     config: dict[str, Any] | None
     state: dict[str, Tensor]
@@ -62,7 +59,7 @@ def trained_generator(config: Mapping[str, Any], state: Mapping[str, Tensor]) ->
 def write_weights(
     folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], trained_on: TrainedOn | None = None
 ) -> tuple[Path, Path]:
-    """Write generator.safetensors (with the rest in its header) and generator.json; returns both paths."""
+    """Write generator.safetensors (all other data in its header) and generator.json. Returns both paths."""
     weights, description = folder / WEIGHTS, folder / CONFIG
     weights.write_bytes(serialised(config, state, trained_on))
     description.write_text(_text(config) + "\n")
@@ -83,9 +80,9 @@ def _text(config: Mapping[str, Any]) -> str:
 def read_weights_file(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """Read a weights file. Returns (generator_config, or None if the file has none; state dict on the CPU).
 
-    The content decides, whatever the name. safetensors: the configuration comes from its header, or from generator.json
-    beside it. torch.save, zip or legacy: a state dict, or a dict with one under `state_dict` or `model_state_dict`;
-    nothing but tensors is unpickled. Raises ValueError that names the file and the remedy; FileNotFoundError.
+    The format is recognised by the content, not by the name. safetensors: the configuration comes from the header, or
+    from generator.json in the same folder. torch.save, zip or legacy: a state dict, or a dict with one under
+    `state_dict` or `model_state_dict`; only tensors are unpickled. Raises ValueError and FileNotFoundError.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
@@ -109,9 +106,9 @@ def read_weights_file(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tens
 
 def _unpickled(path: Path) -> Any:
     try:
-        with path.open("rb") as file:  # torch.load would go by the name
+        with path.open("rb") as file:  # torch.load would use the file name
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged pickle makes of itself
+    except Exception as error:  # a damaged pickle can raise any error
         raise ValueError(
             f"{path}: damaged, or not a file of plain tensors, and nothing else is unpickled from it; "
             f"save the network's state_dict() with torch.save ({next(iter(str(error).splitlines()), '')})"
@@ -138,7 +135,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tens
 
 
 def read_trained_on(path: Path) -> TrainedOn:
-    """On whom the weights of a file were trained, as its header says; not known for files of other programs."""
+    """The volumes that a file's weights were trained on, from its header; incomplete for files of other programs."""
     try:
         with safe_open(path, framework="pt") as file:
             told = (file.metadata() or {}).get("trained_on")

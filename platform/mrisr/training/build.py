@@ -1,4 +1,4 @@
-"""From an experiment's configuration to the parts of its training: schedule, step, stream, networks."""
+"""Builds the parts of a training run from its configuration: schedule, step settings, stream and networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mrisr.models.generator import Generator
 
 
 def step_config(experiment: Experiment, device: torch.device = torch.device("cpu")) -> StepConfig:
-    """How the experiment's steps are computed. device: where training.precision is auto, the one that decides."""
+    """The settings of the experiment's steps. device: decides the precision if training.precision is auto."""
     t = experiment.training
     shared = {one.name: getattr(t, one.name) for one in fields(StepSettings)}
     return StepConfig(**shared | {
@@ -46,7 +46,7 @@ def patch_maker(experiment: Experiment, subjects: list[str]) -> PatchMaker:
 
 
 def initial_networks(experiment: Experiment, initial: Path | None, device: torch.device) -> Networks:
-    """Networks with the experiment's seeded initial weights, or a file's for the generator; sharded."""
+    """Sharded networks. The generator's weights come from the file `initial`; without one, all weights are seeded."""
     generator = build_generator(experiment.generator.architecture, seed=experiment.seed)
     critic = None
     if experiment.schedule.needs_critic:
@@ -60,7 +60,6 @@ def initial_networks(experiment: Experiment, initial: Path | None, device: torch
 
 
 def _compile(generator: Generator, config: StepConfig, patch_size: int, device: torch.device) -> None:
-    """Compile the generator on every rank or on none; rank 0 says why not."""
     synchronised = config.batchnorm_over(world_size(), device.type == "cuda") != config.micro_batch
     why = why_eager(different_units(generator), config.local_batch(world_size()) // config.micro_batch, synchronised)
     if why is None:

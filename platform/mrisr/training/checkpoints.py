@@ -1,4 +1,4 @@
-"""Checkpoint folders: written completely or not at all, whatever dies and however full the disk is."""
+"""Checkpoint folders. A checkpoint is written completely or not at all, even after a kill or on a full disk."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ LAST_WEIGHTS = "last.safetensors"
 
 
 def best_of_stage(stage: str) -> str:
-    """The file of a stage's best weights; BEST_WEIGHTS has the best of all stages."""
+    """The name of the file with a stage's best weights. BEST_WEIGHTS holds the best of all stages."""
     return f"best-{stage}.safetensors"
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint was written to its end: progress.json, which is written last, can be read.
+    """Whether a checkpoint is complete: progress.json, written last, can be read.
 
-    A power failure can cut files short, so DCP's metadata must be there too, and the weights files must be as long as
-    their headers say.
+    A power failure can truncate files. So DCP's metadata and weights files of the stated length are required too.
     """
     try:
         if not (folder / checkpoint.METADATA).is_file() or not checkpoint.read_progress(folder):
@@ -46,7 +45,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def best_weights(folder: Path, name: str = BEST_WEIGHTS) -> dict[str, Tensor]:
-    """The best weights in a checkpoint, plain CPU tensors. Raises CheckpointError that names the folder."""
+    """The best weights in a checkpoint, as plain CPU tensors. Raises CheckpointError."""
     try:
         return load_file(folder / name)
     except (OSError, SafetensorError) as error:
@@ -54,13 +53,12 @@ def best_weights(folder: Path, name: str = BEST_WEIGHTS) -> dict[str, Tensor]:
 
 
 def write_folder(final: Path, networks: Networks, progress: dict[str, Any], files: Mapping[str, bytes]) -> Path:
-    """Write a checkpoint to the folder `final`, on storage that all ranks share; every rank must call it.
+    """Write a checkpoint to the folder `final` on shared storage. Every rank must call it.
 
-    files: what rank 0 adds, by name. All ranks write into a hidden folder beside `final`. It is renamed after every
-    rank has said that its part is on the disk. So a kill or a power failure at any moment leaves the previous
-    checkpoint as the newest.
-    Raises StorageStopped on every rank if any of them cannot write: disk full, over quota, folder gone, or a host that
-    does not see the folder that rank 0 made (its shards would be lost without an error).
+    files: further files that rank 0 writes, by name. All ranks write into a hidden folder beside `final`, which is
+    renamed after every rank has flushed its part to the disk. A kill at any moment keeps the previous checkpoint.
+    Raises StorageStopped on every rank if one rank cannot write (disk full, over quota, folder gone), or if a host does
+    not see the folder that rank 0 made: its shards would be lost without an error.
     """
     part = final.with_name(f".{final.name}.part")
     try:
@@ -76,13 +74,13 @@ def write_folder(final: Path, networks: Networks, progress: dict[str, Any], file
 
 
 def remove(folder: Path) -> None:
-    """Delete a checkpoint. Its marker goes first, so that a deletion cut short leaves no checkpoint."""
+    """Delete a checkpoint. Its marker is deleted first, so an interrupted deletion leaves no valid checkpoint."""
     (folder / checkpoint.PROGRESS).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def on_every_rank_or_none(action: Callable[[], object]) -> None:
-    """Run an action that writes on every rank. Raises StorageStopped on all of them if it fails on one."""
+    """Run an action that writes files on every rank. Raises StorageStopped on all ranks if it fails on one."""
     problem = ""
     try:
         action()

@@ -1,20 +1,18 @@
-"""Whether the critic still says anything: a dead one leaves the generator with L1 alone, without an error."""
+"""Detects a critic without gradient. Such a critic leaves the generator with the L1 loss only, without an error."""
 
 from __future__ import annotations
 
-# Norm of the critic's gradient at a patch. Living critics of 16^3 patches have 1e-3 or more, with clipped weights too.
+# Norm of the critic's gradient at a patch. Good critics of 16^3 patches have 1e-3 or more, also with clipped weights.
 SILENT = 1e-6
 STEPS = 100
 
 
 class CriticWatch:
-    """Counts the critic's steps with a gradient of nearly nothing."""
-
     def __init__(self) -> None:
         self.silent_steps, self.told = 0, False
 
     def after_step(self, norm: float, step: int) -> str | None:
-        """A warning after STEPS silent steps in a row, once; norm: `interpolate_gradient_norm` of a critic step."""
+        """A warning, once, after STEPS such steps in a row. norm: `interpolate_gradient_norm` of a critic step."""
         self.silent_steps = self.silent_steps + 1 if norm < SILENT else 0
         if self.told or self.silent_steps < STEPS:
             return None

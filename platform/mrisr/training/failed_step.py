@@ -1,4 +1,4 @@
-"""A training step that was not finite: recorded with all that it needs, and computed again by `mrisr replay`."""
+"""Records a training step with a non-finite loss or gradient. `mrisr replay` computes it again."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from mrisr.training.run_folder import RunFolder
 def record(
     folder: RunFolder, networks: Networks, config: StepConfig, maker: PatchMaker, batch: Batch, error: NonFiniteError
 ) -> Path:
-    """Write nonfinite_<step> into the run's folder; every rank calls it with its part of the batch. Returns the path.
+    """Write nonfinite_<step> into the run's folder and return its path. Every rank calls it with its part of the batch.
 
-    It is a checkpoint of the weights, which the failed step has not changed. Its progress.json holds under `replay`
-    what was not finite and where, all losses, and for each patch of the global batch where it came from. Raises
-    StorageStopped on every rank if it cannot be written.
+    The folder is a checkpoint of the weights before the failed step. In its progress.json, `replay` holds which value
+    was not finite on which ranks, all losses, and the source of each patch of the global batch. Raises StorageStopped
+    on every rank if the folder cannot be written.
     """
     mine = [(int(row), int(patch)) for row, patch in zip(batch.row, batch.patch, strict=True)]
     parts: list[Any] = [mine]
@@ -54,27 +54,26 @@ def record(
 
 
 def _text(value: float) -> float | str:
-    """JSON has no NaN and no infinity."""
     return value if math.isfinite(value) else repr(value)
 
 
 class Replayed(NamedTuple):
-    """What a replay found. lines: for people; reproduced: the same value is not finite, with the same losses."""
+    """lines: text for the user. reproduced: the same value is not finite, with the same losses."""
 
     lines: list[str]
     reproduced: bool
 
 
 def replay(folder: Path) -> Replayed:
-    """Compute a recorded step again, in this process, from the store and the recorded weights. Changes nothing.
+    """Compute a recorded step again in this process, from the store and the recorded weights. It changes no file.
 
-    folder: nonfinite_<step>, or a run's folder, for its newest record. Raises ConfigError for a folder without one,
-    CheckpointError for a damaged one.
+    folder: nonfinite_<step>, or a run's folder for its newest record. Raises ConfigError without one, CheckpointError
+    for damage.
     """
     folder = _record_in(folder)
     told = checkpoint.read_progress(folder)["replay"]
     whole = load_experiment(RunFolder(folder.parent).settings)
-    # What several ranks normalised together, with synchronised BatchNorm, is one micro-batch here.
+    # The patches that several ranks normalised together (synchronised BatchNorm) are one micro-batch here.
     experiment = on_one_worker(whole, told["batchnorm_over"], told.get("precision", whole.training.precision))
     store = open_store(experiment)
     maker = patch_maker(experiment, store.subjects("train"))
@@ -108,7 +107,7 @@ def _record_in(folder: Path) -> Path:
 
 
 def on_one_worker(experiment: Experiment, micro_batch: int, precision: str) -> Experiment:
-    """The experiment on one worker, in the run's precision; micro_batch: the patches that BatchNorm normalised over."""
+    """The experiment for one worker in the run's precision. micro_batch: patches that BatchNorm normalised over."""
     return experiment.changed({
         "resources.workers": 1, "resources.min_workers": None, "training.micro_batch": micro_batch,
         "training.precision": precision, "training.strategy": "single", "training.compile": False,
@@ -116,7 +115,7 @@ def on_one_worker(experiment: Experiment, micro_batch: int, precision: str) -> E
 
 
 def regrouped(losses: list[dict[str, float | str]], together: int) -> list[dict[str, float]]:
-    """The recorded losses of micro-batches (numbers, or `nan` and `inf` as text) as means of `together` at a time."""
+    """The means of each `together` consecutive micro-batches. losses: numbers, or the texts `nan` and `inf`."""
     numbers = [{name: float(value) for name, value in terms.items()} for terms in losses]
     groups = [numbers[first : first + together] for first in range(0, len(numbers), together)]
     return [{name: sum(terms[name] for terms in group) / len(group) for name in group[0]} for group in groups]
@@ -131,7 +130,6 @@ def _batch(maker: PatchMaker, patches: list[dict[str, Any]]) -> tuple[Tensor, Te
 
 
 def _compared(losses: list[dict[str, float]], again: list[dict[str, float]]) -> list[str]:
-    """A line per micro-batch."""
     return [
         f"  micro-batch {number}: "
         + ", ".join(f"{name} {then[name]:.6g} then, {value:.6g} now" for name, value in now.items())

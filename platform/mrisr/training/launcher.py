@@ -1,7 +1,7 @@
 """The actor that runs `fit()`, and the function that Ray Train calls in every worker.
 
-The launcher's and Ray's controller's processes import this module anew for every group of workers, so it imports what
-training needs only in the workers.
+The processes of the launcher and of Ray's controller import this module again for every group of workers. So the
+imports that only workers need are inside `run_worker`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ from mrisr.training.worker_settings import WorkerSettings
 
 
 class Launcher:
-    """An actor on the driver's node that runs `fit()`; when it is killed, its group of workers ends at once.
-
-    In the driver itself, `fit()` would replace the handler of Ctrl-C by one that waits for workers to be placed.
-    """
+    """Runs `fit()` outside the driver, where `fit()` would replace the Ctrl-C handler. Killing it ends its workers."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         os.environ.update(environment)  # Ray Train passes these on to the workers
@@ -34,7 +31,7 @@ class Launcher:
     def fit(
         self, workers: int, settings: WorkerSettings, storage: Path, callbacks: tuple[Any, ...]
     ) -> tuple[Ending, TrainingFailedError | None]:
-        """Why the group ended, or the error that ended it."""
+        """Train one group of workers. Returns why it ended, or the error that ended it."""
         no_restarts = {"max_failures": 0, "controller_failure_limit": 0}
         if hasattr(ray.train.FailureConfig, "max_preemption_failures"):  # since Ray 2.60
             no_restarts["max_preemption_failures"] = 0
@@ -60,7 +57,6 @@ class Launcher:
 
 
 def run_worker(config: dict[str, Any]) -> Ending:
-    """`train_worker`. config: the fields of WorkerSettings."""
     from mrisr.training.worker import train_worker  # takes 1.4 s of a core, which only workers need
 
     return train_worker(WorkerSettings(**config))

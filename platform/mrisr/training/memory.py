@@ -1,4 +1,6 @@
-"""The memory of a worker: what an experiment needs, the largest batch that fits, and advice where it did not fit."""
+"""The memory of a worker: the estimate for an experiment, the largest batch that fits, and advice after an OOM
+error.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,19 @@ from mrisr.models.torch_private import MemoryUnknownError
 from mrisr.training.build import step_config
 from mrisr.training.precision import assumed_precision
 
-# Messages of plain RuntimeErrors for failed allocations: by torch's CPU allocator and its asynchronous CUDA errors, by
-# cuBLAS and cuDNN (their own workspace), and by NCCL (buffers outside torch's allocator).
+# Messages of RuntimeErrors for failed allocations of torch's CPU allocator, asynchronous CUDA, cuBLAS, cuDNN and NCCL.
 _SAYS_SO = ("DefaultCPUAllocator: can't allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a device or on the CPU; the same step would fail again."""
+    """Whether a memory allocation failed, on a GPU or on the CPU. Repeating the same step would fail again."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAYS_SO)
 
 
 def memory_advice(experiment: Experiment, error: BaseException) -> str:
-    """What failed, the estimate of `--dry-run`, and the keys that would lower it."""
+    """What failed, the estimate that `--dry-run` prints, and the keys that reduce it."""
     micro_batch = experiment.micro_batch
     try:
         name, peak = max(estimated_peaks(experiment, micro_batch).items(), key=lambda item: item[1])
@@ -59,15 +60,15 @@ _UNITS = {"": 1, "B": 1, **{f"{p}iB": 2 ** (10 * i) for i, p in enumerate("KMGT"
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of `8GiB`, `7.5 GB`, `900MiB` or a plain number. Raises ValueError that says what the option takes."""
+    """Bytes of `8GiB`, `7.5 GB`, `900MiB` or a plain number. Raises ValueError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?\s*", text)
     if match is None or (match[2] or "") not in _UNITS or float(match[1]) <= 0:
-        raise ValueError(f"--fit-memory {text!r} is no amount of memory; write 8GiB, 7.5GB or 900MiB")
+        raise ValueError(f"--fit-memory {text!r} is not an amount of memory; write 8GiB, 7.5GB or 900MiB")
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
 def largest_batch(peak: Callable[[int], int], budget: int) -> int:
-    """The largest n >= 1 with peak(n) <= budget; peak grows, though not at first. ValueError if not even 1 fits."""
+    """The largest n >= 1 with peak(n) <= budget; peak never decreases. Raises ValueError if n = 1 does not fit."""
     first = peak(1)
     if first > budget:
         raise ValueError(
@@ -88,15 +89,15 @@ FEW = 4
 
 
 def estimated_peaks(experiment: Experiment, micro_batch: int) -> dict[str, int]:
-    """Peak bytes of this experiment per kind of step, with that many patches per forward pass; see `peak_bytes`.
+    """Peak bytes per kind of step with `micro_batch` patches per forward pass; see `peak_bytes`.
 
-    For a worker of the smallest group that the run may go on with, which accumulates the most.
+    The estimate is for a worker of the smallest permitted group, which accumulates the most micro-batches.
     """
     return _peaks_by_patches(experiment)(micro_batch)
 
 
 def peaks_text(experiment: Experiment, micro_batch: int) -> str:
-    """`estimated_peaks` for people, or that and why they are unknown."""
+    """`estimated_peaks` as text, or why there is no estimate."""
     try:
         peaks = estimated_peaks(experiment, micro_batch)
     except MemoryUnknownError as error:
@@ -105,7 +106,7 @@ def peaks_text(experiment: Experiment, micro_batch: int) -> str:
 
 
 def _peaks_by_patches(experiment: Experiment) -> Callable[[int], dict[str, int]]:
-    """Up to FEW patches are counted; counting hundreds would take minutes. Beyond, activations grow linearly."""
+    """Peak bytes by the number of patches; beyond FEW patches by linear extrapolation, since counting takes minutes."""
     settings = MemorySettings(
         experiment.generator.architecture,
         experiment.critic.kind if experiment.schedule.needs_critic else None,
@@ -129,9 +130,9 @@ def _peaks_by_patches(experiment: Experiment) -> Callable[[int], dict[str, int]]
 
 
 def fitting_overrides(experiment: Experiment, memory: str) -> list[str]:
-    """The overrides that make `experiment` use the largest batch whose estimate fits into `memory` on each worker.
+    """The overrides with which `experiment` uses the largest batch whose estimate fits into `memory` on each worker.
 
-    memory: such as 8GiB; USABLE of it is filled. Raises ValueError for text that is no amount, or too small a one.
+    memory: such as 8GiB; USABLE of it is filled. Raises ValueError for invalid text, or if one patch does not fit.
     """
     workers = experiment.resources.workers
     # The resulting run has as many patches in a forward pass as a worker of the full group.

@@ -1,47 +1,47 @@
-"""How a run, or a group of its workers, ends before the last step."""
+"""How a run, or one of its groups of workers, ends before the last step."""
 
 from __future__ import annotations
 
 
 class TrainingStopped(RuntimeError):
-    """New workers would fail again; the message says the remedy."""
+    """Training stopped, and new workers would fail in the same way. The message contains the remedy."""
 
 
 class StorageStopped(TrainingStopped):
-    """A run could not write to its folder; raised on every rank. The next start continues from what is there."""
+    """A run could not write to its folder; raised on every rank. The next start resumes from the newest checkpoint."""
 
 
 class TrackingUnreachable(TrainingStopped):
-    """A run could not be begun in MLflow. Its settings are not at fault."""
+    """MLflow could not register a new run. The run's settings are not the cause."""
 
 
 class StoreChanged(TrainingStopped):
-    """The store is not the one that the run began with, or cannot be opened any more; raised on every rank."""
+    """The store differs from the one that the run began with, or cannot be opened; raised on every rank."""
 
 
 class SubjectAtFault(TrainingStopped):
-    """A subject of the store that no run can use; raised on the rank that read it, and on no other."""
+    """A subject of the store that no run can use; raised only on the rank that read it."""
 
 
-# These are not the fault of a run's settings: another run of the same store on the same machines would stop too.
+# Causes outside a run's settings. Another run of the same store on the same machines would stop too.
 OUTSIDE_CAUSES = (StorageStopped, TrackingUnreachable, StoreChanged, SubjectAtFault, OSError)
 
 
 class Terminated(RuntimeError):
-    """SIGTERM stopped a run: after a checkpoint, or while it had no workers."""
+    """SIGTERM stopped a run, after a checkpoint or while it had no workers."""
 
 
 class RoomForMore(RuntimeError):
-    """A group of workers saved a checkpoint and ended, because a larger one can go on."""
+    """A group of workers saved a checkpoint and ended, because a larger group can continue."""
 
 
-# Why all workers of a group ended together; None at the end of the schedule. Workers return it: what a worker raises
-# instead ends its whole group, and Ray logs it as a failure.
+# Why all workers of a group ended together; None at the end of the schedule. Workers return it, because Ray logs an
+# exception of a worker as a failure and ends the group.
 Ending = TrainingStopped | Terminated | RoomForMore | None
 
 
 def reason(error: BaseException) -> str:
-    """One line: what a worker raised, without Ray's wrapping, or the error itself."""
+    """The error of a worker in one line, without Ray's wrapping."""
     cause = next(iter(getattr(error, "worker_failures", {}).values()), error)
     text = str(cause).strip()
     if isinstance(cause, TrainingStopped):

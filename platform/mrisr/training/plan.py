@@ -1,4 +1,4 @@
-"""What a run will do, in words and numbers, before anything starts: `mrisr train --dry-run`."""
+"""The plan of a run as text: `mrisr train --dry-run`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mrisr.training.precision import assumed_precision
 
 
 def describe_plan(experiment: Experiment) -> str:
-    """The resolved configuration and the plan; needs the store, starts nothing. Raises ConfigError like `train`."""
+    """The resolved configuration and the plan. Reads the store and starts nothing. Raises ConfigError like `train`."""
     store = open_store(experiment)
     experiment = settle_splits(experiment, store)
     schedule, steps = experiment.schedule, step_config(experiment)

@@ -1,4 +1,4 @@
-"""The precision of a run where training.precision is `auto`: chosen by its first workers, then kept for its life."""
+"""The precision of a run with training.precision = `auto`: its first workers choose it, and it never changes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mrisr.training.run_folder import RunFolder
 
 
 def settle_precision(experiment: Experiment, device: torch.device) -> Experiment:
-    """The experiment with bf16 or fp32, the same on every rank; every rank must call it.
+    """The experiment with bf16 or fp32, the same on every rank. Every rank must call it.
 
-    `auto` becomes bf16 if that is native to the devices of all ranks of the run's first group, and is recorded in the
-    run's folder for all later groups. Raises StorageStopped on every rank if it cannot be recorded.
+    `auto` becomes bf16 if the devices of all ranks of the first group support it natively. The choice is recorded in
+    the run's folder for later groups. Raises StorageStopped on every rank if it cannot be recorded.
     """
     folder, native = RunFolder.of(experiment), native_bf16(device)
     everywhere = on_every_rank(native, device)
@@ -40,7 +40,7 @@ def settle_precision(experiment: Experiment, device: torch.device) -> Experiment
 
 
 class Assumed(NamedTuple):
-    """The precision that a plan assumes, and why if the configuration does not say it."""
+    """The precision that a plan assumes, and the reason if the configuration does not set it."""
 
     precision: str
     why: str = ""
@@ -50,7 +50,7 @@ class Assumed(NamedTuple):
 
 
 def assumed_precision(experiment: Experiment) -> Assumed:
-    """The precision of a start: as given, as in the run that it would continue, or `precision_here`."""
+    """The configured precision, else that of the run that this start would resume, else `precision_here`."""
     folder = RunFolder.of(experiment)
     if experiment.training.precision == "auto" and folder.continues(experiment):
         known = folder.precision()
@@ -60,7 +60,7 @@ def assumed_precision(experiment: Experiment) -> Assumed:
 
 
 def precision_here(experiment: Experiment) -> Assumed:
-    """The precision as given, or what `auto` becomes if the workers are like this machine."""
+    """The configured precision, or the choice of `auto` if the workers are like this machine."""
     precision, gpus = experiment.training.precision, experiment.resources.gpus
     if precision != "auto":
         return Assumed(precision)

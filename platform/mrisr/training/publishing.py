@@ -1,4 +1,4 @@
-"""From the best weights of a run to registered versions, and to champions where they are better."""
+"""Registers the best weights of a run as model versions, and makes better ones the champion."""
 
 from __future__ import annotations
 
@@ -26,10 +26,7 @@ NOT_COMPARED = "not compared yet"
 
 
 class Published(NamedTuple):
-    """A registered version. model_uri: models:/NAME/VERSION; decision: why it is or is not a champion.
-
-    stage: of its weights, "" in the records of older versions.
-    """
+    """model_uri: models:/NAME/VERSION. decision: why it is or is not a champion. stage: "" in old records."""
 
     model_uri: str
     name: str
@@ -52,11 +49,10 @@ class Published(NamedTuple):
 
 
 def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> list[Published]:
-    """Register the best weights of a finished run, and of its other stages; the best of the run come first.
+    """Register the best weights of a finished run and of its other stages. Those of the run come first in the result.
 
-    They are measured on the whole volumes of the validation split, printed as one table, and compared with the
-    champion. tags: further tags of the versions. Done once per run: a second call, after a resumption that trained no
-    further, returns what the first one did.
+    All are measured on the whole volumes of the validation split, printed as one table, and compared with the champion.
+    tags: further tags of the versions. A second call for the same weights returns the result of the first.
     """
     check_address(run.tracking_uri)
     evaluation = Evaluation.of(run.experiment, run.experiment.validation.split)
@@ -81,13 +77,13 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> list[Publ
         if one.decision == NOT_COMPARED:
             versions[place] = _compared(run, one, evaluation)
             _write_record(run, versions)
-    _write_record(run, versions)  # also one of an older version, which kept credentials
+    _write_record(run, versions)  # also rewrites old records, which contained credentials
     tracking.finish(run.tracking_uri, run.run_id)
     return versions
 
 
 def _recorded(run: TrainedRun) -> dict[int, Published]:
-    """What earlier calls did, by the step of the weights. Older versions recorded a single one."""
+    """The versions that earlier calls registered, by the step of their weights. Old records hold a single version."""
     record = RunFolder.of(run.experiment).published
     if not record.exists():
         return {}
@@ -97,7 +93,7 @@ def _recorded(run: TrainedRun) -> dict[int, Published]:
 
 
 def _registered(run: TrainedRun, weights: StageWeights) -> Published | None:
-    """A version of these weights that a call registered and was killed before it could record it."""
+    """A version of these weights from an earlier call that was killed before it could record the version."""
     name = run.experiment.tracking.model
     found = registry.registered(name, run.run_id, {"weights_step": str(weights.step)}, run.tracking_uri)
     return None if found is None else _not_compared(run, weights, found.version)
@@ -145,13 +141,13 @@ def _not_compared(run: TrainedRun, weights: StageWeights, version: str) -> Publi
 
 
 def _write_record(run: TrainedRun, versions: list[Published]) -> None:
-    """Without credentials, which every reader gets from the configuration or the environment instead."""
+    """Write the record without credentials. Readers take them from the configuration or the environment."""
     shown = [one._replace(tracking_uri=mask_secrets(one.tracking_uri))._asdict() for one in versions]
     write_atomic(RunFolder.of(run.experiment).published, json.dumps(shown, indent=1))
 
 
 def _log(run: TrainedRun, weights: StageWeights, result: EvaluationResult) -> None:
-    """`volumes/...` are the figures of the run's best weights, `volumes/STAGE/...` those of a stage's."""
+    """Log metrics: `volumes/...` for the run's best weights, `volumes/STAGE/...` for those of a stage."""
     logger = tracking.RunLogger(run.tracking_uri, run.run_id)
     best = weights.step == run.best.step
     for prefix in ([f"volumes/{weights.stage}"] if run.others else []) + (["volumes"] if best else []):

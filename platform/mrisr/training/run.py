@@ -1,4 +1,4 @@
-"""The driver's side of a run: check, plan, start the workers, and hand the best weights on."""
+"""The driver of a run: check and plan the experiment, start the workers, and return the best weights."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from voxelstore import VolumeStore
 
 
 class Host(NamedTuple):
-    """What a run is part of: a search that runs several at once and listens to each.
+    """The search that a run belongs to. It runs several runs at once and listens to each.
 
-    driver_cpus: logical CPUs that each run's driver reserves itself; callbacks: of Ray Train; parent_run_id: the MLflow
-    run above it; dataset: the store's fingerprint as the search began.
+    driver_cpus: logical CPUs that each run's driver reserves; callbacks: for Ray Train; parent_run_id: the search's
+    MLflow run; dataset: the store's fingerprint when the search began.
     """
 
     runs: int = 1
@@ -46,7 +46,7 @@ class Host(NamedTuple):
 
 
 class StageWeights(NamedTuple):
-    """The best generator weights of a stage (Schedule.stage), plain CPU tensors, and the validation that chose them."""
+    """A stage's (Schedule.stage) best generator weights, as plain CPU tensors, and the validation that chose them."""
 
     stage: str
     step: int
@@ -55,7 +55,7 @@ class StageWeights(NamedTuple):
 
 
 class TrainedRun(NamedTuple):
-    """A finished run. best: of all its weights; others: the best of the other stages, if there are any."""
+    """best: the best of all weights of the run; others: the best weights of the other stages, if any."""
 
     experiment: Experiment
     run_id: str
@@ -67,10 +67,11 @@ class TrainedRun(NamedTuple):
 
 
 def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
-    """Train to the end of the schedule, or continue where an earlier start of the same run stopped.
+    """Train to the end of the schedule. An earlier start of the same run is resumed.
 
-    Raises ConfigError if the experiment does not fit its store or the run's earlier start, or if another process trains
-    it; cluster.ResourceError if its workers can never be placed; TrainingStopped; Terminated after SIGTERM.
+    Raises ConfigError if the experiment does not fit its store or the earlier start, or if another process trains the
+    run; StoreChanged and TrackingUnreachable; cluster.ResourceError if its workers can never be placed;
+    TrainingStopped; Terminated after SIGTERM.
     """
     store = open_store(experiment)
     experiment = settle_splits(experiment, store)
@@ -110,21 +111,20 @@ def _check_address(experiment: Experiment) -> None:
     try:
         check_address(tracking.resolve_uri(experiment.tracking.uri, home()), creates=not begun)
     except AddressUnreachable as error:
-        if not begun:  # a run that has begun goes on without MLflow; a new one has to be entered there
+        if not begun:  # a resumed run continues without MLflow; a new one must be registered there
             raise TrackingUnreachable(str(error)) from None
 
 
 def _share(experiment: Experiment, host: Host) -> cluster.Share:
-    """What each worker gets of the connected cluster, or of this run's part of it."""
     cpus, gpus = cluster.available()
-    # The search has made sure that its runs fit onto the machines together.
+    # The search has checked that its runs fit onto the machines.
     nodes = cluster.nodes() if host.runs == 1 else ()
     return cluster.divide(experiment, cpus / host.runs - host.driver_cpus, gpus // host.runs, nodes)
 
 
 @contextmanager
 def ending_in_tracking(uri: str, run_id: str) -> Iterator[None]:
-    """If the block ends by an error or an interruption, MLflow shows the run as failed or killed."""
+    """On an error or an interruption in the block, mark the MLflow run as failed or killed."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, Terminated):
@@ -136,10 +136,10 @@ def ending_in_tracking(uri: str, run_id: str) -> Iterator[None]:
 
 
 def _finished(experiment: Experiment) -> TrainedRun | None:
-    """The run, if an earlier start has come to the schedule's end; what MLflow has missed of it is delivered now."""
+    """The run, if an earlier start reached the end of the schedule. Sends MLflow the records that it still lacks."""
     folder = RunFolder.of(experiment)
     checkpoints = folder.checkpoints()
-    # One before the first validation that counts has no best weights to look for.
+    # A checkpoint before the first validation that counts has no best weights.
     if not checkpoints or read_progress(checkpoints[-1])["step"] < experiment.schedule.total_steps:
         return None
     uri, run_id = tracking.resolve_uri(experiment.tracking.uri, home()), folder.mlflow_run.read_text()
@@ -149,14 +149,14 @@ def _finished(experiment: Experiment) -> TrainedRun | None:
 
 
 def _deliver_rest(experiment: Experiment, uri: str, run_id: str) -> None:
-    """Before the run is published, and MLflow shows it as finished: what the workers could not deliver."""
+    """Send MLflow the records that the workers could not deliver, before the run is published and shown as finished."""
     folder = RunFolder.of(experiment).outbox
     if any(folder.glob("[0-9]*.json")):
         Outbox(uri, run_id, folder).close(LAST_DELIVERY_S)
 
 
 def outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> TrainedRun:
-    """What a run has come to at a checkpoint of it; experiment.training.precision is what it was computed in."""
+    """The result of a run at a checkpoint. experiment.training.precision must be the run's actual precision."""
     progress = read_progress(checkpoint)
     experiment = RunFolder.of(experiment).as_recorded(experiment)
     stage = experiment.schedule.stage(progress["best"]["step"])
@@ -170,9 +170,10 @@ def outcome(experiment: Experiment, run_id: str, uri: str, checkpoint: Path) -> 
 
 
 def tracked_run(config: dict[str, Any], store: VolumeStore, uri: str, folder: RunFolder, **options: Any) -> str:
-    """The MLflow run's id: the one of an earlier start if there is one, so that its curves go on.
+    """The MLflow run's id. A resumed run keeps its id, so its curves continue.
 
-    config: the resolved one, as plain values; folder: of a run or a search; options: of `tracking.start_run`.
+    config: the resolved configuration as plain values; folder: of a run or a search; options: of `tracking.start_run`.
+    Raises TrackingUnreachable.
     """
     if (run_id := folder.mlflow_run_id) is not None:
         tracking.resume_if_reachable(uri, run_id, folder.mlflow_run)

@@ -1,4 +1,4 @@
-"""The folder of a run: its file names, lock, resolved configuration and checkpoints, known here and nowhere else."""
+"""The folder of a run. Only this module knows its file names, lock, recorded configuration and checkpoints."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mrisr.training.checkpoints import is_whole, on_every_rank_or_none, remove, 
 from mrisr.training.outcome import StorageStopped
 from voxelstore import VolumeStore
 
-# Keys that may differ between a run and its resumption: they change how and how far, not what is computed so far.
+# Keys that may differ between a run and its resumption: they do not change the results so far.
 _MAY_CHANGE = (
     "resources", "schedule.total_steps", "training.max_failures", "training.keep_checkpoints", "tracking",
     "tuning", "generator.recompute", "critic.samples_at_once", "training.compile", "stream.cpus_per_task",
     "stream.rounds",
-    # What counts is the number of patches that BatchNorm spans, which also depends on the hardware: see
+    # The number of patches that BatchNorm normalises over must not change; it also depends on the hardware: see
     # refuse_other_batchnorm.
     "training.micro_batch", "validation.allow_trained_on",
 )  # fmt: skip
@@ -38,9 +38,7 @@ _WAS_AUTO = "  # auto became this on the first workers of this run"
 
 
 class RunFolder:
-    """One run. It belongs to one configuration and one data set from its first checkpoint on, and to one driver at a
-    time. The names of checkpoints sort by step.
-    """
+    """The folder of one run, used by one driver at a time. Checkpoint names sort by step."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,7 +62,7 @@ class RunFolder:
         return self.mlflow_run.read_text() if self.mlflow_run.exists() else None
 
     def locked(self) -> AbstractContextManager[None]:
-        """Hold the run's lock, which ends with its process. Raises ConfigError if another process holds it."""
+        """Hold the run's lock until the process ends. Raises ConfigError if another process holds it."""
         return locked(
             self.path / ".lock",
             ConfigError(
@@ -76,10 +74,7 @@ class RunFolder:
     # Configuration
 
     def begin(self, experiment: Experiment, store: VolumeStore) -> None:
-        """Write the resolved configuration before the first step.
-
-        The files of a start of another configuration that left no checkpoint are deleted.
-        """
+        """Write the configuration. If an earlier start with other settings left no checkpoint, delete its files."""
         same_data = self._dataset.exists() and self._dataset.read_text() == store.fingerprint()
         if self.continues(experiment) and (same_data or self.newest() is not None):
             return
@@ -90,7 +85,7 @@ class RunFolder:
         write_atomic(self.settings, dump_experiment(experiment))
 
     def continues(self, experiment: Experiment) -> bool:
-        """Whether a start of this experiment goes on with what is here: a checkpoint, or the same configuration."""
+        """Whether this experiment resumes an earlier start: there is a checkpoint, or the same configuration."""
         if not self.settings.exists():
             return False
         text = self.settings.read_text()
@@ -99,12 +94,12 @@ class RunFolder:
         return same or self.newest() is not None
 
     def refuse_other(self, experiment: Experiment, store: VolumeStore) -> None:
-        """Raise ConfigError if there are checkpoints of another configuration or of other data."""
+        """Raise ConfigError if the folder holds checkpoints of another configuration or of other data."""
         if not self.settings.exists() or self.newest() is None:
             return
         earlier = load_experiment(self.settings)
         before, now = (flat(one.model_dump(mode="json")) for one in (earlier, experiment))
-        # What `auto` became stays, even if this machine would choose something else.
+        # The choice of `auto` is kept, even if this machine would choose another precision.
         key = "training.precision"
         before[key] = self.precision() or before[key]
         if now[key] == "auto":
@@ -112,7 +107,7 @@ class RunFolder:
         was, here = before["output"], str(self.path.parent)
         changed = sorted(
             key for key in before.keys() | now.keys()
-            # The folder may have been moved, together with its store: its paths moved with it.
+            # The folder may have been moved together with its store, which changes its paths.
             if now.get(key) not in (before.get(key), after_move(before.get(key), was, here))
             and not key.startswith(_MAY_CHANGE)
         )  # fmt: skip
@@ -136,7 +131,6 @@ class RunFolder:
             raise ConfigError(self.other_data(store.path))
 
     def other_data(self, store: Path) -> str:
-        """What to say of a store whose fingerprint has changed."""
         return (
             f"data.store = {store}: its subjects or splits have changed since run {self.path.name!r} began, so that it "
             "cannot be resumed exactly; use another name=... to start a new run, which may begin at its weights: "
@@ -146,7 +140,7 @@ class RunFolder:
     def refuse_other_batchnorm(self, experiment: Experiment, gpu: bool) -> None:
         """Raise ConfigError if BatchNorm would normalise over another number of patches than in the checkpoints.
 
-        gpu: whether the workers have GPUs, on which BatchNorm may be synchronised; see StepConfig.batchnorm_over.
+        gpu: whether the workers have GPUs, where BatchNorm may be synchronised; see StepConfig.batchnorm_over.
         """
         newest = self.newest()
         if newest is None:
@@ -171,7 +165,7 @@ class RunFolder:
     # Precision
 
     def precision(self) -> str | None:
-        """What the run is computed in: as configured, or what `auto` became; None while neither is known."""
+        """The run's precision: as configured, or as chosen by `auto`; None before that choice."""
         if not self.settings.exists():
             return None
         given = load_experiment(self.settings).training.precision
@@ -184,7 +178,7 @@ class RunFolder:
         return None if newest is None or told is None else _computed(newest / PROGRESS, told)
 
     def record_precision(self, precision: str) -> None:
-        """Write what `auto` became into the resolved configuration; every rank must call it. Raises StorageStopped."""
+        """Write the choice of `auto` into the configuration. Every rank must call it. Raises StorageStopped."""
         became = f"  precision: {precision}{_WAS_AUTO}\n"
 
         def write() -> None:
@@ -199,23 +193,22 @@ class RunFolder:
             ) from None
 
     def as_recorded(self, experiment: Experiment) -> Experiment:
-        """The experiment with the run's precision; unchanged if the run has none yet."""
+        """The experiment with the run's recorded precision; unchanged if none is recorded."""
         return experiment.changed({"training.precision": self.precision() or experiment.training.precision})
 
     # Checkpoints
 
     def checkpoints(self) -> list[Path]:
-        """The whole checkpoints, oldest first."""
+        """Complete checkpoints, oldest first."""
         return [folder for folder in self._folders() if is_whole(folder)]
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint."""
         return next((folder for folder in reversed(self._folders()) if is_whole(folder)), None)
 
     def agreed_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint as rank 0 finds it; every rank must call it, when a group of workers starts.
+        """The newest complete checkpoint that rank 0 finds. Every rank must call it when a group of workers starts.
 
-        Rank 0 also deletes what an earlier group left half-written, and names damaged checkpoints.
+        Rank 0 also deletes incomplete checkpoints of earlier groups and prints the names of damaged ones.
         """
         box: list[Path | None] = [None]
         if rank() == 0:
@@ -236,19 +229,19 @@ class RunFolder:
     def write_checkpoint(
         self, step: int, networks: Networks, progress: dict[str, Any], files: Mapping[str, bytes]
     ) -> Path:
-        """Write the checkpoint of a step; every rank must call it. See `write_folder`, which it calls."""
+        """Write the checkpoint of a step with `write_folder`. Every rank must call it."""
         return self._write(f"checkpoint_{step:08d}", networks, progress, files)
 
     def write_failed_step(self, step: int, networks: Networks, progress: dict[str, Any]) -> Path:
-        """Write a step that was not finite, for `mrisr replay`; every rank must call it."""
+        """Every rank must call it."""
         return self._write(f"nonfinite_{step:08d}", networks, progress, {})
 
     def failed_steps(self) -> list[Path]:
-        """The recorded steps that were not finite, oldest first."""
+        """The recorded steps with non-finite values, oldest first."""
         return sorted(self.path.glob("nonfinite_[0-9]*"))
 
     def remove_old_checkpoints(self, keep: int) -> None:
-        """Delete all checkpoints but the newest `keep` whole ones; rank 0 calls it after a new one is whole."""
+        """Delete all checkpoints except the newest `keep` complete ones. Only rank 0 calls it."""
         kept = self.checkpoints()[-keep:]
         for folder in self._folders():
             if kept and folder < kept[0]:

@@ -1,4 +1,4 @@
-"""The state of a run beside its networks: what progress.json and the best weights of a checkpoint hold."""
+"""The state of a run apart from its networks, as stored in a checkpoint's progress.json and best weights."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from mrisr.training.checkpoints import BEST_WEIGHTS, best_of_stage, best_weights
 
 
 def score(figures: Mapping[str, Any], metric: str, main: str, protocols: tuple[str, ...]) -> float:
-    """A metric's mean over protocols, from a validation's figures. Those of the protocol `main` have no prefix."""
+    """A metric's mean over protocols, from the figures of a validation. Keys of the protocol `main` have no prefix."""
     keys = [metric if protocol == main else f"{protocol}/{metric}" for protocol in protocols or (main,)]
     return sum(float(figures[key]) for key in keys) / len(keys)
 
 
 class Best:
-    """The best weights so far by the validation's score, on every rank's CPU and in every checkpoint.
+    """The weights with the best validation score so far. They are on every rank's CPU and in every checkpoint.
 
-    step: after which they were validated, None before the first validation that counts; figures: of that validation;
-    state: the generator's state dict, empty while step is None.
+    step: when they were validated, None before the first validation that counts; figures: of that validation; state:
+    the generator's state dict, empty while step is None.
     """
 
     def __init__(self, validation: Validation) -> None:
@@ -39,7 +39,7 @@ class Best:
         self.state: dict[str, Tensor] = {}
 
     def offer(self, step: int, figures: dict[str, float], state: dict[str, Tensor]) -> bool:
-        """Keep the weights if they are better than all before. Of equal ones the first stay."""
+        """Keep the weights if they are better than all before. With equal scores the earlier weights stay."""
         counts = step > 0 or self.validation.start_counts
         better = counts and (self.step is None or self._beats(figures))
         if better:
@@ -55,9 +55,9 @@ class Best:
         return {"step": self.step, "figures": self.figures}
 
     def restore(self, progress: dict[str, Any], folder: Path, name: str = BEST_WEIGHTS) -> None:
-        """Take over what `progress` returned, and the weights from a file of a checkpoint; every rank must call it.
+        """Restore `progress`, and the weights from a checkpoint's file. Every rank must call it.
 
-        Raises CheckpointError on every rank if the weights are missing or damaged for any of them.
+        Raises CheckpointError on every rank if one rank finds the weights missing or damaged.
         """
         self.step, self.figures = progress["step"], progress["figures"]
         with refused_together():
@@ -67,7 +67,7 @@ class Best:
 
 @dataclass
 class Window:
-    """Sums of a run's figures since its last record. They travel in checkpoints, so that resuming changes no record."""
+    """Sums of a run's metrics since the last record. Checkpoints hold them, so resuming does not change a record."""
 
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -76,7 +76,6 @@ class Window:
     steps: int = 0
 
     def add(self, phase: Phase, metrics: dict[str, float], waited: float, seconds: float) -> None:
-        """Add one step."""
         for name, value in metrics.items():
             key = f"{phase}/{name}"
             self.sums[key] = self.sums.get(key, 0.0) + value
@@ -86,7 +85,7 @@ class Window:
         self.steps += 1
 
     def record(self, config: StepConfig) -> dict[str, float]:
-        """Means per phase, learning rates of the networks that moved, and throughput by this rank's clock."""
+        """Means per phase, learning rates of the updated networks, and throughput by this rank's clock."""
         record = {key: total / self.counts[key] for key, total in self.sums.items()}
         rates = {
             Phase.PRETRAIN: config.pretrain_lr, Phase.CRITIC: config.critic_lr, Phase.GENERATOR: config.generator_lr,
@@ -102,7 +101,6 @@ class Window:
 
 
 def record_line(record: Mapping[str, float], phase: Phase, step: int, total: int) -> str:
-    """A window's record for the terminal."""
     eta = int((total - step) / record["throughput/steps_per_second"])
     return (
         f"step {step:>7,}/{total:,} {phase:<9} loss {record[f'{phase}/loss']:.5f}  "
@@ -114,11 +112,11 @@ def record_line(record: Mapping[str, float], phase: Phase, step: int, total: int
 
 @dataclass
 class RunState:
-    """The same on every rank, except for the clock in `window`.
+    """The state of a run, equal on every rank except for the times in `window`.
 
-    best: over all stages; stages: each stage's, where there are two. step: steps done, which is also the position in
-    the stream; critic_norms: of the critic's gradient since its last picture; latest: figures of the last validation,
-    with its step under `validated`.
+    best: over all stages; stages: the best of each stage, if there are two. step: number of steps done, also the
+    position in the stream; critic_norms: the critic's gradient norms since the last plot; latest: the figures of the
+    last validation, with its step under `validated`.
     """
 
     schedule: Schedule
@@ -131,24 +129,22 @@ class RunState:
 
     @classmethod
     def of(cls, experiment: Experiment) -> RunState:
-        """Before the first step."""
         v, schedule = experiment.validation, experiment.schedule
         stages = [L1, ADVERSARIAL] if schedule.pretrain_steps else [ADVERSARIAL]
         return cls(schedule, Best(v), {stage: Best(v) for stage in stages if schedule.needs_critic})
 
     def offer(self, figures: dict[str, float], state: dict[str, Tensor]) -> bool:
-        """Keep these weights of the present step if they are the best of their stage; whether they are of the run."""
+        """Keep the current weights if they are the best of their stage. Returns whether they are the run's best."""
         if (stage := self.stages.get(self.schedule.stage(self.step))) is not None:
             stage.offer(self.step, figures, state)
         return self.best.offer(self.step, figures, state)
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
-        """The best weights by the name of their file."""
         files = {BEST_WEIGHTS: self.best} | {best_of_stage(stage): best for stage, best in self.stages.items()}
         return {name: best.state for name, best in files.items() if best.state}
 
     def progress(self, networks: Networks, precision: str) -> dict[str, Any]:
-        """For progress.json, with what depends on the hardware that the run began on and must not change."""
+        """The content of progress.json, including hardware-dependent settings that must not change on resuming."""
         return {
             "step": self.step, "best": self.best.progress(), "window": asdict(self.window),
             "critic_norms": self.critic_norms, "latest": self.latest, "batchnorm_over": networks.batchnorm_over,
@@ -156,10 +152,7 @@ class RunState:
         }  # fmt: skip
 
     def restore(self, progress: dict[str, Any], folder: Path) -> None:
-        """Take over a checkpoint's progress, and the best weights from its folder; every rank must call it.
-
-        Raises CheckpointError on every rank if those weights are missing or damaged for any of them.
-        """
+        """Restore a checkpoint's state. Every rank must call it. Raises CheckpointError as `Best.restore`."""
         self.best.restore(progress["best"], folder)
         for stage, best in self.stages.items():
             if "best_of_stage" in progress:

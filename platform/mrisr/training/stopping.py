@@ -1,4 +1,4 @@
-"""Saving before an end that is known: SIGTERM to the driver, more workers, a node that Ray is about to lose."""
+"""Saves a checkpoint before a known end: SIGTERM to the driver, more workers, or a node that Ray will lose."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import torch.distributed as dist
 from mrisr.engine.sharding import rank, world_size
 from mrisr.training.run_folder import RunFolder
 
-# Ray looks for nodes that it will lose as often as this; the setting is Ray's.
+# Ray's own interval for checking which nodes it will lose.
 PREEMPTION_EVERY_S = float(os.environ.get("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "5"))
-# Ray 2.59 and later announce nodes that they will lose.
+# Ray 2.59 and later announce which nodes will be lost.
 _announced = getattr(ray.train, "get_preemption_info", lambda: None)
 
 
 class Request(IntEnum):
-    """What the workers are asked to do after a step. The larger one wins."""
+    """What the workers must do after a step. The largest value has priority."""
 
     NOTHING = 0
     CHECKPOINT = 1  # a node will go soon: save now and continue
@@ -35,9 +35,9 @@ class Request(IntEnum):
 
 
 class Requests:
-    """The same answer on every rank after every step, so that all of them save together.
+    """Gives every rank the same answer after every step, so that all ranks save together.
 
-    folder: rank 0 looks there for the driver's files. It asks Ray for preempted nodes every PREEMPTION_EVERY_S
+    folder: where rank 0 looks for the driver's files. Rank 0 asks Ray for preempted nodes every PREEMPTION_EVERY_S
     seconds: that call is a barrier in Ray, too slow for every step.
     """
 
@@ -47,7 +47,7 @@ class Requests:
         self._saved_for_preemption = False
 
     def after_step(self) -> Request:
-        """Every rank must call it equally often."""
+        """The request to follow now. Every rank must call it equally often."""
         found = Request.NOTHING
         if rank() == 0 and self._folder.stop_request.exists():
             found = Request.STOP
@@ -70,7 +70,7 @@ class Requests:
 
 @contextmanager
 def stop_on_sigterm(folder: RunFolder) -> Iterator[None]:
-    """In the driver: SIGTERM asks the workers to save and stop; a second one ends the driver at once."""
+    """In the driver: the first SIGTERM asks the workers to save and stop; a second one ends the driver at once."""
     file = folder.stop_request
     file.unlink(missing_ok=True)
     if threading.current_thread() is not threading.main_thread():

@@ -1,7 +1,7 @@
-"""The driver's loop around Ray Train: one group of workers after another, until the run has ended.
+"""The driver's loop around Ray Train: it starts one group of workers after another until the run ends.
 
 A group is one `TorchTrainer.fit()` with a fixed number of workers. It starts from the newest checkpoint in the run's
-folder and keeps no other state, so Ray's own restarts, scaling and list of checkpoints are not used.
+folder and keeps no other state. So Ray's own restarts, scaling and list of checkpoints are not used.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from mrisr.training.stopping import stop_on_sigterm
 from mrisr.training.worker_settings import WorkerSettings
 
 LOOK_EVERY_S = 0.5
-# How long to wait for room before a smaller group is tried. The workers of the group before may still be ending.
+# Seconds to wait before a smaller group is tried. Workers of the previous group may still be ending.
 LARGEST_GROUP_S, SMALLER_GROUP_S = 5.0, 1.0
 LONGEST_PAUSE_S = 30.0
 
 
 class Supervisor:
-    """Trains one run. callbacks: of Ray Train."""
+    """Trains one run. callbacks: for Ray Train."""
 
     def __init__(self, settings: WorkerSettings, callbacks: tuple[Any, ...] = ()) -> None:
         self.settings, self.callbacks = settings, callbacks
@@ -47,8 +47,8 @@ class Supervisor:
     def run(self) -> None:
         """Train to the end of the schedule.
 
-        Raises TrainingStopped if new workers would fail again, Terminated after SIGTERM, KeyboardInterrupt at once, and
-        Ray's error after training.max_failures.
+        Raises TrainingStopped if new workers would fail again, Terminated after SIGTERM, KeyboardInterrupt immediately,
+        and Ray's error after training.max_failures.
         """
         try:
             with stop_on_sigterm(self.folder):
@@ -67,7 +67,6 @@ class Supervisor:
             self._end_group()
 
     def _train(self, workers: int) -> Ending:
-        """One group, from its start to its end."""
         self.folder.resize_request.unlink(missing_ok=True)
         storage, every = self.folder.ray, self.experiment.resources.resize_every_s
         shutil.rmtree(storage, ignore_errors=True)
@@ -91,19 +90,18 @@ class Supervisor:
         return cast(Ending, ending)
 
     def _end_group(self) -> None:
-        """End the launcher and with it, after Ctrl-C, a group that still runs."""
         if self.launcher is not None:
             ray.kill(self.launcher)
             self.launcher = None
         shutil.rmtree(self.folder.ray, ignore_errors=True)
 
     def _fitting(self) -> list[int]:
-        """The group sizes that the living nodes can hold beside a data task, largest first."""
+        """The group sizes that the living nodes can hold together with a data task, largest first."""
         nodes, task = cluster.nodes(), self.experiment.stream.cpus_per_task
         return [n for n in self.counts if cluster.fits(nodes, n, self.share.cpus, self.share.gpu, task)]
 
     def _wait_for_room(self) -> int:
-        """Wait until a group can be placed now; how many workers. Raises Terminated after SIGTERM."""
+        """Wait until a group can be placed. Returns its number of workers. Raises Terminated after SIGTERM."""
         self._look_for_sigterm()
         if self.settings.runs > 1 and len(self.counts) == 1:
             return self.counts[0]  # the search has kept room for it
@@ -119,7 +117,7 @@ class Supervisor:
                 told = True
 
     def _placed(self, workers: int, fitting: list[int], seconds: float) -> bool:
-        """Whether there is room for a group before the nodes change and the time is over."""
+        """Whether a group can be placed within `seconds` and before the nodes change."""
         end = time.monotonic() + seconds
         with reserved(workers, self.share) as group:
             while time.monotonic() < end and self._fitting() == fitting:
@@ -131,7 +129,6 @@ class Supervisor:
         return False
 
     def _grow(self, workers: int) -> None:
-        """Ask the workers to save and return if there is room for more of them."""
         for more in self._fitting():
             if more <= workers:
                 return
@@ -143,7 +140,6 @@ class Supervisor:
             return
 
     def _pause(self, seconds: float) -> None:
-        """Sleep, but not longer than until SIGTERM."""
         end = time.monotonic() + seconds
         while not self.folder.stop_request.exists() and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, LOOK_EVERY_S))
@@ -156,9 +152,9 @@ class Supervisor:
 
 
 class Failures:
-    """Counts failures since the newest checkpoint. most: how many are followed by another group; -1: all.
+    """Counts failures since the newest checkpoint. most: how many are followed by a new group; -1: no limit.
 
-    in_search: workers that cannot be placed are a failure, since the search has kept room for them.
+    in_search: if workers cannot be placed, this counts as a failure: the search has reserved their resources.
     """
 
     def __init__(self, most: int, folder: RunFolder, in_search: bool = False) -> None:
@@ -168,7 +164,7 @@ class Failures:
         self.pause = 1.0
 
     def add(self, error: Exception) -> float:
-        """Seconds until the next group may start. Raises TrainingStopped, or the error, if there is to be none."""
+        """Seconds until the next group may start. Raises TrainingStopped or the error if there is no next group."""
         if (stopped := stopped_by(error)) is not None:
             raise stopped from None
         newest = self.folder.newest()
@@ -180,19 +176,19 @@ class Failures:
         since = newest.name if newest else "the start"
         if 0 <= self.most < self.count:
             print(f"the workers failed and are given up: training.max_failures = {self.most} restarts since {since} "
-                  "were of no use", flush=True)  # fmt: skip
+                  "did not help", flush=True)  # fmt: skip
             raise error
         print(f"the workers failed ({reason(error)}); they are started again from {since}", flush=True)
         if isinstance(error, WorkerGroupError) or announced(error):
             return 0.0
-        # The group did not start or its process died. A node that has just died is missed only after a while.
+        # The group did not start or its process died. Ray notices a dead node only after some time.
         pause, self.pause = self.pause, min(2 * self.pause, LONGEST_PAUSE_S)
         return pause
 
 
 @contextmanager
 def reserved(workers: int, share: cluster.Share) -> Iterator[Any]:
-    """A placement group like that of so many workers, removed at the end: it shows whether there is room now."""
+    """A placement group of that many workers, removed at the end. It shows whether they can be placed now."""
     group = placement_group([share.bundle] * workers)
     try:
         yield group
@@ -201,19 +197,19 @@ def reserved(workers: int, share: cluster.Share) -> Iterator[Any]:
 
 
 def announced(error: Exception) -> bool:
-    """Whether Ray knew that the node would go: a failure that nobody is to blame for and that does not count."""
+    """Whether Ray had announced the loss of the node. Such a failure does not count."""
     causes = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
     preempted = getattr(ray.train, "PreemptionError", ())  # since Ray 2.60
     return isinstance(error, preempted) or any(getattr(cause, "preempted", False) for cause in causes)
 
 
 def stopped_by(error: BaseException) -> TrainingStopped | None:
-    """The error of a worker that new workers would meet again; None if there is none."""
+    """The error of a worker that new workers would raise again, else None."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
     return next((failure for failure in failures if isinstance(failure, TrainingStopped)), None)
 
 
 def _not_placed(error: Exception) -> bool:
-    """Whether the workers of a group could not be placed within Ray's time limit. The class is known by name only."""
+    """Whether a group's workers could not be placed within Ray's time limit. Only the name of Ray's class is known."""
     cause = error.controller_failure if isinstance(error, ControllerError) else None
     return type(cause).__name__ == "WorkerGroupStartupTimeoutError"

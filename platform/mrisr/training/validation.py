@@ -1,4 +1,4 @@
-"""Validation during training: the same cubes of the same subjects under a protocol that never changes."""
+"""Validation during training. It uses the same cubes of the same subjects and the same protocol every time."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from voxelstore import VolumeStore
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Cubes depend on this seed and the subject's name alone, so that every run is validated on the same ones.
+# Cubes depend only on this seed and the subject's name, so that every run is validated on the same cubes.
 CUBE_SEED = 20180304
-# Cubes are equal to the bit on every machine. The last bits of a Fourier transform differ between processors, so it is
-# done in float64 (differences of 1e-15) and rounded to much larger steps of 2^-16 (96 dB below a unit range).
+# Rounding makes the cubes bit-equal on every machine. Float64 Fourier transforms differ between processors by 1e-15;
+# the steps of 2^-16 (96 dB below a unit range) are much larger.
 LR_STEPS = 2**16
 
 
 @dataclass(frozen=True)
 class Cubes:
-    """The validation cubes of one subject, normalised: lr, hr (n, P, P, P) float32; lr in steps of 2^-16.
+    """The normalised validation cubes of one subject: lr, hr (n, P, P, P) float32; lr in steps of 2^-16.
 
-    gain: the best single factor for the whole low-resolution volume.
+    gain: the factor that fits the whole low-resolution volume best to the high-resolution one.
     """
 
     subject: str
@@ -44,7 +44,7 @@ class Cubes:
 
 
 def subject_cubes(store: VolumeStore, subject: str, protocol: str, patch: int, count: int) -> Cubes:
-    """Degrade the whole volume under the protocol and cut `count` cubes that hold foreground."""
+    """Degrade the whole volume under the protocol and cut `count` cubes that contain foreground."""
     record = store.record(subject)
     rng = np.random.default_rng([CUBE_SEED, *subject.encode()])
     corners = sample_corners(
@@ -59,7 +59,7 @@ def subject_cubes(store: VolumeStore, subject: str, protocol: str, patch: int, c
 
 
 class Validator:
-    """A rank's share of the validation subjects, read once. Every rank makes one and calls `run`."""
+    """One rank's share of the validation subjects, read once. Every rank makes a Validator and calls `run`."""
 
     def __init__(
         self, store: VolumeStore, subjects: list[str], protocol: str, patch: int, count: int, rank: int, world_size: int
@@ -74,11 +74,11 @@ class Validator:
     def run(
         self, generator: nn.Module, device: torch.device, precision: str = "fp32"
     ) -> tuple[dict[str, float], Figure | None]:
-        """Every metric's mean over all ranks' subjects, of the generator and of its input.
+        """The mean of every metric over all ranks' subjects, for the generator's output and for its input.
 
-        generator: a plain module in evaluation mode, equal on every rank; precision: see superresolve_cube. Returns the
-        figures, equal on every rank, and a picture of this rank's first cube (None without subjects). Keys: `psnr`,
-        `input_psnr`, `gain_corrected_psnr`, `psnr_gain` (over the gain-corrected input), ...
+        generator: a plain module in evaluation mode, equal on every rank; precision: see superresolve_cube. Returns
+        figures that are equal on every rank, and a picture of this rank's first cube (None without subjects). Keys:
+        `psnr`, `input_psnr`, `gain_corrected_psnr`, `psnr_gain` (over the gain-corrected input), ...
         """
         scores: dict[str, dict[str, float]] = {}
         figure = None
@@ -96,7 +96,7 @@ class Validator:
         return result, figure
 
     def _mean_over_subjects(self, mine: dict[str, dict[str, float]]) -> dict[str, float]:
-        """Over every rank's subjects, in the order of their names, so that the sum is equal on every rank."""
+        """The mean over all ranks' subjects, summed in the order of their names so that it is equal on every rank."""
         parts = [mine]
         if self.world_size > 1:
             parts = [{} for _ in range(self.world_size)]
@@ -106,7 +106,7 @@ class Validator:
 
 
 def validators(v: Validation, store: VolumeStore, rank: int, world_size: int) -> dict[str, Validator]:
-    """A rank's validators by protocol, that of the experiment first."""
+    """A rank's validators by protocol. The experiment's own protocol comes first."""
     subjects = store.subjects(v.split)[: v.max_subjects]
     return {
         protocol: Validator(store, subjects, protocol, v.patch_size, v.patches_per_subject, rank, world_size)
@@ -117,7 +117,7 @@ def validators(v: Validation, store: VolumeStore, rank: int, world_size: int) ->
 def validate(
     validators: Mapping[str, Validator], generator: nn.Module, device: torch.device, precision: str
 ) -> tuple[dict[str, float], Figure | None]:
-    """Figures and picture of the first protocol, and under `PROTOCOL/` the figures of the others; see Validator.run."""
+    """Figures and picture of the first protocol; other figures have the prefix `PROTOCOL/`. See Validator.run."""
     (figures, picture), *others = (v.run(generator, device, precision) for v in validators.values())
     for protocol, (further, _) in zip(list(validators)[1:], others, strict=True):
         figures |= {f"{protocol}/{key}": value for key, value in further.items()}
@@ -128,7 +128,7 @@ def validate(
 def superresolve_cube(
     generator: nn.Module, lr: np.ndarray, device: torch.device, precision: str = "fp32"
 ) -> np.ndarray:
-    """One cube through the network in one piece: (P, P, P) -> (P, P, P) float32. bf16 runs under autocast."""
+    """Apply the network to one whole cube: (P, P, P) -> (P, P, P) float32. bf16 runs under autocast."""
     x = torch.from_numpy(lr)[None, None].to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         return generator(x)[0, 0].float().cpu().numpy()
@@ -145,7 +145,7 @@ def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
 
 
 def describe(figures: Mapping[str, float]) -> str:
-    """Of `Validator.run`'s figures, for a terminal: `PSNR 30.02 dB (+0.45 dB), ... against the ... input`."""
+    """`Validator.run`'s figures as text: `PSNR 30.02 dB (+0.45 dB), ... against the ... input`."""
     parts = (
         f"{metric.label} {metric.text(figures[name])} ({metric.text(figures[f'{name}_gain'], '+')})"
         for name, metric in METRICS.items()

@@ -1,4 +1,4 @@
-"""Where a run's generator starts: a weights file, another run, or the model registry."""
+"""The generator's initial weights from a weights file, another run, or the model registry."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from voxelstore import VolumeStore
 
 
 def prepare_initial_weights(experiment: Experiment, store: VolumeStore, uri: str) -> Path | None:
-    """Read `generator.init_from` once, in the driver (workers may not reach a registry), into the run's folder.
+    """Copy `generator.init_from` into the run's folder, once and in the driver: workers may not reach a registry.
 
-    Returns the safetensors file, or None for seeded initial weights. Raises ConfigError for a source that cannot be
-    read, does not fit the generator, or was trained on validation subjects that `allow_trained_on` does not allow.
+    Returns the safetensors file, or None for seeded weights. Raises ConfigError for a source that cannot be read, does
+    not fit the generator, or was trained on validation subjects without permission by `allow_trained_on`.
     """
     source = experiment.generator.init_from
     if source is None:
@@ -40,7 +40,7 @@ def _refuse_seen(experiment: Experiment, store: VolumeStore, trained_on: Trained
     if seen and not experiment.validation.allow_trained_on:
         raise ConfigError(
             f"{key}: these weights were trained on {named(seen)} of the {len(subjects)} subjects of "
-            f"validation.split = {split!r}, so no figure would be about other people; use other weights or another "
+            f"validation.split = {split!r}, so figures would not be about unseen people; use other weights or another "
             "store, or set validation.allow_trained_on=true (then no version of the run becomes champion)"
         )
     if not trained_on.complete:
@@ -48,7 +48,7 @@ def _refuse_seen(experiment: Experiment, store: VolumeStore, trained_on: Trained
 
 
 def read_initial_weights(experiment: Experiment, source: str, uri: str) -> Weights:
-    """The weights behind a source: `models:/...`, a run's or checkpoint's folder, or a weights file."""
+    """The weights of `models:/...`, a folder of a run or checkpoint, or a weights file. Raises ConfigError."""
     config = experiment.generator.architecture
     try:
         resolved = source if source.startswith("models:/") else _file(source)

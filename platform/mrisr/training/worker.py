@@ -1,4 +1,4 @@
-"""A rank of a run: what every Ray Train worker does, from the newest checkpoint to the end of the schedule."""
+"""One rank of a run: what every Ray Train worker does, from the newest checkpoint to the end of the schedule."""
 
 from __future__ import annotations
 
@@ -51,15 +51,14 @@ from voxelstore import StoreError, VolumeStore
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Seconds that the end of a run waits for an MLflow that takes nothing, and after SIGTERM in all. The next start
-# delivers the rest.
+# Seconds to wait for an unresponsive MLflow at the end of a run, and after SIGTERM. The next start delivers the rest.
 LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S = 60.0, 3.0
 
 
 def train_worker(settings: WorkerSettings) -> Ending:
-    """Train one rank; returns why all ranks end before the end of the schedule.
+    """Train one rank. Returns why all ranks end before the end of the schedule.
 
-    Raises SubjectAtFault, and TrainingStopped for too little memory: they end this rank alone.
+    Raises SubjectAtFault, and TrainingStopped if memory is too small. These end this rank only.
     """
     cluster.quiet()
     try:
@@ -88,10 +87,7 @@ def _train_rank(settings: WorkerSettings) -> Ending:
 
 
 class Rank:
-    """One rank's part of a run, from its newest checkpoint on; rank 0 also speaks to MLflow and the terminal.
-
-    Raises TrainingStopped on every rank if the checkpoint cannot be loaded.
-    """
+    """One rank's part of a run. Raises TrainingStopped on every rank if the checkpoint cannot be loaded."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         context = ray.train.get_context()
@@ -130,7 +126,7 @@ class Rank:
             self.outbox = Outbox(settings.tracking_uri, settings.mlflow_run_id, self.folder.outbox)
         self.requests, self.critic_watch = Requests(self.folder, self.device), CriticWatch()
         self.maker = patch_maker(experiment, store.subjects("train"))
-        # The cluster as it is now: after the loss of a node there are fewer workers and fewer CPUs beside them.
+        # The present cluster: after the loss of a node there are fewer workers and fewer CPUs.
         cpus = cluster.available()[0] / settings.runs - settings.driver_cpus
         task = experiment.stream.cpus_per_task
         self.limits = StreamLimits(
@@ -142,14 +138,13 @@ class Rank:
             self.state.restore(checkpoint.load(newest, self.networks), newest)
         except checkpoint.CheckpointError as error:
             raise TrainingStopped(str(error)) from error
-        self._report()  # the group before may have died between writing it and reporting it
+        self._report()  # the previous group may have died between writing and reporting it
 
     def train(self) -> None:
         """Train to the end of the schedule.
 
-        Raises on every rank Terminated after SIGTERM, RoomForMore if a larger group is to go on, and TrainingStopped
-        for values that are not finite or a disk that cannot be written; on one rank SubjectAtFault for a row that
-        cannot be made.
+        Raises on every rank Terminated, RoomForMore, StorageStopped, and TrainingStopped for non-finite values; on one
+        rank SubjectAtFault for a row that cannot be made.
         """
         total = self.schedule.total_steps
         if self.state.step == 0:
@@ -162,7 +157,6 @@ class Rank:
             batches.close()
 
     def _step(self, batches: Iterator[Batch]) -> None:
-        """A step, and what is due after it."""
         state, t = self.state, self.experiment.training
         started = time.perf_counter()
         batch = self._next(batches)
@@ -197,9 +191,9 @@ class Rank:
         try:
             return next(batches)
         except StreamError as error:
-            # The other ranks wait in the step's collectives, and end with this worker.
+            # The other ranks wait in the step's collectives. They end when this worker ends.
             raise SubjectAtFault(
-                f"{error}. Another store needs a new run, which may begin at this one's weights: name=... "
+                f"{error}. Another store needs a new run, which can start from this run's weights: name=... "
                 f"generator.init_from={self.folder.path}"
             ) from None
 
@@ -213,7 +207,7 @@ class Rank:
     def _log(self, now: Phase) -> None:
         state = self.state
         record, state.window = state.window.record(self.config), Window()
-        # One rank that waits holds up all: the others spend that time in the step's collectives.
+        # One waiting rank delays all ranks: the others wait in the step's collectives.
         share = "throughput/data_wait_share"
         record[share] = largest(record.get(share, 0.0), self.device)
         if self.outbox is not None:
@@ -246,7 +240,7 @@ class Rank:
         if picture is not None:
             outbox.figure(step, "validation", picture)
         if critic is not None and self.networks.critic is not None:
-            # What clipping leaves alone would hide what it bounds.
+            # Unclipped weights would hide the clipped ones.
             shown = clipped_weights(self.networks.critic) if self.config.weight_clip is not None else critic
             weights = {name: critic[name].numpy() for name in shown}
             histogram, spread = critic_figure(weights, self.state.critic_norms, self.config.weight_clip)
@@ -265,15 +259,12 @@ class Rank:
             self.folder.remove_old_checkpoints(self.experiment.training.keep_checkpoints)
 
     def _report(self) -> None:
-        """Tell a search of the last validation; every rank must call it."""
+        """Report the last validation to a search. Every rank must call it."""
         ray.train.report({"step": self.state.step, **self.state.latest})
 
 
 def agreed_store(path: Path, fingerprint: str, folder: RunFolder) -> VolumeStore:
-    """The store, if it is on every rank the one that the run began with; every rank must call it.
-
-    Raises StoreChanged on every rank otherwise.
-    """
+    """The store; every rank must call it. Raises StoreChanged on every rank if one finds it changed or missing."""
     problem = ""
     try:
         store = VolumeStore.open(path)
@@ -287,7 +278,7 @@ def agreed_store(path: Path, fingerprint: str, folder: RunFolder) -> VolumeStore
 
 
 def require_finite(figures: dict[str, float], step: int, folder: RunFolder) -> None:
-    """Raise TrainingStopped for a validation whose figures, the same on every rank, are not finite."""
+    """Raise TrainingStopped if validation figures are not finite. The figures are the same on every rank."""
     told = {key: value for key, value in figures.items() if key.rpartition("/")[2] in METRICS}
     if not all(math.isfinite(value) for value in told.values()):
         raise TrainingStopped(
@@ -297,5 +288,5 @@ def require_finite(figures: dict[str, float], step: int, folder: RunFolder) -> N
 
 
 def _tensors(batch: Batch) -> tuple[Tensor, Tensor]:
-    """(lr, hr) float32. Patches travel as float16."""
+    """(lr, hr) as float32 tensors. The stream delivers float16."""
     return torch.from_numpy(batch.lr).float(), torch.from_numpy(batch.hr).float()

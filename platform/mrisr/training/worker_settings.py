@@ -1,5 +1,3 @@
-"""What the driver tells every worker."""
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,10 +8,8 @@ from mrisr.config import Experiment
 
 
 class WorkerSettings(NamedTuple):
-    """What the driver tells every worker.
-
-    dataset: the store's fingerprint; initial_weights: safetensors file, None for seeded ones; node_cpus: logical CPUs
-    of the smallest node for this run; runs: of a search that share the cluster; driver_cpus: of each of their drivers.
+    """dataset: the store's fingerprint; initial_weights: safetensors file, None for seeded weights; node_cpus: logical
+    CPUs of the smallest node for this run; runs: a search's runs on this cluster; driver_cpus: of each run's driver.
     """
 
     experiment: Experiment

@@ -1,4 +1,4 @@
-"""How many trials a cluster runs at a time."""
+"""The number of trials that a cluster runs at the same time."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from mrisr.tuning.trial import DRIVER_CPUS
 
 
 def trials_at_once(experiment: Experiment, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] = ()) -> int:
-    """How many trials of this size a cluster can run at a time.
+    """How many trials of this size a cluster can run at the same time.
 
-    nodes: (logical CPUs, GPUs) of each machine; by default one machine has them all. Raises cluster.ResourceError if a
-    trial or `tuning.concurrent` trials can never be placed, or if sharing would move trials to CPUs unasked.
+    nodes: (logical CPUs, GPUs) of each machine, by default a single one. Raises cluster.ResourceError if
+    `tuning.concurrent` trials can never be placed, or would move to CPUs although resources.gpus does not say so.
     """
     t, workers, task = experiment.tuning, experiment.resources.workers, experiment.stream.cpus_per_task
     (most_cpus, its_gpus), *others = sorted(nodes or [(cpus, gpus)], reverse=True)
 
     def beside_drivers(count: int) -> list[tuple[float, float]]:
-        """The machines, without the CPUs of `count` drivers on the largest."""
+        """The machines without the CPUs of `count` drivers, which are on the largest machine."""
         return [(most_cpus - count * DRIVER_CPUS, its_gpus), *others]
 
     single = cluster.divide(experiment, cpus - DRIVER_CPUS, gpus, beside_drivers(1))
 
     def share_of(count: int) -> cluster.Share | None:
-        """What each of `count` trials gets; None if they do not fit."""
         try:
             share = cluster.divide(experiment, cpus / count - DRIVER_CPUS, gpus // count)
         except cluster.ResourceError:
             return None
-        # Parts of the sum of all machines may not fit onto the single machines.
+        # Trials that fit into the sum of all machines may not fit onto each single machine.
         placed = count == 1 or cluster.fits(beside_drivers(count), workers * count, share.cpus, share.gpu, task)
         return share if placed else None
 

@@ -1,4 +1,4 @@
-"""Conditional search spaces (`when`): those that an override excludes, and conditions that can never hold."""
+"""Conditional search spaces (`when`): removes those that an override excludes, and finds impossible conditions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from mrisr.config.spaces import Space
 def without_excluded(
     spaces: dict[str, Space], values: Mapping[str, Any], overridden: Collection[str]
 ) -> dict[str, Space]:
-    """The spaces without those that an override excludes.
+    """The spaces without those that an override excludes. values: the base value of every key; overridden: keys of
+    overrides.
 
-    values: the base value of every key; overridden: the keys that overrides name. E.g. degradation.kind=truncate
-    excludes a `degradation.mix` that is searched when the kind is `mixed`, and each space with a condition on the mix.
+    Example: degradation.kind=truncate excludes a `degradation.mix` that is searched when the kind is `mixed`, and each
+    space with a condition on the mix.
     """
     left, gone = {}, set(overridden) - spaces.keys()
     for key, space in spaces.items():
@@ -34,7 +35,7 @@ def check_conditions(spaces: dict[str, Space], values: Mapping[str, Any]) -> Non
         for other, wanted in space.when:
             asked = spaces.get(other)
             if asked is None and other not in values:
-                raise ConfigError(f"{space.key}: when asks about {other!r}, which is no key of an experiment")
+                raise ConfigError(f"{space.key}: `when` names {other!r}, which is not a key of an experiment")
             if asked is None:
                 if values[other] not in wanted:
                     raise ConfigError(
@@ -44,7 +45,7 @@ def check_conditions(spaces: dict[str, Space], values: Mapping[str, Any]) -> Non
             elif asked.kind in ("uniform", "log_uniform", "interval"):
                 raise ConfigError(
                     f"{space.key}: when {other} is one of {list(wanted)}, but that is drawn from a range of real "
-                    f"numbers, {asked.kind} {list(asked.options)}, where no single value comes up; {remedy}, or make "
+                    f"numbers, {asked.kind} {list(asked.options)}, which never gives an exact value; {remedy}, or make "
                     f"{other} a choice"
                 )
             elif impossible := [value for value in wanted if not _possible(asked, value)]:

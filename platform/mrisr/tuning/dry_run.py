@@ -1,4 +1,4 @@
-"""`mrisr tune --dry-run`: what a search will do, before anything starts."""
+"""The plan of a search as text, before anything starts: `mrisr tune --dry-run`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ADVERSARIAL = (
 
 
 def describe_search(config: Path | str | None, overrides: list[str]) -> str:
-    """The space and the plan as text. Reads the store, starts nothing. Raises ConfigError as the search would."""
+    """The search space and the plan. Reads the store and starts nothing. Raises ConfigError as the search would."""
     plan = plan_search(config, overrides)
     store, t, base = open_search_store(plan), plan.base.tuning, plan.base
     trials, steps = plan.trials, plan.trial_steps
@@ -55,7 +55,6 @@ def describe_search(config: Path | str | None, overrides: list[str]) -> str:
 
 
 def _notes(plan: SearchPlan) -> list[str]:
-    """Warnings about the plan."""
     pretrain, at = plan.base.schedule.pretrain_steps, rungs(plan)
     late = [key for key in plan.spaces if key.startswith(_ADVERSARIAL)]
     if plan.base.tuning.shared_pretraining or not late or not at or at[0] > pretrain:
@@ -80,7 +79,7 @@ def _space_lines(plan: SearchPlan) -> list[str]:
 
 
 def _at_a_time(plan: SearchPlan) -> str:
-    """For this machine: the cluster is not known before the search starts."""
+    """The number of concurrent trials on this machine. The cluster is not known before the search starts."""
     cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
     where = f"on this machine's {cpus} logical CPUs and {gpus} GPUs"
     try:
@@ -97,7 +96,7 @@ def _assumed(plan: SearchPlan) -> Assumed:
 
 
 def _memory(plan: SearchPlan, assumed: Assumed) -> str:
-    """The largest peak with every kind of generator and critic that may be drawn, the other keys at their base."""
+    """The largest peak over all kinds of generator and critic in the search. Other keys have their base values."""
     generators, critics = (
         searched.options if (searched := plan.spaces.get(key)) is not None else (base,)
         for key, base in (("generator.kind", plan.base.generator.kind), ("critic.kind", plan.base.critic.kind))

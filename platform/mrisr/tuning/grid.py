@@ -1,4 +1,4 @@
-"""The full grid of a space: how many experiments it has, which ones, and a sampler that runs each once."""
+"""The full grid of a search space: its size, its points, and a sampler that tries each point once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MOST_POINTS = 100_000
 
 
 def grid_size(spaces: Sequence[Space], values: Mapping[str, Any], points: int) -> int:
-    """How many different experiments the grid has, counted without making them.
+    """The number of different experiments in the grid, counted without making them.
 
-    spaces: each after those that its conditions ask about; values: the base value of every key; points: per numeric
-    range.
+    spaces: a space comes after the spaces that its conditions depend on; values: the base value of every key; points:
+    number of values per numeric range.
     """
     ways: Counter[tuple[tuple[str, Any], ...]] = Counter({(): 1})
     for place, space in enumerate(spaces):
@@ -39,7 +39,7 @@ def grid_size(spaces: Sequence[Space], values: Mapping[str, Any], points: int) -
 
 
 def grid_points(spaces: Sequence[Space], values: Mapping[str, Any], points: int) -> Iterator[dict[str, Any]]:
-    """The grid's different experiments as sampler parameters. Arguments: see `grid_size`."""
+    """The different experiments of the grid as sampler parameters. Arguments: see `grid_size`."""
     if not spaces:
         yield {}
         return
@@ -55,10 +55,7 @@ def grid_points(spaces: Sequence[Space], values: Mapping[str, Any], points: int)
 
 
 class DistinctGrid(optuna.samplers.BaseSampler):
-    """Tries every point once, in an order that the seed decides. Optuna's own grid sampler knows no conditions.
-
-    Trials with the user attribute `foreign` come from another search and do not count.
-    """
+    """Tries every point once, in seeded order. Trials with the user attribute `foreign` do not count."""
 
     def __init__(self, points: Sequence[dict[str, Any]], seed: int, foreign: str) -> None:
         self._points = list(points)

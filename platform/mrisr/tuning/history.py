@@ -1,4 +1,4 @@
-"""What a trial leaves in its run's folder: its validations, and why it failed or was interrupted."""
+"""What a trial stores in its run's folder: its validations, and why it failed or was interrupted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VALIDATIONS, FAILURE, INTERRUPTION = "validations.jsonl", "failure.txt", "interr
 
 
 class TrialHistory:
-    """The validations of one run in order of steps, however often the run was killed."""
+    """The validations of one run in the order of steps, also after several kills."""
 
     def __init__(self, run_folder: Path) -> None:
         self.folder = run_folder
@@ -35,11 +35,11 @@ class TrialHistory:
 
     @property
     def interruption(self) -> str | None:
-        """What stopped the trial from outside, e.g. a full disk. The trial did not fail: it can go on later."""
+        """The external cause of an interruption, e.g. a full disk. The trial has not failed and can resume."""
         return self._read(INTERRUPTION)
 
     def add(self, step: int, figures: dict[str, float]) -> bool:
-        """Append a validation; False for one that is known: a resumed run repeats those after its checkpoint."""
+        """Append a validation. Returns False if it is known: a resumed run repeats some validations."""
         if step <= self.step:
             return False
         self.entries.append({"step": step, "figures": figures})
@@ -55,11 +55,10 @@ class TrialHistory:
         self._write(INTERRUPTION, why)
 
     def resume(self) -> None:
-        """Forget the interruption."""
         (self.folder / INTERRUPTION).unlink(missing_ok=True)
 
     def results(self, metrics: tuple[str, ...]) -> list[dict[str, Any]]:
-        """What Tune is told after each validation: its step, and the figures of the best so far by the first metric."""
+        """The reports to Tune, one per validation: its step, and the best figures so far by the first metric."""
         results, best, first = [], None, metrics[0]
         for entry in self.entries:
             if best is None or METRICS[first].improvement(entry["figures"][first], best["figures"][first]) > 0:

@@ -18,7 +18,7 @@ from mrisr.config.spaces import Space, SpaceError, active, flat
 from mrisr.tuning.conditions import check_conditions, without_excluded
 from mrisr.tuning.grid import MOST_POINTS, grid_points, grid_size
 
-# Draws of the whole space that are checked first: enough to find a combination that fails once in 50 draws.
+# Number of checked draws: enough to find a combination that fails once in 50 draws.
 _DRAWS = 256
 
 
@@ -40,37 +40,33 @@ class SearchPlan:
 
     @property
     def pretrained_folder(self) -> Path:
-        """The run of `tuning.shared_pretraining`."""
         return self.folder / "pretrained"
 
     @property
     def trials(self) -> int:
-        """How many trials the search has in the end: a grid may hold fewer than were asked for."""
+        """The number of trials of the finished search. A grid may have fewer points than the requested trials."""
         t = self.base.tuning
         return min(t.trials, self.grid_size) if t.sampler == "grid" else t.trials
 
     @property
     def trial_steps(self) -> int:
-        """Steps of a trial that nothing stops, without the shared pretraining."""
+        """Steps of a trial without early stopping; the shared pretraining is not included."""
         schedule = self.base.schedule
         return schedule.total_steps - (schedule.pretrain_steps if self.base.tuning.shared_pretraining else 0)
 
     @property
     def values(self) -> dict[str, Any]:
-        """The base experiment's value of every dotted key."""
         return flat(self.base.model_dump(mode="json"))
 
     @property
     def grid_size(self) -> int:
-        """How many different experiments the full grid of `tuning.grid_points` has."""
         return grid_size(list(self.spaces.values()), self.values, self.base.tuning.grid_points)
 
     def grid(self) -> Iterator[dict[str, Any]]:
-        """The full grid, as sampler parameters."""
         return grid_points(list(self.spaces.values()), self.values, self.base.tuning.grid_points)
 
     def draw(self, trial: Any) -> dict[str, Any]:
-        """A value for every key whose conditions the keys drawn before it meet: dotted key -> value."""
+        """Draw a value for each key whose conditions the earlier draws meet: dotted key -> value."""
         values, drawn = self.values, {}
         for key, space in self.spaces.items():
             if active(space, values):
@@ -78,10 +74,7 @@ class SearchPlan:
         return drawn
 
     def experiment(self, values: Mapping[str, Any]) -> Experiment:
-        """The experiment with these values at their dotted keys. Raises ConfigError if they do not fit together.
-
-        With another kind of generator it has none of the keys of the base's kind alone.
-        """
+        """The experiment with these values. Raises ConfigError if they do not fit together."""
         generator, kind = self.base.generator, values.get("generator.kind")
         if kind in (None, generator.kind) or kind not in GENERATORS:
             return self.base.changed(values)
@@ -89,7 +82,7 @@ class SearchPlan:
         return self.base.changed({"generator": generator.of_kind(kind, searched), **values})
 
     def searched_at(self, key: str, value: Any) -> dict[str, Any]:
-        """This value, with values of other keys under which the key is searched, where the base has others."""
+        """This value, and values of other keys under which the key is searched, if the base values do not allow it."""
         found, base = {key: value}, self.values
         for other, wanted in self.spaces[key].when:
             if base.get(other) not in wanted:
@@ -98,10 +91,10 @@ class SearchPlan:
 
 
 def plan_search(path: Path | str | None, overrides: Sequence[str] = ()) -> SearchPlan:
-    """Read an experiment file with search spaces, and check that the whole space consists of valid experiments.
+    """Read an experiment file with search spaces, and check that its combinations are valid experiments.
 
-    Raises ConfigError for: no space, an unknown key, an end that a key does not take, values that do not fit together,
-    an impossible condition, a known-good point outside of the space.
+    Raises ConfigError for: no space, an unknown key, an invalid end of a range, values that do not fit together, an
+    impossible condition, a known-good point outside of the space.
     """
     raw, spaces = load_search(path, overrides)
     base = checked(Experiment, raw)
@@ -128,7 +121,7 @@ def plan_search(path: Path | str | None, overrides: Sequence[str] = ()) -> Searc
 
 
 def short(value: Any) -> str:
-    """A value as text for tables and progress lines: three digits; an interval as `low to high`; None as nothing."""
+    """A value as text for tables and progress lines: three digits; an interval as `low to high`; None as ""."""
     if isinstance(value, list | tuple):
         return " to ".join(map(short, value))
     return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
@@ -167,13 +160,12 @@ def _extremes(plan: SearchPlan) -> Iterator[tuple[str, Any]]:
         if space.kind == "interval":
             values = [[low, low] for low in space.options] + [list(space.options)]
         elif space.kind in ("uniform", "log_uniform"):
-            # Integer keys accept both ends, but not what lies between them.
+            # An integer key accepts both ends, but not real values between them.
             values.append(space.options[0] + (space.options[1] - space.options[0]) / math.pi)
         yield from ((space.key, value) for value in values)
 
 
 def _check_values(plan: SearchPlan) -> None:
-    """Every end and choice of every key, with the other keys at their base values."""
     for key, value in _extremes(plan):
         try:
             plan.experiment(plan.searched_at(key, value))
@@ -183,7 +175,7 @@ def _check_values(plan: SearchPlan) -> None:
 
 
 def _check_together(plan: SearchPlan) -> None:
-    """Random draws of the whole space: a draw that fails here would fail as a trial."""
+    """Check random draws: a draw that fails here would fail as a trial."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(_DRAWS):

@@ -1,4 +1,4 @@
-"""What a search prints while it runs, and how the resources of ended trials are given back."""
+"""Prints the progress of a search, and releases the resources of ended trials."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mrisr.training.placement_groups import release_groups
 from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan, short
 
-# How long the end of the search waits for the last trials' workers to be gone.
+# Seconds that the end of the search waits for the last trials' workers to end.
 _LAST_RELEASE_S = 40.0
 
 
 class Progress(tune.Callback):
-    """Prints a line for every validation and every trial's end, and releases the placement groups of ended trials.
+    """Prints every validation and every trial's end, and releases the placement groups of ended trials.
 
-    A trial that was interrupted, e.g. by a full disk, ends the search: the next would meet the same. stopped: why.
+    An interrupted trial, e.g. after a full disk, ends the search, because the next would fail too. stopped: the cause.
     """
 
     def __init__(self, plan: SearchPlan, done: int) -> None:
-        # Not the plan itself: Tune pickles callbacks into its folder, and the plan may hold passwords.
+        # The plan itself is not kept: Tune pickles callbacks into its folder, and the plan may hold passwords.
         self.trials, self.metrics, self.steps = plan.trials_folder, plan.base.tuning.metrics, plan.trial_steps
         self.done, self.wanted = done, plan.trials
         self.ended: list[Path] = []

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def trials_table(plan: SearchPlan, summary: SearchSummary, console: Console) -> Table:
-    """Trials, best first, failed ones last. All keys share a column if the console is too narrow for one each."""
+    """The trials, best first, failed ones last. On a narrow console all keys share one column."""
     wide = _table(plan, summary, one_column=False)
     fits = Measurement.get(console, console.options.update(max_width=10_000), wide).maximum <= console.width
     return wide if fits else _table(plan, summary, one_column=True)
@@ -59,13 +59,12 @@ def _table(plan: SearchPlan, summary: SearchSummary, *, one_column: bool) -> Tab
 
 
 def scale(plan: SearchPlan) -> str:
-    """Under which protocols a trial is scored, as text."""
     protocols = plan.base.tuning.protocols or (plan.base.validation.protocol,)
     return f"{'mean over ' if len(protocols) > 1 else ''}{', '.join(protocols)}"
 
 
 def ordered(plan: SearchPlan, summary: SearchSummary) -> list[TrialSummary]:
-    """The trials, best first; those without a figure and those that failed come last."""
+    """The trials, best first. Failed trials and those without a figure come last."""
     metric = METRICS[plan.base.tuning.metrics[0]]
 
     def rank(trial: TrialSummary) -> tuple[bool, bool, float, int]:
@@ -76,9 +75,11 @@ def ordered(plan: SearchPlan, summary: SearchSummary) -> list[TrialSummary]:
 
 
 def cost_lines(plan: SearchPlan, summary: SearchSummary) -> list[str]:
-    """How the trials ended, and the steps run, compared with no early stopping and with the full grid."""
+    """How the trials ended, and the number of steps, compared with no early stopping and with the full grid."""
     steps, unit = summary.steps, plan.trial_steps
-    ended = [trial for trial in summary.trials if trial.state != "failed"]  # early stopping saved no rest of the others
+    ended = [
+        trial for trial in summary.trials if trial.state != "failed"
+    ]  # early stopping saved nothing for failed trials
     useful, whole, grid = sum(trial.step for trial in ended), len(ended) * unit, plan.grid_size * unit
     points = plan.base.tuning.grid_points
     shared = plan.base.schedule.pretrain_steps if plan.base.tuning.shared_pretraining else 0
@@ -97,7 +98,6 @@ def cost_lines(plan: SearchPlan, summary: SearchSummary) -> list[str]:
 
 
 def winner_yaml(plan: SearchPlan, trial: TrialSummary) -> str:
-    """The winner as an experiment file for `mrisr train`."""
     experiment = with_known_precision(plan, plan.experiment(trial.values), trial.run)
     experiment = experiment.changed({"name": f"{plan.base.name}-winner", "tuning": {}, **score_settings(plan)})
     figures = ", ".join(f"{metric} {value:.4f}" for metric, value in trial.figures.items())
@@ -106,7 +106,6 @@ def winner_yaml(plan: SearchPlan, trial: TrialSummary) -> str:
 
 
 def write_csv(plan: SearchPlan, summary: SearchSummary, path: Path) -> Path:
-    """One row per trial."""
     metrics = plan.base.tuning.metrics
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -118,9 +117,9 @@ def write_csv(plan: SearchPlan, summary: SearchSummary, path: Path) -> Path:
 
 
 def study_of_results(plan: SearchPlan, summary: SearchSummary) -> optuna.Study:
-    """The best figures of every trial that has any, as a study of complete trials.
+    """A study of complete trials, with the best figures of every trial that has figures.
 
-    Optuna's plots of importance and slices leave pruned trials out, which are most trials of a search with ASHA.
+    Optuna's plots of importance and slices ignore pruned trials, which are most trials of a search with ASHA.
     """
     metrics = plan.base.tuning.metrics
     study = create_study(metrics)
@@ -135,7 +134,7 @@ def study_of_results(plan: SearchPlan, summary: SearchSummary) -> optuna.Study:
 
 
 def plots(plan: SearchPlan, summary: SearchSummary) -> Iterator[tuple[str, Figure]]:
-    """Optuna's plots by name. Importance (fANOVA) is left out if the trials are few or have equal figures."""
+    """Optuna's plots by name. Importance (fANOVA) is left out for few trials or equal figures."""
     import optuna.visualization as show
 
     study, metrics = study_of_results(plan, summary), plan.base.tuning.metrics
@@ -155,7 +154,7 @@ def plots(plan: SearchPlan, summary: SearchSummary) -> Iterator[tuple[str, Figur
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=plan.base.seed)
             try:
                 plot = show.plot_param_importances(study, evaluator=evaluator, **kwargs)
-            except (ValueError, RuntimeError) as error:  # figures beyond float32; trees that found no difference
+            except (ValueError, RuntimeError) as error:  # figures beyond float32; trees without any split
                 print(f"no plot of importance: {error}")
                 continue
             yield f"importance{suffix}", plot

@@ -22,18 +22,15 @@ from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.study import LEARNT, begun, open_storage, storage_in, stored_study
 
 DESCRIPTION = "search.yaml"
-# Keys that may differ when a search is resumed: how far and how fast it goes, not what is compared.
+# Keys that may differ when a search is resumed: they do not change what is compared.
 _MAY_CHANGE = ("trials", "concurrent", "winner", "max_failures")
 _SECTIONS_THAT_MAY_CHANGE = ("tracking", "resources")
-# Stands for a key that one side lacks; None is a value.
+# Marks a missing key; None is a value.
 _ABSENT = "(absent)"
 
 
 def description(plan: SearchPlan, fingerprint: str) -> dict[str, Any]:
-    """What two starts of one search have in common: the experiment, its space and its data.
-
-    fingerprint: of the store. Credentials are masked, since they may change, and the description is a file.
-    """
+    """The experiment, its space and the store's fingerprint, with masked credentials: they are written to a file."""
     found = plan.base.model_dump(mode="json")
     for key in _MAY_CHANGE:
         found["tuning"].pop(key)
@@ -47,7 +44,7 @@ def description(plan: SearchPlan, fingerprint: str) -> dict[str, Any]:
 def begin_or_resume(plan: SearchPlan, fingerprint: str) -> None:
     """Write the search's description into its folder, or compare it with that of an earlier start.
 
-    An earlier start that trained nothing is forgotten. Raises ConfigError if one with other settings did train.
+    If the earlier start trained nothing, it is deleted. Raises ConfigError if it trained with other settings.
     """
     file = plan.folder / DESCRIPTION
     text = yaml.safe_dump(description(plan, fingerprint), sort_keys=False)
@@ -77,9 +74,9 @@ def _differences(before: dict[str, Any], now: dict[str, Any], folder: Path) -> l
 def _changes(
     before: dict[str, Any], now: dict[str, Any], moved: Callable[[Any], Any]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Key and both values where they differ. A key that an older version did not have counts with its default.
+    """Each key whose values differ, with both values. A key that an older mrisr did not have gets its default.
 
-    moved: an earlier value as it is named now, after the search's folder was moved.
+    moved: converts an earlier path after the search's folder was moved.
     """
     defaults = flat(Experiment().model_dump(mode="json"))
     left, right = flat(before), flat(now)
@@ -90,7 +87,7 @@ def _changes(
 
 
 def _trained(plan: SearchPlan) -> bool:
-    """Whether an earlier start came to train anything. Its folders may have been deleted, but the study knows."""
+    """Whether an earlier start trained anything. The study knows this even if the folders were deleted."""
     if plan.trials_folder.exists() or plan.pretrained_folder.exists():
         return True
     study = stored_study(plan, open_storage(plan))
@@ -98,7 +95,7 @@ def _trained(plan: SearchPlan) -> bool:
 
 
 def _forget(plan: SearchPlan) -> None:
-    """Delete the study, whose queue may hold points of another space, and leave the MLflow run as it ended."""
+    """Delete the study, since its queue may hold points of another space. Keep the MLflow run with its final status."""
     storage = open_storage(plan)
     if stored_study(plan, storage) is not None:
         optuna.delete_study(study_name=plan.folder.name, storage=storage)
@@ -106,10 +103,10 @@ def _forget(plan: SearchPlan) -> None:
 
 
 def learn(plan: SearchPlan, fingerprint: str, study: optuna.Study) -> int:
-    """Tell a new study the results of the searches in `tuning.learn_from`; returns how many trials it knows from them.
+    """Add the results of the searches in `tuning.learn_from` to a new study. Returns how many learnt trials it holds.
 
-    They inform the sampler alone, and cannot win. Raises ConfigError for a folder without a search, or with one of
-    another experiment, whose figures would mislead.
+    They inform the sampler only and cannot win. Raises ConfigError for a folder without a search, or with a search of
+    another experiment, because those figures do not compare.
     """
     if not begun(study):
         known = {trial.user_attrs.get(LEARNT) for trial in study.get_trials(deepcopy=False)}
@@ -124,7 +121,7 @@ def learn(plan: SearchPlan, fingerprint: str, study: optuna.Study) -> int:
 
 
 def _copied(plan: SearchPlan, trial: FrozenTrial, source: str) -> FrozenTrial | None:
-    """The trial as one of this search's space; None if it lies outside: a key is missing, fixed now or out of range."""
+    """The trial in this search's space; None if a key is missing, no longer searched, or out of range."""
     fixed = optuna.trial.FixedTrial(trial.params)
     try:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Early stopping: ASHA that remembers what earlier starts of the search saw, or the median rule."""
+"""Early stopping: the median rule, or ASHA with the results of earlier starts of the search."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Histories = dict[str, list[dict[str, Any]]]  # run -> the results that Tune was 
 
 
 class ASHA(FIFOScheduler):
-    """Asynchronous successive halving: a trial stops at a rung where it is not among the best 1/reduction so far.
+    """Asynchronous successive halving: a trial stops at a rung if it is not among the best 1/reduction so far.
 
     The decisions are those of `ray.tune.schedulers.ASHAScheduler` with one bracket and stop_last_trials=False, which
-    cannot be given earlier results. A rung knows a trial by its run, so a resumed one is not judged there again.
+    cannot be given earlier results. A rung knows a trial by its run, so a rung judges a resumed trial only once.
     """
 
     def __init__(self, rungs: Sequence[float], metric: str, reduction: float, histories: Histories) -> None:
@@ -39,7 +39,6 @@ class ASHA(FIFOScheduler):
         self._passes(trial.config[RUN], result)
 
     def _passes(self, run: str, result: dict[str, Any]) -> bool:
-        """Record the figure at the highest rung that the run has reached; whether the run may go on."""
         reached = [step for step in self.rungs if step <= result.get("step", 0)]
         if not reached or run in (figures := self.rungs[max(reached)]):
             return True
@@ -50,7 +49,7 @@ class ASHA(FIFOScheduler):
 
 
 def judged(ended: bool, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The results that the scheduler has certainly decided on. A running trial may have been killed before its last."""
+    """The results that the scheduler has surely judged. A running trial may have been killed before that."""
     return results if ended else results[:-1]
 
 
@@ -63,7 +62,7 @@ def grace_steps(plan: SearchPlan) -> int:
 
 
 def rungs(plan: SearchPlan) -> list[float]:
-    """The steps at which ASHA decides, all before the last step, where stopping saves nothing; [] without ASHA."""
+    """The steps at which ASHA decides, [] without ASHA. The last step is excluded: stopping there saves nothing."""
     step, found = float(grace_steps(plan)), []
     while plan.base.tuning.scheduler == "asha" and step < plan.trial_steps:
         found.append(step)
@@ -77,7 +76,7 @@ def build_scheduler(plan: SearchPlan, histories: Histories) -> TrialScheduler:
     if t.scheduler == "asha":
         return ASHA(rungs(plan), metric, t.reduction, histories)
     if t.scheduler == "median":
-        # A finite min_time_slice would pause a trial for a waiting one after each validation: workers start anew then.
+        # A finite min_time_slice would pause a trial after each validation, and its workers would have to restart.
         return MedianStoppingRule(
             time_attr="step", metric=metric, mode="max" if METRICS[metric].higher_is_better else "min",
             grace_period=grace_steps(plan), min_time_slice=math.inf,

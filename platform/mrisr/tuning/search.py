@@ -1,4 +1,4 @@
-"""The search: as many trials at a time as fit, bad ones stopped early, resumed after a kill."""
+"""The search: it runs as many trials at the same time as fit, stops bad ones early, and resumes after a kill."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from voxelstore import VolumeStore
 
 
 class Search(NamedTuple):
-    """A finished search. uri: of MLflow; parent_run_id: its run there; dataset: the store's fingerprint."""
+    """A finished search. uri: of MLflow; parent_run_id: the search's MLflow run; dataset: the store's fingerprint."""
 
     plan: SearchPlan
     uri: str
@@ -47,7 +47,7 @@ class Search(NamedTuple):
 
 @contextmanager
 def search(plan: SearchPlan, console: Console) -> Iterator[Search]:
-    """Run or resume the search. The block publishes the winner; the search stays locked for other processes until then.
+    """Run or resume the search. The search stays locked for other processes while the block publishes the winner.
 
     Raises ConfigError for a search that cannot start, KeyboardInterrupt if interrupted, Terminated after SIGTERM.
     """
@@ -87,7 +87,7 @@ def search(plan: SearchPlan, console: Console) -> Iterator[Search]:
 
 
 def open_search_store(plan: SearchPlan) -> VolumeStore:
-    """The store of all trials. Raises ConfigError if it does not suit the whole space, or has no test subjects."""
+    """The store of all trials. Raises ConfigError if it does not fit the whole space, or has no test subjects."""
     store = open_store(plan.base)
     for key, value in extremes(plan):
         if key.startswith(("degradation.", "stream.")):
@@ -142,14 +142,13 @@ def _run_trials(settings: TrialSettings, console: Console) -> None:
         with tune_interruptible():
             tuner.fit()
     except tune.TuneError:
-        # Of an error that a callback raises, Tune passes on only the text.
+        # Tune passes on only the text of a callback's error.
         if progress.stopped is not None:
             raise progress.stopped from None
         raise
 
 
 def _pretrain(plan: SearchPlan, host: Host, console: Console) -> None:
-    """Train the L1 stage that all trials start from, unless an earlier start has."""
     steps, marker = plan.base.schedule.pretrain_steps, plan.pretrained_folder / "done.txt"
     if marker.exists():
         return

@@ -1,4 +1,4 @@
-"""How an interrupted search ends: SIGTERM, Ctrl-C and errors leave no run as RUNNING in MLflow."""
+"""The end of an interrupted search: after SIGTERM, Ctrl-C or an error, no run stays RUNNING in MLflow."""
 
 from __future__ import annotations
 
@@ -33,10 +33,7 @@ _TUNE_SAYS: dict[str, str | None] = {
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM (`ray job stop`, Slurm) acts as Ctrl-C, inside Tune and outside, and the block raises Terminated.
-
-    Every trial has a checkpoint of its last validation, so there is nothing to wait for.
-    """
+    """SIGTERM (`ray job stop`, Slurm) acts like Ctrl-C, and the block raises Terminated. Checkpoints exist already."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may have signal handlers
         return
@@ -63,7 +60,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 @contextmanager
 def tune_interruptible() -> Iterator[None]:
-    """Around Tune: replaces its advice on an interruption, and restores the handler of Ctrl-C that Tune replaces."""
+    """Around Tune: replaces its advice on an interruption, and restores the Ctrl-C handler that Tune replaces."""
     logger, ctrl_c = logging.getLogger("ray.tune.tune"), signal.getsignal(signal.SIGINT)
     logger.addFilter(_in_our_words)
     try:
@@ -83,9 +80,9 @@ def _in_our_words(record: logging.LogRecord) -> bool:
 
 
 def end_trials(uri: str, summary: SearchSummary, parent: str, seconds: float) -> None:
-    """Deliver the records that trials have not delivered themselves, and end their MLflow runs.
+    """Deliver the records that trials could not deliver, and end their MLflow runs.
 
-    seconds: time limit for the records of each trial. An unreachable MLflow is a message on stderr.
+    seconds: time limit for the records of each trial. If MLflow cannot be reached, a message is printed to stderr.
     """
     for trial in summary.trials:
         if (run_id := trial.mlflow_run_id) is None:
@@ -107,7 +104,7 @@ def _end_trial(uri: str, trial: TrialSummary, run_id: str, parent: str, seconds:
 
     def end() -> None:
         run = tracking.client(uri).get_run(run_id)
-        # The tag alone says little: a trial that was interrupted before has it and may be running again.
+        # The tag alone is not enough: an interrupted trial has it too and may be running again.
         if run.data.tags.get("tuning.state") == trial.state and run.info.status != "RUNNING":
             return
         tracking.RunLogger(uri, run_id).tags({"tuning.state": trial.state, "tuning.search": parent})

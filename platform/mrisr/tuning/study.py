@@ -1,4 +1,4 @@
-"""The Optuna study of a search, in its storage: the record of its trials, from which a killed search resumes."""
+"""The Optuna study of a search and its storage: the record of its trials, from which a killed search resumes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from mrisr.tracking.redaction import mask_secrets, remember
 from mrisr.tuning.grid import DistinctGrid
 from mrisr.tuning.plan import SearchPlan
 
-# User attributes: of a trial, its run; of a study, its search's folder; of a trial that was learnt, its source.
+# User attributes: a trial's run, a study's search folder, a learnt trial's source.
 RUN, FOLDER, LEARNT = "run", "folder", "learnt_from"
 
 
 def open_storage(plan: SearchPlan) -> BaseStorage:
-    """The storage of the search's study."""
     return storage_in(plan.folder, plan.base.tuning.storage)
 
 
 def storage_in(folder: Path, where: str) -> BaseStorage:
-    """study.db (where = sqlite) or study.journal (journal) in a search's folder, or the database of that address.
+    """study.db (sqlite) or study.journal (journal) in a search's folder, or a database at the address `where`.
 
     Raises ConfigError for a database that cannot be used, after at most CHECK_S seconds.
     """
@@ -64,7 +63,7 @@ def build_sampler(plan: SearchPlan, trials_before: int) -> optuna.samplers.BaseS
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
             case "cmaes":
-                # By default it learns nothing from trials that ASHA stops, and most are stopped.
+                # By default it ignores trials that ASHA stops, which are most trials.
                 return optuna.samplers.CmaEsSampler(
                     seed=seed, n_startup_trials=t.startup_trials, consider_pruned_trials=True,
                     warn_independent_sampling=False,
@@ -78,7 +77,6 @@ def build_sampler(plan: SearchPlan, trials_before: int) -> optuna.samplers.BaseS
 
 
 def create_study(metrics: tuple[str, ...], **options: Any) -> optuna.Study:
-    """A study with an objective for each metric. options: of `optuna.create_study`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = ["maximize" if METRICS[metric].higher_is_better else "minimize" for metric in metrics]
     study = optuna.create_study(directions=directions, **options)
@@ -89,7 +87,7 @@ def create_study(metrics: tuple[str, ...], **options: Any) -> optuna.Study:
 
 
 def open_study(plan: SearchPlan) -> optuna.Study:
-    """The search's study. A new one has the known-good points in its queue. Raises ConfigError as `stored_study`."""
+    """The search's study. A new one has the known-good points in its queue. Raises ConfigError like `stored_study`."""
     t, storage = plan.base.tuning, open_storage(plan)
     stored_study(plan, storage)
     study = create_study(t.metrics, storage=storage, study_name=plan.folder.name, load_if_exists=True)
@@ -102,7 +100,7 @@ def open_study(plan: SearchPlan) -> optuna.Study:
 
 
 def stored_study(plan: SearchPlan, storage: BaseStorage) -> optuna.Study | None:
-    """The study of an earlier start, with whatever settings; None if there is none.
+    """The study of an earlier start with any settings; None if there is none.
 
     Raises ConfigError if a study of this name in a shared database belongs to a search in another folder.
     """
@@ -110,7 +108,7 @@ def stored_study(plan: SearchPlan, storage: BaseStorage) -> optuna.Study | None:
         return None
     study = optuna.load_study(study_name=plan.folder.name, storage=storage)
     folder = study.user_attrs.get(FOLDER)
-    # A folder that is gone, with a search in this one: it was moved.
+    # If the recorded folder is gone and this folder holds a search, the search was moved.
     moved = folder is not None and not Path(folder).exists() and any(plan.folder.glob("*.yaml"))
     if folder not in (None, str(plan.folder)) and not moved:
         raise ConfigError(
@@ -121,11 +119,11 @@ def stored_study(plan: SearchPlan, storage: BaseStorage) -> optuna.Study | None:
 
 
 def begun(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that were started here, finished or not, in order."""
+    """The trials that this search has started, finished or not, in order. Learnt trials are excluded."""
     return [t for t in study.get_trials(deepcopy=False) if t.state is not TrialState.WAITING and RUN in t.user_attrs]
 
 
 def running_trial(study: optuna.Study, storage: BaseStorage, number: int) -> optuna.Trial:
-    """A trial that was running when an earlier process ended. It keeps its parameters; those it lacks can be drawn."""
+    """A trial that was running when an earlier process ended. Missing parameters can be drawn."""
     study_id = storage.get_study_id_from_name(study.study_name)
     return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))

@@ -1,4 +1,4 @@
-"""What a search has found, read from its study and its trials' folders; Tune's own state is not needed."""
+"""The results of a search, read from its study and its trials' folders, without Tune's own state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STATES = {
 
 
 class TrialSummary(NamedTuple):
-    """results: what Tune was told; figures: of the last result; step: of the last validation."""
+    """results: the reports to Tune; figures: of the last report; step: of the last validation."""
 
     number: int
     run: str
@@ -43,7 +43,7 @@ class TrialSummary(NamedTuple):
 
 
 class SearchSummary(NamedTuple):
-    """All trials. best: one trial, or a Pareto front ordered by the first metric; missing: number of trials to come."""
+    """best: one trial, or a Pareto front ordered by the first metric; missing: number of trials not yet started."""
 
     trials: list[TrialSummary]
     best: list[TrialSummary]
@@ -56,7 +56,6 @@ class SearchSummary(NamedTuple):
 
 
 def summarize(plan: SearchPlan, study: optuna.Study | None = None) -> SearchSummary:
-    """Read the study and the trials' folders."""
     trials = [_summarize_trial(plan, frozen) for frozen in begun(study or open_study(plan))]
     ended = [trial for trial in trials if trial.ended]
     return SearchSummary(trials, _best(ended, plan.base.tuning.metrics), max(0, plan.trials - len(ended)))
@@ -68,7 +67,7 @@ def _summarize_trial(plan: SearchPlan, frozen: optuna.trial.FrozenTrial) -> Tria
     history = TrialHistory(folder)
     results, state = history.results(metrics), _STATES[frozen.state]
     if state in ("finished", "stopped early"):
-        # Not as the study says: with two metrics, Optuna has no pruned trials.
+        # The study cannot say this: with two metrics, Optuna has no pruned trials.
         state = "finished" if history.step >= plan.trial_steps else "stopped early"
     return TrialSummary(
         number=frozen.number,
@@ -87,7 +86,7 @@ def _summarize_trial(plan: SearchPlan, frozen: optuna.trial.FrozenTrial) -> Tria
 
 
 def _best(trials: list[TrialSummary], metrics: tuple[str, ...]) -> list[TrialSummary]:
-    """Trials that no other trial beats in one metric without losing in another; failed trials do not count."""
+    """Trials that no other trial beats in one metric without being worse in another. Failed trials do not count."""
 
     def gains(trial: TrialSummary) -> tuple[float, ...]:
         return tuple(METRICS[metric].improvement(trial.figures[metric], 0.0) for metric in metrics)

@@ -23,16 +23,12 @@ from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan
 from mrisr.tuning.study import RUN
 
-# A trial's driver only waits for its workers. Tune's default of one CPU would leave too little room for them.
+# A trial's driver only waits for its workers. Tune's default of one CPU would leave them too few CPUs.
 DRIVER_CPUS = 0.01
 
 
 class TrialSettings(NamedTuple):
-    """What all trials of a search share.
-
-    dataset: the store's fingerprint; environment: the search's addresses and folders, since another machine may have
-    other defaults.
-    """
+    """dataset: the store's fingerprint; environment: the search's addresses and folders, for other machines."""
 
     plan: SearchPlan
     concurrent: int
@@ -42,16 +38,16 @@ class TrialSettings(NamedTuple):
 
 
 def score_settings(plan: SearchPlan) -> dict[str, Any]:
-    """Changes by which a run chooses its best weights as the search scores trials."""
+    """Changed settings, so that a run chooses its best weights by the score that the search uses."""
     t = plan.base.tuning
     return {"validation.metric": t.metrics[0], "validation.mean_over": t.protocols}
 
 
 def with_known_precision(plan: SearchPlan, experiment: Experiment, run: str = "") -> Experiment:
-    """Replace training.precision=auto by what it became in the trial `run`, or else in any run of the search.
+    """Replace training.precision=auto by the choice of the trial `run`, or else of any run of the search.
 
-    Figures of two precisions do not compare, so a search keeps its precision on every machine. It stays auto while no
-    run has begun.
+    Figures of different precisions do not compare, so one search uses one precision. It stays auto until a run has
+    begun.
     """
     if experiment.training.precision != "auto":
         return experiment
@@ -61,7 +57,7 @@ def with_known_precision(plan: SearchPlan, experiment: Experiment, run: str = ""
 
 
 def searched_experiment(plan: SearchPlan, values: dict[str, Any]) -> Experiment:
-    """The experiment with these values, scored as the search scores, from the shared pretraining if there is one."""
+    """The experiment with these values and the search's score, after the shared pretraining if there is one."""
     experiment = plan.experiment(values)
     # The weights before the first step are not the trial's own, so they do not count.
     changes = score_settings(plan) | {"validation.further_protocols": (), "validation.start_counts": False}
@@ -75,10 +71,10 @@ def searched_experiment(plan: SearchPlan, values: dict[str, Any]) -> Experiment:
 
 
 def trial_experiment(plan: SearchPlan, run: str, values: dict[str, Any]) -> Experiment:
-    """The experiment of a trial: a checkpoint at every validation, in a folder of its own."""
+    """The experiment of a trial, in its own folder and with a checkpoint at every validation."""
     experiment, settings = searched_experiment(plan, values), RunFolder(plan.trials_folder / run).settings
     if settings.exists() and experiment.training.precision == "auto":
-        # The same text as at its start: without a checkpoint, another text would start the run anew.
+        # The same text as at its start: without a checkpoint, another text would restart the run.
         experiment = experiment.changed({"training.precision": load_experiment(settings).training.precision})
     else:
         experiment = with_known_precision(plan, experiment)
@@ -114,8 +110,8 @@ class ReportToTune(TuneReportCallback):
 def run_trial(config: dict[str, Any], settings: TrialSettings) -> None:
     """Start or resume one trial inside Tune.
 
-    An error fails this trial alone, and its history keeps the reason. If the disk, MLflow or the store is the cause,
-    the history notes an interruption instead, and the search stops (see Progress).
+    An error fails this trial only, and its history records the reason. If the cause is the disk, MLflow or the store,
+    the history records an interruption instead, and the search stops (see Progress).
     """
     os.environ.update(settings.environment)
     cluster.quiet()
@@ -142,7 +138,7 @@ def run_trial(config: dict[str, Any], settings: TrialSettings) -> None:
 
 
 def _stopped() -> bool:
-    """Whether Tune has stopped this trial. Its process is ending then, and what its thread meets is no failure."""
+    """Whether Tune has stopped this trial. Its process is ending, so errors in its thread are not failures."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tune warns that there is no session, which is what is asked here
         return tune.get_context().get_trial_name() is None

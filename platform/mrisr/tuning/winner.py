@@ -26,7 +26,6 @@ from mrisr.tuning.trial import searched_experiment, trial_experiment, with_known
 
 
 def tune(config: Path | str | None, overrides: list[str]) -> None:
-    """Run or resume a search, print its report, and register the winner."""
     plan = plan_search(config, overrides)
     console = Console(highlight=False)
     with search(plan, console) as found:
@@ -43,7 +42,6 @@ def tune(config: Path | str | None, overrides: list[str]) -> None:
 
 
 def _report(found: Search, console: Console) -> TrialSummary:
-    """Print the table, the winner and the cost, and log them to the search's MLflow run."""
     plan, summary = found.plan, found.summary
     logger = tracking.RunLogger(found.uri, found.parent_run_id)
     logger.artifact(write_csv(plan, summary, plan.folder / "trials.csv"))
@@ -54,7 +52,7 @@ def _report(found: Search, console: Console) -> TrialSummary:
         logger.artifact(file, "plots")
     console.print(trials_table(plan, summary, console))
     if not summary.best:
-        raise ValueError(f"no trial of {plan.folder.name} came to a validation; see the reasons in the table")
+        raise ValueError(f"no trial of {plan.folder.name} reached a validation; see the reasons in the table")
     if len(summary.best) > 1:
         front, first = ", ".join(str(trial.number) for trial in summary.best), plan.base.tuning.metrics[0].upper()
         console.print(f"Pareto front: trials {front}; the first, which is best by {first}, is published")
@@ -72,7 +70,7 @@ def _report(found: Search, console: Console) -> TrialSummary:
 
 
 def _evaluate_once(found: Search, run: TrainedRun, published: Published, console: Console) -> None:
-    """Evaluate the winner on the test split, unless the file of an earlier evaluation is in the search's folder."""
+    """Evaluate the winner on the test split, unless the search's folder holds an earlier evaluation."""
     csv = found.plan.folder / f"test-{published.name}-{published.version}.csv"
     if csv.exists():
         console.print(f"evaluated on the test split before: {csv}", markup=False, soft_wrap=True)
@@ -83,7 +81,7 @@ def _evaluate_once(found: Search, run: TrainedRun, published: Published, console
     seen = read_trained_on(run.checkpoint / BEST_WEIGHTS)
     try:
         result = evaluate_on_cluster(evaluation, generator, console, seen)
-    except ConfigError as error:  # it began from weights that know test subjects; the search is done all the same
+    except ConfigError as error:  # its initial weights were trained on test subjects; the search is still complete
         console.print(f"not evaluated on the test split: {error}", markup=False, soft_wrap=True)
         return
     console.print(result.table())
@@ -105,14 +103,14 @@ def _as_it_is(found: Search, winner: TrialSummary) -> TrainedRun:
 
 
 def _scored_checkpoint(winner: TrialSummary) -> Path:
-    """The newest checkpoint with the weights that gave the trial's score; a stopped trial may have saved one more."""
+    """The newest checkpoint with the weights of the trial's score. A stopped trial may have saved a later one."""
     folders, scored = RunFolder(winner.folder).checkpoints(), winner.results[-1]["best_step"]
     fitting = [folder for folder in folders if read_progress(folder)["best"]["step"] == scored]
     return (fitting or folders)[-1]
 
 
 def _retrained(found: Search, winner: TrialSummary) -> TrainedRun:
-    """A new run of the winner's configuration with another seed, so that the result is not the luck of one trial."""
+    """A new run of the winner's configuration with another seed, so that the result does not depend on one seed."""
     plan = found.plan
     experiment = with_known_precision(plan, searched_experiment(plan, winner.values), winner.run)
     changes = {"name": f"winner-{winner.run}", "output": plan.folder, "seed": plan.base.seed + 1}
