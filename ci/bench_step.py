@@ -99,7 +99,7 @@ def layouts(size: int, repeats: int, device: torch.device, phases: Sequence[Phas
     for phase in phases:
         with FlopCounterMode(
             display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward_flops}
-        ) as flops:  # of the plain loop: what recomputation adds is no work of the model
+        ) as flops:  # of the plain loop: recomputation does not count as the model's work
             loops[PLAIN][phase](0)
         steps = {key: loop[phase] for key, loop in loops.items() if phase in loop}
         seconds = {key: median(each) for key, each in interleaved(steps, repeats).items()}
@@ -198,7 +198,7 @@ def compiled(size: int, repeats: int, device: torch.device) -> list[str]:
         f"| generator, torch.compile: norm(compiled - eager) / norm(eager), {precision} gradients | {verdict} | - |"
     ]
     lines.append(f"| generator, gradients: eager / torch.compile | {times[0] / times[1]:.2f} | - |")
-    # What differentiates is the same for every backend. Of torch's own operators: separable's it leaves uncompiled.
+    # Double backward is traced alike for every backend. pointwise: torch does not compile separable's operator.
     critic = build_critic("pointwise", size).to(device)
     critic.compile(backend="aot_eager")
     try:
@@ -220,7 +220,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_cpu = device.type == "cpu"
     if environment := worker_environment(gpu=not on_cpu):
-        # glibc reads its settings when a process starts: the plain loops shall have those of Ray's workers.
+        # glibc reads its settings when a process starts: the plain loops need those of Ray's workers.
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment})
     size, repeats = options.size or (32 if on_cpu else 64), options.repeats or (7 if on_cpu else 20)
     parts = options.parts or [part for part in PARTS if part != "compile" or not on_cpu]
