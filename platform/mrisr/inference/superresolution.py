@@ -148,7 +148,7 @@ def _files(source: Path, target: Path, on_error: Callable[[VolumeError], None]) 
             return [(source, target)]
         if target.suffix and not target.is_dir():
             raise ValueError(
-                f"{target}: extension {target.suffix!r} is none of {', '.join(EXTENSIONS)}; "
+                f"{target}: extension {target.suffix!r} is not one of {', '.join(EXTENSIONS)}; "
                 "for a folder of that name, make it first"
             )
         return [(source, target / source.name)]
