@@ -48,7 +48,7 @@ def test_the_content_decides(form: str, files: dict[str, Path]) -> None:
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 def test_a_run_starts_from_a_file_of_any_name(form: str, files: dict[str, Path]) -> None:
     experiment = load_experiment(None, [f"generator.{key}={value}" for key, value in CONFIG.items()])
-    state = read_initial_weights(experiment, str(files[form]), "")
+    state = read_initial_weights(experiment, str(files[form]), "").state
     for key, value in MDCSRN(MDCSRNConfig(**CONFIG), seed=3).state_dict().items():
         np.testing.assert_array_equal(state[key], value)
 
