@@ -94,7 +94,7 @@ class FakeRay:
         actor = SimpleNamespace(remote=lambda environment: launcher)
         monkeypatch.setattr(supervisor, "NodeAffinitySchedulingStrategy", lambda *args, **options: None)
         monkeypatch.setattr(supervisor, "ray", SimpleNamespace(
-            get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "node"),
+            get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "node", gcs_address="127.0.0.1:1"),
             remote=lambda **options: lambda kind: actor,
             wait=self.wait, get=lambda ending: ending, kill=self.kill, train=supervisor.ray.train,
         ))  # fmt: skip

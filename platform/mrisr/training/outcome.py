@@ -43,6 +43,8 @@ Ending = TrainingStopped | Terminated | RoomForMore | None
 def reason(error: BaseException) -> str:
     """The error of a worker in one line, without Ray's wrapping."""
     cause = next(iter(getattr(error, "worker_failures", {}).values()), error)
+    if isinstance(inner := getattr(cause, "cause", None), BaseException):
+        cause = inner  # the text of Ray's own error holds escape codes and memory addresses
     text = str(cause).strip()
     if isinstance(cause, TrainingStopped):
         return text

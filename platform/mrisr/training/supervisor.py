@@ -71,9 +71,13 @@ class Supervisor:
         storage, every = self.folder.ray, self.experiment.resources.resize_every_s
         shutil.rmtree(storage, ignore_errors=True)
         if self.launcher is None:
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            ours = ray.get_runtime_context()
+            here = NodeAffinitySchedulingStrategy(ours.get_node_id(), soft=False)
+            # With a second Ray on the machine, Ray's cleaner of placement groups does not know which one is its own.
+            address = {"env_vars": {"RAY_ADDRESS": ours.gcs_address}}
             environment = {key: value for key, value in os.environ.items() if key.startswith("RAY_TRAIN_")}
-            self.launcher = ray.remote(num_cpus=0, scheduling_strategy=here)(Launcher).remote(environment)
+            launcher = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=address)(Launcher)
+            self.launcher = launcher.remote(environment)
         ended = self.launcher.fit.remote(workers, self.settings, storage, self.callbacks)
         look_at = time.monotonic() + every
         while not ray.wait([ended], timeout=LOOK_EVERY_S)[0]:
