@@ -45,7 +45,7 @@ def check_conditions(spaces: dict[str, Space], values: Mapping[str, Any]) -> Non
             elif asked.kind in ("uniform", "log_uniform", "interval"):
                 raise ConfigError(
                     f"{space.key}: when {other} is one of {list(wanted)}, but that is drawn from a range of real "
-                    f"numbers, {asked.kind} {list(asked.options)}, which never gives an exact value; {remedy}, or make "
+                    f"numbers, {asked.kind} {list(asked.options)}, where no single value comes up; {remedy}, or make "
                     f"{other} a choice"
                 )
             elif impossible := [value for value in wanted if not _possible(asked, value)]:
