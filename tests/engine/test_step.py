@@ -244,7 +244,7 @@ def test_batchnorm_is_over_the_whole_batch_where_it_is_synchronised_else_over_a_
 
 
 def test_a_worker_without_a_reserved_gpu_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray shows every GPU to a process that reserved none; where there is none, a reserved one is an error."""
+    """Ray shows every GPU to a process that reserved no GPU. A reserved GPU that torch cannot use is an error."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device_for_worker(gpu=False) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

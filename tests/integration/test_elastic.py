@@ -173,5 +173,5 @@ def test_a_run_shrinks_and_grows_with_its_cluster(unkilled: tuple[Bench, str], n
     assert (one, two, left) == (1, 2, 1)
     assert [shrunk] == noticed, "from the checkpoint that the notice asked for"
     assert grown > shrunk, "a checkpoint was asked for before the group grew"
-    assert again == grown, "there is none that is newer, and none was asked for"
+    assert again == grown, "no newer checkpoint exists, and none was asked for"
     assert_same_run(bench, reference)

@@ -5,6 +5,7 @@ They have no BatchNorm: it mixes the samples of a batch, but the gradient penalt
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -72,8 +73,9 @@ class _Pyramid(Critic):
         )
         initialise(self, seed, negative_slope=SLOPE)
 
+    @abstractmethod
     def _convolutions(self, channels_in: int, channels_out: int, stride: int) -> list[nn.Module]:
-        raise NotImplementedError
+        """The convolutions of one layer."""
 
     def _norm(self, channels: int, side: int) -> nn.Module:
         return nn.LayerNorm([channels, side, side, side])

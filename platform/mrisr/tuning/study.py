@@ -100,7 +100,7 @@ def open_study(plan: SearchPlan) -> optuna.Study:
 
 
 def stored_study(plan: SearchPlan, storage: BaseStorage) -> optuna.Study | None:
-    """The study of an earlier start with any settings; None if there is none.
+    """The study of an earlier start, whatever its settings, or None.
 
     Raises ConfigError if a study of this name in a shared database belongs to a search in another folder.
     """
