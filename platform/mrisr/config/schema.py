@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from mrisr.augmentation import Augmentation
 from mrisr.config.fields import AbsolutePath, NonNegative, Positive, Section
 from mrisr.config.networks import Critic, Generator
 from mrisr.config.reference import checked, set_key
@@ -88,6 +89,7 @@ class Experiment(Section):
     output: AbsolutePath = Field(Path("$MRISR_HOME/runs"), description="folder of runs: output/name holds checkpoints")
     data: Data = Field(default_factory=Data)
     degradation: DegradationRange = Field(default_factory=DegradationRange)
+    augmentation: Augmentation = Field(default_factory=Augmentation)
     stream: Stream = Field(default_factory=Stream)
     generator: Generator = Field(default_factory=Generator)
     critic: Critic = Field(default_factory=Critic)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mrisr.augmentation import Augmentation, Orientation
 from mrisr.data.patches import Corner, copy_overlaps, sample_corners, spanned
 from mrisr.degradation import DegradationRange, degrader
 from voxelstore import VolumeStore
@@ -19,6 +20,7 @@ from voxelstore.manifest import MANIFEST
 
 # Patches travel as float16: a rounding error of at most 2^-11 of the value. A value above 65504 is an error.
 WIRE_DTYPE = np.float16
+NO_AUGMENTATION = Augmentation()
 # Voxels of one part where slices are independent: 1.3 MB of float32.
 PART_VOXELS = 5 * 2**16
 
@@ -69,6 +71,10 @@ class RowPlan:
         name = int.from_bytes(hashlib.sha256(row.subject.encode()).digest()[:8], "little")
         return [self.seed, 2, row.epoch, name]
 
+    def augmentation_rng(self, row: Row) -> np.random.Generator:
+        """A generator of its own: augmentation changes no other draw of the row."""
+        return np.random.default_rng([*self.row_seed(row), 5])
+
     def row_rng(self, row: Row) -> np.random.Generator:
         return np.random.default_rng(self.row_seed(row))
 
@@ -83,13 +89,14 @@ class PreparedRow(NamedTuple):
 
     parts: the normalised high-resolution voxels that its patches need, each with the number of its first slice along
     `axis`. degrade: high to low resolution, for one part. corners: of the K patches, relative to the start of the
-    parts.
+    parts. orientations: of the K patches; None without exchanged or mirrored axes.
     """
 
     parts: Iterable[tuple[int, np.ndarray]]
     degrade: Callable[[np.ndarray], np.ndarray]
     corners: list[Corner]
     axis: int
+    orientations: list[Orientation] | None
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ class PatchMaker:
     degradation: DegradationRange
     patch_size: int
     min_foreground: float
+    augmentation: Augmentation = NO_AUGMENTATION
 
     def row_patches(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         """(lr, hr), each (K, P, P, P) float16, of one row. Raises ValueError like `write_row`."""
@@ -126,7 +134,17 @@ class PatchMaker:
         axis, voxels = (free[0], PART_VOXELS) if free else (0, None)
         parts = store.normalised_parts(row.subject, region, axis, voxels)
         apply = degrader(record.shape, degradation, no_signal=record.intensity.no_signal)
-        return PreparedRow(((first - region[axis].start, part) for first, part in parts), apply, corners, axis)
+        rng, start = self.plan.augmentation_rng(row), [side.start for side in region]
+        contrast, orientations = self.augmentation.contrast(rng), None
+        if self.augmentation.mirror or self.augmentation.exchange:
+            orientations = [self.augmentation.orientation(rng) for _ in corners]
+
+        def changed() -> Iterator[tuple[int, np.ndarray]]:
+            for first, part in parts:
+                start[axis] = first
+                yield first - region[axis].start, contrast.apply(part, record.shape, tuple(start))
+
+        return PreparedRow(changed(), apply, corners, axis, orientations)
 
     def write_row(self, row: Row, cubes: tuple[Sequence[np.ndarray], Sequence[np.ndarray]]) -> None:
         """Write a row's patches into K arrays of lr and of hr, (P, P, P) float16. Raises ValueError on overflow."""
@@ -136,6 +154,9 @@ class PatchMaker:
             with np.errstate(over="ignore"):  # checked below, with the subject's name
                 for side, part in zip(cubes, (lr, hr), strict=True):
                     copy_overlaps(side, prepared.corners, part, prepared.axis, first)
+        for index, orientation in enumerate(prepared.orientations or ()):
+            for side in cubes:
+                side[index][...] = orientation.apply(side[index]).copy()
         if any(map(_overflowed, (*cubes[0], *cubes[1]))):
             raise ValueError(_beyond_range(cached_store(str(self.store)), row.subject))
 

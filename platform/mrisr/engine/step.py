@@ -117,6 +117,11 @@ TERMS: dict[Phase, Callable[[Networks, StepConfig, MicroBatch], dict[str, Tensor
 OPTIMIZERS = {Phase.PRETRAIN: "pretrain", Phase.GENERATOR: "adversarial", Phase.CRITIC: "critic"}
 
 
+def set_learning_rate(networks: Networks, now: Phase, rate: float) -> None:
+    for group in networks.optimizers[OPTIMIZERS[now]].param_groups:
+        group["lr"] = rate
+
+
 def train_step(
     networks: Networks, config: StepConfig, phase: Phase, step: int, lr: Tensor, hr: Tensor
 ) -> dict[str, float]:

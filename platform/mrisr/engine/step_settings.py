@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from mrisr.engine.learning_rate import LR_SCHEDULES, lr_factor
 from mrisr.engine.precision import COMPUTED, PRECISIONS
+from mrisr.engine.schedule import Phase, Schedule, phase
 from mrisr.settings import check_bounds, one_of, setting
 
 # How parameters are spread over the ranks; see sharding.shard.
@@ -23,6 +25,9 @@ class StepSettings:
     pretrain_lr: float = setting(1e-4, "Adam learning rate of the L1 stage", gt=0, le=1)
     generator_lr: float = setting(5e-6, "Adam learning rate of the generator in the adversarial stage", gt=0, le=1)
     critic_lr: float = setting(5e-6, "Adam learning rate of the critic", gt=0, le=1)
+    lr_schedule: Annotated[str, one_of(LR_SCHEDULES, "learning-rate schedule")] = setting(
+        "constant", "course of each learning rate over its own updates; cosine: short rise, then a fall to 0"
+    )
     adversarial_weight: float = setting(1e-3, "weight of the adversarial term beside L1", ge=0)
     gp_weight: float = setting(10.0, "gradient-penalty weight", ge=0)
     precision: Annotated[str, one_of(PRECISIONS, "precision")] = setting(
@@ -56,7 +61,14 @@ class StepConfig(StepSettings):
     def __post_init__(self) -> None:
         if self.precision not in COMPUTED:
             raise ValueError(f"training.precision is {self.precision!r}; choose one of {', '.join(COMPUTED)}")
+        if self.lr_schedule not in LR_SCHEDULES:
+            raise ValueError(f"training.lr_schedule is {self.lr_schedule!r}; choose one of {', '.join(LR_SCHEDULES)}")
         check_bounds(self, "training")
+
+    def learning_rate(self, schedule: Schedule, step: int) -> float:
+        """The learning rate of the network that `step` updates."""
+        rates = {Phase.PRETRAIN: self.pretrain_lr, Phase.CRITIC: self.critic_lr, Phase.GENERATOR: self.generator_lr}
+        return rates[phase(schedule, step)] * lr_factor(self.lr_schedule, schedule, step)
 
     def local_batch(self, workers: int) -> int:
         """Patches per rank. Raises ValueError if batch_size is not a multiple of workers * micro_batch."""

@@ -57,7 +57,10 @@ class TimedPatchMaker(PatchMaker):
 
     @classmethod
     def of(cls, maker: PatchMaker, reports: Path | None = None) -> TimedPatchMaker:
-        return cls(maker.store, maker.plan, maker.degradation, maker.patch_size, maker.min_foreground, reports)
+        return cls(
+            maker.store, maker.plan, maker.degradation, maker.patch_size, maker.min_foreground,
+            maker.augmentation, reports,
+        )  # fmt: skip
 
     def prepare(self, row: Row) -> PreparedRow:
         with self.watch.stage("draw"):

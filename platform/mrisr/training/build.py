@@ -42,7 +42,10 @@ def patch_maker(experiment: Experiment, subjects: list[str]) -> PatchMaker:
     plan = RowPlan(
         tuple(subjects), experiment.seed, stream.patches_per_row, stream.interleave_rows, experiment.training.batch_size
     )
-    return PatchMaker(experiment.data.store, plan, experiment.degradation, stream.patch_size, stream.min_foreground)
+    return PatchMaker(
+        experiment.data.store, plan, experiment.degradation, stream.patch_size, stream.min_foreground,
+        experiment.augmentation,
+    )  # fmt: skip
 
 
 def initial_networks(experiment: Experiment, initial: Path | None, device: torch.device) -> Networks:

@@ -14,7 +14,6 @@ from mrisr.config.validation import Validation
 from mrisr.engine.checkpoint import refused_together
 from mrisr.engine.networks import Networks
 from mrisr.engine.schedule import ADVERSARIAL, L1, Phase, Schedule
-from mrisr.engine.step_settings import StepConfig
 from mrisr.metrics import METRICS
 from mrisr.training.checkpoints import BEST_WEIGHTS, best_of_stage, best_weights
 
@@ -71,11 +70,13 @@ class Window:
 
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)  # newest learning rate by phase
     waited: float = 0.0  # seconds until batches were there
     busy: float = 0.0  # seconds of steps, waiting included
     steps: int = 0
 
-    def add(self, phase: Phase, metrics: dict[str, float], waited: float, seconds: float) -> None:
+    def add(self, phase: Phase, metrics: dict[str, float], rate: float, waited: float, seconds: float) -> None:
+        self.rates[phase] = rate
         for name, value in metrics.items():
             key = f"{phase}/{name}"
             self.sums[key] = self.sums.get(key, 0.0) + value
@@ -84,18 +85,13 @@ class Window:
         self.busy += seconds
         self.steps += 1
 
-    def record(self, config: StepConfig) -> dict[str, float]:
-        """Means per phase, learning rates of the updated networks, and throughput by this rank's clock."""
+    def record(self, batch_size: int) -> dict[str, float]:
+        """Means per phase, newest learning rates of the updated networks, and throughput by this rank's clock."""
         record = {key: total / self.counts[key] for key, total in self.sums.items()}
-        rates = {
-            Phase.PRETRAIN: config.pretrain_lr, Phase.CRITIC: config.critic_lr, Phase.GENERATOR: config.generator_lr,
-        }  # fmt: skip
-        for phase, rate in rates.items():
-            if f"{phase}/loss" in record:
-                record[f"{phase}/learning_rate"] = rate
+        record |= {f"{phase}/learning_rate": rate for phase, rate in self.rates.items()}
         if self.busy > 0:
             record["throughput/steps_per_second"] = self.steps / self.busy
-            record["throughput/patches_per_second"] = self.steps * config.batch_size / self.busy
+            record["throughput/patches_per_second"] = self.steps * batch_size / self.busy
             record["throughput/data_wait_share"] = self.waited / self.busy
         return record
 

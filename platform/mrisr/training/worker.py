@@ -19,7 +19,7 @@ from mrisr.engine import checkpoint
 from mrisr.engine.networks import average_statistics, clipped_weights, evaluated_state
 from mrisr.engine.schedule import Phase, phase
 from mrisr.engine.sharding import device_for_worker, full_state, gather_texts, largest
-from mrisr.engine.step import NonFiniteError, train_step
+from mrisr.engine.step import NonFiniteError, set_learning_rate, train_step
 from mrisr.evaluation.pictures import critic_figure
 from mrisr.metrics import METRICS
 from mrisr.models import build_generator
@@ -161,13 +161,14 @@ class Rank:
         started = time.perf_counter()
         batch = self._next(batches)
         waited = time.perf_counter() - started
-        now = phase(self.schedule, state.step)
+        now, rate = phase(self.schedule, state.step), self.config.learning_rate(self.schedule, state.step)
+        set_learning_rate(self.networks, now, rate)
         try:
             metrics = train_step(self.networks, self.config, now, state.step, *_tensors(batch))
         except NonFiniteError as error:
             raise TrainingStopped(self._recorded(batch, error)) from None
         state.step += 1
-        state.window.add(now, metrics, waited, time.perf_counter() - started)
+        state.window.add(now, metrics, rate, waited, time.perf_counter() - started)
         if "interpolate_gradient_norm" in metrics:
             norm = metrics["interpolate_gradient_norm"]
             state.critic_norms.append(norm)
@@ -206,7 +207,7 @@ class Rank:
 
     def _log(self, now: Phase) -> None:
         state = self.state
-        record, state.window = state.window.record(self.config), Window()
+        record, state.window = state.window.record(self.config.batch_size), Window()
         # One waiting rank delays all ranks: the others wait in the step's collectives.
         share = "throughput/data_wait_share"
         record[share] = largest(record.get(share, 0.0), self.device)
