@@ -132,7 +132,7 @@ def _join(address: str) -> None:
     if (reason := _why_silent(address)) is not None:
         raise ResourceError(f"RAY_ADDRESS = {address}: no Ray answers there ({reason}); {remedy}")
     try:
-        ray.init(logging_level=logging.WARNING)
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ResourceError(
             f"RAY_ADDRESS = {address}: {_first_line(error)}; {remedy}. A cluster that wants a token takes the "
@@ -159,7 +159,7 @@ def _start() -> None:
     # This logger reports at every start that the token is in use.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
-        ray.init("local", logging_level=logging.WARNING)
+        ray.init("local", logging_level=logging.WARNING, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
         folder = os.environ.get("RAY_TMPDIR")
         if "AF_UNIX" in str(error) and folder:

@@ -77,14 +77,19 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 def compile_generator(
-    generator: Generator, count: int, patch_size: int, precision: str, backend: str | Callable[..., Any] = "inductor"
+    generator: Generator,
+    count: int,
+    patch_size: int,
+    precision: str,
+    backend: str | Callable[..., Any] = "inductor",
+    tell: Callable[[str], None] = print,
 ) -> float | None:
     """Compile the generator's compilable modules in place, unless that changes its gradients. Every rank must call it.
 
     count, patch_size: of the training patches; the comparison uses seeded noise of that size. The generator must
     already have its device, layout and recomputation. Returns the relative distance of this rank's gradients from those
     of eager mode. Returns None, with nothing compiled on any rank, if one rank's distance exceeds TOLERANCE or its
-    compilation fails (for example without a C compiler).
+    compilation fails (for example without a C compiler); `tell` is given the reason.
     """
     torch.compiler.config.recompile_limit = max(VARIANTS, torch.compiler.config.recompile_limit)
     device = next(generator.parameters()).device
@@ -101,7 +106,7 @@ def compile_generator(
             try:
                 found = distance(gradients(generator, lr, hr, precision), expected)
             except Exception as error:  # whatever a compiler, its back ends or the machine's own tools raise
-                print(f"training.compile: compiling failed: {_reason(error)}", flush=True)
+                tell(f"training.compile: compiling failed: {_reason(error)}")
                 found = math.inf
     finally:
         generator.train(mode)

@@ -56,6 +56,13 @@ class Schedule:
             return ADVERSARIAL
         return L1 if self.pretrain_steps else "start"
 
+    def describe(self) -> str:
+        """`1,050 steps, the first 1,000 of them L1, then WGAN-GP`."""
+        if not self.needs_critic:
+            return f"{self.total_steps:,} steps, all L1"
+        first = f", the first {self.pretrain_steps:,} of them L1, then" if self.pretrain_steps else " of"
+        return f"{self.total_steps:,} steps{first} WGAN-GP"
+
     @property
     def needs_critic(self) -> bool:
         """Whether any step uses the critic; false for pretraining only."""

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,11 +38,12 @@ class Outbox:
     """The queue of one run's records. A lock in the folder lets one process at a time deliver.
 
     folder: made if missing; holds one file per record until it is delivered. A record that is delivered twice appears
-    once (see RunLogger). No method raises because of MLflow. An unreadable or refused record becomes a .bad file.
+    once (see RunLogger). No method raises because of MLflow. An unreadable or refused record becomes a .bad file. tell:
+    takes warnings for the user.
     """
 
-    def __init__(self, uri: str, run_id: str, folder: Path) -> None:
-        self.uri, self.run_id, self.folder = uri, run_id, folder
+    def __init__(self, uri: str, run_id: str, folder: Path, tell: Callable[[str], None] | None = None) -> None:
+        self.uri, self.run_id, self.folder, self._warn = uri, run_id, folder, tell or _to_stderr
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         self._next = 1 + max((int(file.stem) for file in self._files()), default=0)
         self._queue: deque[_Item] = deque()
@@ -59,12 +60,15 @@ class Outbox:
         """Queue the metrics of one step; steps must not go down."""
         self._put({"kind": "metrics", "step": step, "time": int(time.time() * 1000), "values": dict(values)})
 
-    def figure(self, step: int, name: str, figure: Figure) -> None:
+    def figure(self, step: int, name: str, figure: Figure, copy: Path | None = None) -> None:
+        """Queue a picture; `copy` is a file that stays, replaced by every later one."""
         file = self.folder / "pictures" / f"{step:08d}-{name}.png"
         try:
             figure.savefig(file)
+            if copy is not None:
+                write_atomic(copy, file.read_bytes(), durable=False)
         except OSError as error:
-            _warn(f"{file} could not be written ({error.strerror}); the picture is lost, training goes on")
+            self._warn(f"{file} could not be written ({error.strerror}); the picture is lost, training goes on")
             return
         self._put({"kind": "picture", "step": step, "file": file.name})
 
@@ -83,7 +87,7 @@ class Outbox:
                 break
         if left:
             why = self._trouble or "MLflow has not taken everything in time"
-            _warn(f"{why}: {left} records stay in {self.folder}; the next start delivers them")
+            self._warn(f"{why}: {left} records stay in {self.folder}; the next start delivers them")
         else:
             self._thread.join(LOCK_RELEASE_S)
         return left
@@ -106,7 +110,7 @@ class Outbox:
                 write_atomic(file, json.dumps(record), durable=False)
             except OSError as error:
                 # A full disk must not stop the training.
-                _warn(f"{file} could not be written ({error.strerror}); kept in memory until MLflow has it")
+                self._warn(f"{file} could not be written ({error.strerror}); kept in memory until MLflow has it")
                 item = record
             self._queue.append(item)
             self._changed.notify()
@@ -142,7 +146,7 @@ class Outbox:
                 wait = min(2 * wait, RETRY_SECONDS[1])
                 continue
             if found and self._trouble:
-                _warn(f"MLflow is back after {time.monotonic() - self._since:.0f} s; kept metrics are delivered")
+                self._warn(f"MLflow is back after {time.monotonic() - self._since:.0f} s; kept metrics are delivered")
                 self._trouble, wait = "", RETRY_SECONDS[0]
             with self._changed:
                 for _ in found:
@@ -199,9 +203,9 @@ class Outbox:
             kept = item
             with suppress(OSError):  # without a new name the next start tries again
                 kept = item.replace(item.with_suffix(".bad"))
-            _warn(f"{item.name} {why}; it is kept as {kept}, the others are delivered")
+            self._warn(f"{item.name} {why}; it is kept as {kept}, the others are delivered")
         else:
-            _warn(f"a record of step {item['step']} {why} and is lost; the others are delivered")
+            self._warn(f"a record of step {item['step']} {why} and is lost; the others are delivered")
         self._drop(place)
 
     def _drop(self, place: int) -> None:
@@ -213,7 +217,7 @@ class Outbox:
         trouble = f"MLflow at {mask_secrets(self.uri)} {verb} ({first_line(error)})"
         if not self._trouble:
             self._since = time.monotonic()
-            _warn(f"{trouble}; metrics are kept in {self.folder}")
+            self._warn(f"{trouble}; metrics are kept in {self.folder}")
         self._trouble = trouble
 
 
@@ -225,5 +229,5 @@ def _checked(record: Any) -> dict[str, Any]:
     return dict(record)
 
 
-def _warn(text: str) -> None:
+def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from mrisr.engine.sharding import rank, world_size
 from mrisr.engine.step_settings import StepConfig, StepSettings
 from mrisr.models import build_critic, build_generator
 from mrisr.models.generator import Generator
+from mrisr.training.progress import Tell
 
 
 def step_config(experiment: Experiment, device: torch.device = torch.device("cpu")) -> StepConfig:
@@ -48,7 +49,9 @@ def patch_maker(experiment: Experiment, subjects: list[str]) -> PatchMaker:
     )  # fmt: skip
 
 
-def initial_networks(experiment: Experiment, initial: Path | None, device: torch.device) -> Networks:
+def initial_networks(
+    experiment: Experiment, initial: Path | None, device: torch.device, tell: Tell = print
+) -> Networks:
     """Sharded networks. The generator's weights come from the file `initial`; without one, all weights are seeded."""
     generator = build_generator(experiment.generator.architecture, seed=experiment.seed)
     critic = None
@@ -58,17 +61,17 @@ def initial_networks(experiment: Experiment, initial: Path | None, device: torch
         generator.load_state_dict(load_file(initial))
     config = step_config(experiment, device)
     if experiment.training.compile:
-        _compile(generator, config, experiment.stream.patch_size, device)
+        _compile(generator, config, experiment.stream.patch_size, device, tell)
     return build_networks(generator, critic, config, device, experiment.training.strategy)
 
 
-def _compile(generator: Generator, config: StepConfig, patch_size: int, device: torch.device) -> None:
+def _compile(generator: Generator, config: StepConfig, patch_size: int, device: torch.device, tell: Tell) -> None:
     synchronised = config.batchnorm_over(world_size(), device.type == "cuda") != config.micro_batch
     why = why_eager(different_units(generator), config.local_batch(world_size()) // config.micro_batch, synchronised)
     if why is None:
         generator.to(device)
         generator.channels_last, generator.recompute = config.channels_last, config.recompute
-        if compile_generator(generator, config.micro_batch, patch_size, config.precision) is None:
+        if compile_generator(generator, config.micro_batch, patch_size, config.precision, tell=tell) is None:
             why = "on some worker it fails, or its gradients are not those of eager mode"
     if why is not None and rank() == 0:
-        print(f"training.compile: nothing is compiled: {why}", flush=True)
+        tell(f"training.compile: nothing is compiled: {why}")

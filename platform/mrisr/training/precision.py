@@ -9,10 +9,11 @@ import torch
 from mrisr.config import Experiment
 from mrisr.engine.precision import chosen, native_bf16
 from mrisr.engine.sharding import gather_texts, on_every_rank, rank
+from mrisr.training.progress import Tell
 from mrisr.training.run_folder import RunFolder
 
 
-def settle_precision(experiment: Experiment, device: torch.device) -> Experiment:
+def settle_precision(experiment: Experiment, device: torch.device, tell: Tell = print) -> Experiment:
     """The experiment with bf16 or fp32, the same on every rank. Every rank must call it.
 
     `auto` becomes bf16 if the devices of all ranks of the first group support it natively. The choice is recorded in
@@ -26,15 +27,14 @@ def settle_precision(experiment: Experiment, device: torch.device) -> Experiment
         became: str = "bf16" if (recorded == "bf16" if recorded else everywhere) else "fp32"
         why = "as the run began" if recorded else f"bfloat16 is {'' if everywhere else 'not '}native to all workers"
         if rank() == 0:
-            print(f"training.precision: auto is {became}, {why}", flush=True)
+            tell(f"training.precision: auto is {became}, {why}")
         if not recorded:
             folder.record_precision(became)
         precision = became
     if precision == "bf16" and device.type == "cpu" and not native:
-        print(
+        tell(
             f"training.precision: bf16, for which the CPU of rank {rank()} is not made (no AVX512-BF16): a step may "
-            "take tens of times as long as in fp32, which a new run has with training.precision=auto",
-            flush=True,
+            "take tens of times as long as in fp32, which a new run has with training.precision=auto"
         )
     return experiment.changed({"training.precision": precision})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,9 @@ from mrisr.tracking.availability import first_line
 from mrisr.tracking.outbox import Outbox
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.training.checkpoints import best_of_stage, best_weights
+from mrisr.training.display import shown
 from mrisr.training.outcome import StoreChanged, Terminated, TrackingUnreachable
+from mrisr.training.progress import ProgressLog
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.supervisor import Supervisor
 from mrisr.training.warm_start import prepare_initial_weights
@@ -35,7 +37,8 @@ class Host(NamedTuple):
     """The search that a run belongs to. It runs several runs at once and listens to each.
 
     driver_cpus: logical CPUs that each run's driver reserves; callbacks: for Ray Train; parent_run_id: the search's
-    MLflow run; dataset: the store's fingerprint when the search began.
+    MLflow run; dataset: the store's fingerprint when the search began; displays: whether the search shows the run's
+    progress itself.
     """
 
     runs: int = 1
@@ -43,6 +46,7 @@ class Host(NamedTuple):
     callbacks: tuple[Any, ...] = ()
     parent_run_id: str | None = None
     dataset: str | None = None
+    displays: bool = False
 
 
 class StageWeights(NamedTuple):
@@ -85,6 +89,14 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
     if (finished := _finished(experiment)) is not None:
         return finished
     _check_address(experiment)
+    with nullcontext() if host.displays else shown(experiment, folder.progress) as say:
+        if say is not None:
+            say(f"{experiment.name}: {experiment.schedule.describe()} in {folder.path}")
+        return _train(experiment, store, host)
+
+
+def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun:
+    folder = RunFolder.of(experiment)
     cluster.connect()
     share = _share(experiment, host)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -92,7 +104,8 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
         folder.refuse_other_batchnorm(experiment, share.gpu)
         folder.begin(experiment, store)
         uri = tracking.resolve_uri(experiment.tracking.uri, home())
-        initial = prepare_initial_weights(experiment, store, uri)
+        log = ProgressLog(folder.progress, "driver")
+        initial = prepare_initial_weights(experiment, store, uri, log.note)
         config = experiment.model_dump(mode="json")
         run_id = tracked_run(config, store, uri, folder, parent_run_id=host.parent_run_id)
         node_cpus = max(1, int(min(cpus for cpus, _ in cluster.nodes()) / host.runs))
@@ -100,7 +113,7 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
             experiment, uri, run_id, store.fingerprint(), initial, share, node_cpus, host.runs, host.driver_cpus
         )
         with ending_in_tracking(uri, run_id):
-            Supervisor(settings, host.callbacks).run()
+            Supervisor(settings, host.callbacks, log.note).run()
         _deliver_rest(experiment, uri, run_id)
         return outcome(experiment, run_id, uri, folder.checkpoints()[-1])
 

@@ -22,6 +22,7 @@ from mrisr.files import locked, write_atomic
 from mrisr.training.build import step_config
 from mrisr.training.checkpoints import is_whole, on_every_rank_or_none, remove, write_folder
 from mrisr.training.outcome import StorageStopped
+from mrisr.training.progress import Tell
 from voxelstore import VolumeStore
 
 # Keys that may differ between a run and its resumption: they do not change the results so far.
@@ -45,6 +46,8 @@ class RunFolder:
         self.settings = path / "experiment.yaml"  # the resolved configuration, with what `auto` became
         self.mlflow_run = path / "mlflow_run_id.txt"
         self.outbox = path / "outbox"  # records that MLflow has not taken yet
+        self.progress = path / "progress"  # records of a ProgressLog
+        self.picture = path / "validation.png"  # of the last validation
         self.initial_weights = path / "initial.safetensors"
         self.published = path / "published.json"
         self.stop_request = path / "stop-requested"
@@ -78,9 +81,10 @@ class RunFolder:
         same_data = self._dataset.exists() and self._dataset.read_text() == store.fingerprint()
         if self.continues(experiment) and (same_data or self.newest() is not None):
             return
-        for file in (self.initial_weights, self.mlflow_run, self._precision):
+        for file in (self.initial_weights, self.mlflow_run, self._precision, self.picture):
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.outbox, ignore_errors=True)
+        for folder in (self.outbox, self.progress):
+            shutil.rmtree(folder, ignore_errors=True)
         write_atomic(self._dataset, store.fingerprint())
         write_atomic(self.settings, dump_experiment(experiment))
 
@@ -205,10 +209,10 @@ class RunFolder:
     def newest(self) -> Path | None:
         return next((folder for folder in reversed(self._folders()) if is_whole(folder)), None)
 
-    def agreed_checkpoint(self) -> Path | None:
+    def agreed_checkpoint(self, tell: Tell = print) -> Path | None:
         """The newest complete checkpoint that rank 0 finds. Every rank must call it when a group of workers starts.
 
-        Rank 0 also deletes incomplete checkpoints of earlier groups and prints the names of damaged ones.
+        Rank 0 also deletes incomplete checkpoints of earlier groups and tells the names of damaged ones.
         """
         box: list[Path | None] = [None]
         if rank() == 0:
@@ -217,10 +221,9 @@ class RunFolder:
             box = [newest := self.newest()]
             damaged = [folder.name for folder in self._folders() if newest is None or folder > newest]
             if damaged:
-                print(
+                tell(
                     f"{', '.join(damaged)} in {self.path} is damaged (a file is missing or cut short); going on from "
-                    f"{newest.name if newest else 'the beginning'}",
-                    flush=True,
+                    f"{newest.name if newest else 'the beginning'}"
                 )
         if world_size() > 1:
             dist.broadcast_object_list(box, src=0)

@@ -96,16 +96,6 @@ class Window:
         return record
 
 
-def record_line(record: Mapping[str, float], phase: Phase, step: int, total: int) -> str:
-    eta = int((total - step) / record["throughput/steps_per_second"])
-    return (
-        f"step {step:>7,}/{total:,} {phase:<9} loss {record[f'{phase}/loss']:.5f}  "
-        f"{record['throughput/patches_per_second']:.1f} patches/s  "
-        f"data wait {record['throughput/data_wait_share']:.0%}  "
-        f"eta {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}"
-    )
-
-
 @dataclass
 class RunState:
     """The state of a run, equal on every rank except for the times in `window`.

@@ -81,7 +81,6 @@ def stop_on_sigterm(folder: RunFolder) -> Iterator[None]:
         if file.exists():
             sys.exit(128 + number)
         file.touch()
-        os.write(2, b"SIGTERM: the workers write a checkpoint and stop\n")
 
     before = signal.signal(signal.SIGTERM, handle)
     try:

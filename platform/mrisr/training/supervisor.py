@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mrisr import cluster
 from mrisr.training.launcher import Launcher
 from mrisr.training.outcome import Ending, RoomForMore, Terminated, TrainingStopped, reason
+from mrisr.training.progress import Tell
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.stopping import stop_on_sigterm
 from mrisr.training.worker_settings import WorkerSettings
@@ -35,13 +36,13 @@ LONGEST_PAUSE_S = 30.0
 
 
 class Supervisor:
-    """Trains one run. callbacks: for Ray Train."""
+    """Trains one run. callbacks: for Ray Train; tell: takes what the user must know."""
 
-    def __init__(self, settings: WorkerSettings, callbacks: tuple[Any, ...] = ()) -> None:
-        self.settings, self.callbacks = settings, callbacks
+    def __init__(self, settings: WorkerSettings, callbacks: tuple[Any, ...] = (), tell: Tell = print) -> None:
+        self.settings, self.callbacks, self.tell = settings, callbacks, tell
         self.experiment, self.share = settings.experiment, settings.share
         self.folder, self.counts = RunFolder.of(self.experiment), self.experiment.worker_counts
-        self.failures = Failures(self.experiment.training.max_failures, self.folder, in_search=settings.runs > 1)
+        self.failures = Failures(self.experiment.training.max_failures, self.folder, settings.runs > 1, tell)
         self.launcher: Any = None  # a Launcher, from the first group on
 
     def run(self) -> None:
@@ -79,8 +80,10 @@ class Supervisor:
             launcher = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=address)(Launcher)
             self.launcher = launcher.remote(environment)
         ended = self.launcher.fit.remote(workers, self.settings, storage, self.callbacks)
-        look_at = time.monotonic() + every
+        look_at, stopping = time.monotonic() + every, False
         while not ray.wait([ended], timeout=LOOK_EVERY_S)[0]:
+            if not stopping and (stopping := self.folder.stop_request.exists()):
+                self.tell("SIGTERM: the workers write a checkpoint and stop")
             if workers < self.counts[0] and time.monotonic() > look_at:
                 self._grow(workers)
                 look_at = time.monotonic() + every
@@ -117,7 +120,7 @@ class Supervisor:
                 if self._placed(workers, fitting, patience):
                     return workers
             if not told and self._fitting() == fitting:
-                print(f"waiting for nodes: no room for {self.counts[-1]} workers and a data task", flush=True)
+                self.tell(f"waiting for nodes: no room for {self.counts[-1]} workers and a data task")
                 told = True
 
     def _placed(self, workers: int, fitting: list[int], seconds: float) -> bool:
@@ -161,8 +164,8 @@ class Failures:
     in_search: if workers cannot be placed, this counts as a failure: the search has reserved their resources.
     """
 
-    def __init__(self, most: int, folder: RunFolder, in_search: bool = False) -> None:
-        self.most, self.folder, self.in_search = most, folder, in_search
+    def __init__(self, most: int, folder: RunFolder, in_search: bool = False, tell: Tell = print) -> None:
+        self.most, self.folder, self.in_search, self.tell = most, folder, in_search, tell
         self.newest: Path | None = None
         self.count = 0
         self.pause = 1.0
@@ -179,10 +182,12 @@ class Failures:
         self.count += not announced(error)
         since = newest.name if newest else "the start"
         if 0 <= self.most < self.count:
-            print(f"the workers failed and are given up: training.max_failures = {self.most} restarts since {since} "
-                  "did not help", flush=True)  # fmt: skip
+            self.tell(
+                f"the workers failed and are given up: training.max_failures = {self.most} restarts since {since} did "
+                "not help"
+            )
             raise error
-        print(f"the workers failed ({reason(error)}); they are started again from {since}", flush=True)
+        self.tell(f"the workers failed ({reason(error)}); they are started again from {since}")
         if isinstance(error, WorkerGroupError) or announced(error):
             return 0.0
         # The group did not start or its process died. Ray notices a dead node only after some time.

@@ -142,12 +142,3 @@ def _scores(references: np.ndarray, estimates: np.ndarray) -> dict[str, float]:
 
 def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([f[key] for f in figures])) for key in figures[0]}
-
-
-def describe(figures: Mapping[str, float]) -> str:
-    """`Validator.run`'s figures as text: `PSNR 30.02 dB (+0.45 dB), ... against the ... input`."""
-    parts = (
-        f"{metric.label} {metric.text(figures[name])} ({metric.text(figures[f'{name}_gain'], '+')})"
-        for name, metric in METRICS.items()
-    )
-    return f"{', '.join(parts)} against the gain-corrected input"

@@ -12,11 +12,12 @@ from mrisr.models import build_generator, complete_config
 from mrisr.models.weights import TrainedOn, Weights, serialised
 from mrisr.tracking.registry import load_generator_weights
 from mrisr.training.checkpoints import BEST_WEIGHTS
+from mrisr.training.progress import Tell
 from mrisr.training.run_folder import RunFolder
 from voxelstore import VolumeStore
 
 
-def prepare_initial_weights(experiment: Experiment, store: VolumeStore, uri: str) -> Path | None:
+def prepare_initial_weights(experiment: Experiment, store: VolumeStore, uri: str, tell: Tell = print) -> Path | None:
     """Copy `generator.init_from` into the run's folder, once and in the driver: workers may not reach a registry.
 
     Returns the safetensors file, or None for seeded weights. Raises ConfigError for a source that cannot be read, does
@@ -28,12 +29,12 @@ def prepare_initial_weights(experiment: Experiment, store: VolumeStore, uri: str
     file = RunFolder.of(experiment).initial_weights
     if not file.exists():
         weights = read_initial_weights(experiment, source, uri)
-        _refuse_seen(experiment, store, weights.trained_on)
+        _refuse_seen(experiment, store, weights.trained_on, tell)
         write_atomic(file, serialised(experiment.generator.architecture, weights.state, weights.trained_on))
     return file
 
 
-def _refuse_seen(experiment: Experiment, store: VolumeStore, trained_on: TrainedOn) -> None:
+def _refuse_seen(experiment: Experiment, store: VolumeStore, trained_on: TrainedOn, tell: Tell) -> None:
     key, split = f"generator.init_from = {experiment.generator.init_from!r}", experiment.validation.split
     subjects = store.subjects(split)
     seen = seen_in_training(store, subjects, trained_on)
@@ -44,7 +45,7 @@ def _refuse_seen(experiment: Experiment, store: VolumeStore, trained_on: Trained
             "store, or set validation.allow_trained_on=true (then no version of the run becomes champion)"
         )
     if not trained_on.complete:
-        print(f"{key}: {UNKNOWN}; validation subjects may be among them", flush=True)
+        tell(f"{key}: {UNKNOWN}; validation subjects may be among them")
 
 
 def read_initial_weights(experiment: Experiment, source: str, uri: str) -> Weights:

@@ -41,10 +41,11 @@ from mrisr.training.outcome import (
 )
 from mrisr.training.placement_groups import note_group
 from mrisr.training.precision import settle_precision
+from mrisr.training.progress import ProgressLog
 from mrisr.training.run_folder import RunFolder
-from mrisr.training.state import RunState, Window, record_line
+from mrisr.training.state import RunState, Window
 from mrisr.training.stopping import Request, Requests
-from mrisr.training.validation import describe, validate, validators
+from mrisr.training.validation import validate, validators
 from mrisr.training.worker_settings import WorkerSettings
 from voxelstore import StoreError, VolumeStore
 
@@ -101,29 +102,26 @@ class Rank:
         self.folder = RunFolder.of(experiment)
         if self.rank == 0 and settings.driver_cpus:  # in a trial of a search
             note_group(self.folder.path)
-        newest = self.folder.agreed_checkpoint()
-        self.experiment = experiment = settle_precision(experiment, self.device)
+        self.log = ProgressLog(self.folder.progress, f"rank-{self.rank}")
+        newest = self.folder.agreed_checkpoint(self.log.note)
+        self.experiment = experiment = settle_precision(experiment, self.device, self.log.note)
         self.schedule, self.config = experiment.schedule, step_config(experiment, self.device)
-        self.networks = initial_networks(experiment, settings.initial_weights, self.device)
+        self.networks = initial_networks(experiment, settings.initial_weights, self.device, self.log.note)
         self.evaluated = build_generator(experiment.generator.architecture)
         self.evaluated.channels_last = self.config.channels_last
         self.evaluated.to(self.device).eval()
         self.state = RunState.of(experiment)
         if newest is not None:
             self._resume(newest)
-        if self.rank == 0 and experiment.resources.min_workers is not None:
-            print(
-                f"{self.world} of {experiment.resources.workers} workers from step {self.state.step:,} on, each with "
-                f"{self.config.local_batch(self.world)} of the {self.config.batch_size} patches of a step",
-                flush=True,
-            )
+        if self.rank == 0:
+            self._tell_group()
 
         store = agreed_store(experiment.data.store, settings.dataset, self.folder)
         self.trained_on = trained_on(store, settings.initial_weights)
         self.validators = validators(experiment.validation, store, self.rank, self.world)
         self.outbox: Outbox | None = None
         if self.rank == 0:
-            self.outbox = Outbox(settings.tracking_uri, settings.mlflow_run_id, self.folder.outbox)
+            self.outbox = Outbox(settings.tracking_uri, settings.mlflow_run_id, self.folder.outbox, self.log.note)
         self.requests, self.critic_watch = Requests(self.folder, self.device), CriticWatch()
         self.maker = patch_maker(experiment, store.subjects("train"))
         # The present cluster: after the loss of a node there are fewer workers and fewer CPUs.
@@ -132,6 +130,18 @@ class Rank:
         self.limits = StreamLimits(
             task, cluster.data_share(cpus, share.cpus, self.world, task), experiment.stream.rounds
         )
+
+    def _tell_group(self) -> None:
+        """Rank 0 tells how many workers there are, and where they begin."""
+        step, most = self.state.step, self.experiment.resources.workers
+        self.log.record("workers", workers=self.world, step=step)
+        if self.experiment.resources.min_workers is not None:
+            self.log.note(
+                f"{self.world} of {most} workers from step {step:,} on, each with "
+                f"{self.config.local_batch(self.world)} of the {self.config.batch_size} patches of a step"
+            )
+        elif step:
+            self.log.note(f"going on after step {step:,} of {self.schedule.total_steps:,}")
 
     def _resume(self, newest: Path) -> None:
         try:
@@ -168,12 +178,14 @@ class Rank:
         except NonFiniteError as error:
             raise TrainingStopped(self._recorded(batch, error)) from None
         state.step += 1
+        if self.rank == 0:
+            self.log.position(state.step, now)
         state.window.add(now, metrics, rate, waited, time.perf_counter() - started)
         if "interpolate_gradient_norm" in metrics:
             norm = metrics["interpolate_gradient_norm"]
             state.critic_norms.append(norm)
             if (dead := self.critic_watch.after_step(norm, state.step)) is not None and self.rank == 0:
-                print(dead, flush=True)
+                self.log.note(dead)
 
         last = state.step == self.schedule.total_steps
         if state.step % t.log_every == 0 or last:
@@ -213,10 +225,12 @@ class Rank:
         record[share] = largest(record.get(share, 0.0), self.device)
         if self.outbox is not None:
             self.outbox.metrics(state.step, record)
-            print(record_line(record, now, state.step, self.schedule.total_steps), flush=True)
+            self.log.record("metrics", step=state.step, phase=now, values=record)
 
     def _validate(self) -> None:
         state, networks = self.state, self.networks
+        if self.rank == 0:
+            self.log.position(state.step, "validation", now=True)
         average_statistics(networks)
         weights = evaluated_state(networks)
         self.evaluated.load_state_dict(weights)
@@ -228,8 +242,8 @@ class Rank:
         critic = full_state(networks.critic) if networks.critic is not None and trained else None  # by all ranks
         if self.outbox is not None:
             self._log_validation(self.outbox, figures, picture, critic)
-            best = "  best so far" if better else ""
-            print(f"step {state.step:>7,} validation  {describe(figures)}{best}", flush=True)
+            shown = None if picture is None else str(self.folder.picture)
+            self.log.record("validation", step=state.step, figures=figures, best=better, picture=shown)
         if trained:
             state.critic_norms.clear()
 
@@ -239,7 +253,7 @@ class Rank:
         step = self.state.step
         outbox.metrics(step, {f"validation/{key}": value for key, value in figures.items()})
         if picture is not None:
-            outbox.figure(step, "validation", picture)
+            outbox.figure(step, "validation", picture, copy=self.folder.picture)
         if critic is not None and self.networks.critic is not None:
             # Unclipped weights would hide the clipped ones.
             shown = clipped_weights(self.networks.critic) if self.config.weight_clip is not None else critic
@@ -257,6 +271,7 @@ class Rank:
         self.folder.write_checkpoint(state.step, self.networks, progress, files)
         self._report()
         if self.rank == 0:
+            self.log.record("checkpoint", step=state.step)
             self.folder.remove_old_checkpoints(self.experiment.training.keep_checkpoints)
 
     def _report(self) -> None:

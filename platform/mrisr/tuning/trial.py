@@ -129,7 +129,8 @@ def run_trial(config: dict[str, Any], settings: TrialSettings) -> None:
         return
     try:
         history.resume()
-        train(experiment, Host(settings.concurrent, DRIVER_CPUS, (report,), settings.parent_run_id, settings.dataset))
+        host = Host(settings.concurrent, DRIVER_CPUS, (report,), settings.parent_run_id, settings.dataset)
+        train(experiment, host._replace(displays=True))
     except Exception as error:
         if not _stopped():
             with suppress(OSError):  # a full disk may refuse the note too; the trial's own error matters more
