@@ -37,8 +37,8 @@ from mrisr.models.weights import read_weights_file, trained_generator, write_wei
 from mrisr.settings import setting
 from mrisr.tools.preview import contact_sheet, gallery_entries
 from mrisr.training.state import Best
+from mrisr.training.status import describe as describe_figures
 from mrisr.training.validation import Validator
-from mrisr.training.validation import describe as describe_figures
 from voxelstore import VolumeStore
 
 # A degradation kind
