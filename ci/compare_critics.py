@@ -33,7 +33,7 @@ def restore(start: Experiment, weights: Path | None) -> Callable[..., Any] | Non
         return None
     from safetensors.torch import load_file
 
-    from mrisr.inference.sliding_window import InferenceOptions, superresolve_array
+    from mrisr.inference.whole_volume import InferenceOptions, superresolve_array
     from mrisr.models import build_generator
 
     generator = build_generator(start.generator.architecture)

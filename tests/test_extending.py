@@ -28,7 +28,7 @@ from mrisr.engine.step import train_step
 from mrisr.engine.step_settings import StepConfig
 from mrisr.evaluation.result import INPUT, EvaluationResult
 from mrisr.evaluation.subject import Evaluation, evaluate_subject, foreground_mask
-from mrisr.inference.sliding_window import InferenceOptions
+from mrisr.inference.whole_volume import InferenceOptions
 from mrisr.metrics import METRICS, Metric
 from mrisr.models import GENERATORS, build_generator
 from mrisr.models.generator import Generator, GeneratorConfig
@@ -122,7 +122,7 @@ def metric(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("metric")
 def test_a_metric_is_evaluated_and_shown(small_store: Path, tmp_path: Path) -> None:
     store = VolumeStore.open(small_store)
-    evaluation = Evaluation(store, "test", "chen2018", InferenceOptions(patch_size=24))
+    evaluation = Evaluation(store, "test", "chen2018", InferenceOptions())
     subject = store.subjects("test")[0]
     one = evaluate_subject(evaluation, subject, nn.Identity())
     hr = store.read_normalised(subject)

@@ -42,7 +42,7 @@ def test_the_science_imports_without_ray_mlflow_or_pydantic() -> None:
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {'ray', 'mlflow', 'pydantic', 'zarr', 'nibabel', 'monai', 'optuna', 'typer'}:
+        if name.split('.')[0] in {'ray', 'mlflow', 'pydantic', 'zarr', 'nibabel', 'optuna', 'typer'}:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
 import mrisr.degradation, mrisr.data.patches, mrisr.models, mrisr.engine.objectives, mrisr.metrics

@@ -22,11 +22,11 @@ from mrisr.evaluation import result as names
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
 from mrisr.evaluation.result import EvaluationResult, together
 from mrisr.evaluation.subject import Evaluation, evaluate_subject, foreground_mask
-from mrisr.inference.sliding_window import InferenceOptions
+from mrisr.inference.whole_volume import InferenceOptions
 from mrisr.training.validation import Validator
 from voxelstore import VolumeStore, convert_volume
 
-OPTIONS = InferenceOptions(patch_size=24)
+OPTIONS = InferenceOptions()
 CHEN = PROTOCOLS["chen2018"]
 
 

@@ -17,11 +17,11 @@ from tests.conftest import unprivileged
 from torch import nn
 
 from mrisr.degradation import PROTOCOLS, Degradation, describe
-from mrisr.inference.sliding_window import InferenceOptions
 from mrisr.inference.superresolution import SuperResolver, superresolve_files
+from mrisr.inference.whole_volume import InferenceOptions
 from voxelstore import VolumeError, find_volumes, intensity_map, read_volume
 
-OPTIONS = InferenceOptions(patch_size=16, batch_size=4)
+OPTIONS = InferenceOptions()
 # Left-posterior-superior, oblique, anisotropic.
 AFFINE = np.array([[-0.7, 0.02, 0, 90], [0.01, -0.8, 0.1, 120], [0, 0.09, 1.1, -70], [0, 0, 0, 1.0]])
 

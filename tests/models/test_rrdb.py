@@ -13,7 +13,7 @@ from mrisr.config.networks import DEFAULT_GENERATOR as CONFIGURED
 from mrisr.engine.compiling import compile_generator, different_units
 from mrisr.engine.memory import MemorySettings, peak_bytes
 from mrisr.engine.step_settings import StepConfig
-from mrisr.inference.sliding_window import InferenceOptions, superresolve_array
+from mrisr.inference.whole_volume import superresolve_array
 from mrisr.models import DEFAULT_GENERATOR, build_generator, complete_config
 from mrisr.models.rrdb import RRDBConfig, RRDBNet3D
 from mrisr.models.weights import read_weights_file, trained_generator, write_weights
@@ -63,7 +63,7 @@ def test_weights_files_carry_the_kind_and_whole_volumes_pass(tmp_path: Path) -> 
     assert config == SMALL
     loaded = trained_generator(config, state)
     volume = np.random.default_rng(0).random((18, 17, 20)).astype(np.float32)
-    outputs = [superresolve_array(one, volume, InferenceOptions(16)) for one in (generator, loaded)]
+    outputs = [superresolve_array(one, volume) for one in (generator, loaded)]
     assert outputs[0].shape == volume.shape
     np.testing.assert_array_equal(*outputs)
     with pytest.raises(ValueError, match="do not fit the generator"):

@@ -14,7 +14,7 @@ from mrisr.config import ConfigError, Experiment, load_experiment
 from mrisr.config.loading import dump_experiment
 from mrisr.engine.checkpoint import METADATA, PROGRESS
 from mrisr.engine.precision import chosen, native_bf16
-from mrisr.inference.sliding_window import InferenceOptions, superresolve_array
+from mrisr.inference.whole_volume import InferenceOptions, superresolve_array
 from mrisr.models import MDCSRN
 from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.training import precision as planning
@@ -60,8 +60,8 @@ def test_whole_volumes_follow(monkeypatch: pytest.MonkeyPatch, native: bool, aut
         MDCSRN(MDCSRNConfig(2, 1, 1), seed=1),
         torch.rand(20, 18, 16, generator=torch.Generator().manual_seed(0)).numpy(),
     )
-    own = superresolve_array(network, volume, InferenceOptions(16, precision="auto"))
-    same = {given: bool((own == superresolve_array(network, volume, InferenceOptions(16, precision=given))).all())
+    own = superresolve_array(network, volume, InferenceOptions(precision="auto"))
+    same = {given: bool((own == superresolve_array(network, volume, InferenceOptions(precision=given))).all())
             for given in ("fp32", "bf16")}  # fmt: skip
     assert same == {given: given == auto for given in same}
 

@@ -15,7 +15,7 @@ from mrisr.data.training_subjects import trained_on
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, log_evaluation
 from mrisr.evaluation.subject import Evaluation
 from mrisr.inference.model import load_model
-from mrisr.inference.sliding_window import InferenceOptions
+from mrisr.inference.whole_volume import InferenceOptions
 from mrisr.models import build_generator
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.registry import load
@@ -27,7 +27,7 @@ from voxelstore import VolumeStore
 
 KEYS = (
     "generator.growth_rate=2", "generator.blocks=2", "generator.units=2", "generator.residual=true",
-    "training.precision=fp32", "validation.patch_size=24", "validation.overlap=0.5", "stream.patch_size=16",
+    "training.precision=fp32", "validation.patch_size=24", "stream.patch_size=16",
     "schedule={total_steps: 24, pretrain_steps: 8, critic_warmup_steps: 4}", "data.min_size=32", "tracking.model=pair",
 )  # fmt: skip
 
@@ -82,14 +82,14 @@ def test_the_versions_say_what_they_are(run: TrainedRun) -> None:
     store = VolumeStore.open(run.experiment.data.store)
     for version in versions:
         tags = version.tags
-        assert (tags["patch_size"], tags["overlap"], tags["precision"]) == ("24", "0.5", "fp32")
+        assert tags["precision"] == "fp32"
         assert (tags["trained_on_subjects"], tags["trained_on_complete"]) == ("4", "true")
         assert tags["validation_trained_on"] == "0"
         found = load(f"models:/pair/{version.version}", run.tracking_uri)
         assert found.trained_on == trained_on(store, None)
         assert found.trained_on.digest == tags["trained_on_digest"]
         loaded = load_model(f"models:/pair/{version.version}", run.tracking_uri)
-        assert loaded.options == InferenceOptions(24, 0.5, precision="fp32")
+        assert loaded.options == InferenceOptions(precision="fp32")
     metrics = MlflowClient(run.tracking_uri).get_run(run.run_id).data.metrics
     assert metrics["volumes/model/whole/psnr"] == metrics["volumes/l1/model/whole/psnr"]
     assert metrics["volumes/wgan-gp/model/whole/psnr"] != metrics["volumes/l1/model/whole/psnr"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from mrisr.config.fields import Positive, Section
 from mrisr.config.reference import ConfigError
@@ -36,7 +36,6 @@ class Validation(Section):
     patch_size: Positive = Field(64, description="edge of the cubes validated during training, voxels")
     patches_per_subject: Positive = Field(4, description="cubes per subject; the same ones for ever")
     max_subjects: Positive | None = Field(None, description="first N subjects of the split only; null: all")
-    overlap: float = Field(0.25, ge=0, lt=1, description="share of a patch's edge that overlaps on whole volumes")
     metric: Metric = Field("psnr", description="figure that decides which weights are the best")
     mean_over: tuple[Protocol, ...] = Field(
         (), description="best weights by the mean of that figure over these protocols; empty: protocol alone"
@@ -48,6 +47,12 @@ class Validation(Section):
     start_counts: bool = Field(
         True, description="whether the weights before the first step may be the best; in a search they may not"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_windows(cls, raw: Any) -> Any:
+        """Runs of older versions have an overlap of windows in their resolved configuration."""
+        return {key: value for key, value in raw.items() if key != "overlap"} if isinstance(raw, dict) else raw
 
 
 def protocol_named(name: str, key: str = "protocol") -> Degradation:

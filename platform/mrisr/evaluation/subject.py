@@ -20,7 +20,7 @@ from mrisr.degradation import Degradation, degrade, enforce_consistency
 from mrisr.evaluation.interpolation import cubic_spline
 from mrisr.evaluation.pictures import central_slice
 from mrisr.evaluation.result import CONSISTENT, CORRECTED, CUBIC, INPUT, MODEL, Scores, SubjectResult
-from mrisr.inference.sliding_window import InferenceOptions, superresolve_array
+from mrisr.inference.whole_volume import InferenceOptions, superresolve_array
 from mrisr.metrics import measure_regions
 from mrisr.metrics.gain import least_squares_gain
 from voxelstore import VolumeStore
@@ -48,7 +48,7 @@ class Evaluation:
     @classmethod
     def of(cls, experiment: Experiment, split: str, consistency: bool = False) -> Evaluation:
         v = experiment.validation
-        options = InferenceOptions(v.patch_size, v.overlap, precision=experiment.training.precision)
+        options = InferenceOptions(precision=experiment.training.precision)
         gpu = experiment.resources.gpus
         return cls(open_store(experiment), split, v.protocol, options, consistency, gpu, v.allow_trained_on)
 
@@ -60,7 +60,7 @@ class Evaluation:
 def evaluate_subject(evaluation: Evaluation, subject: str, generator: nn.Module | None = None) -> SubjectResult:
     """Degrade one subject, restore it by every method and measure. Arguments and result can be sent to a Ray task.
 
-    generator: a plain network (not sharded, because ranks have different numbers of windows), or None for the input and
+    generator: a plain network (not sharded, because ranks have different subjects), or None for the input and
     the spline only. The result holds central slices, not volumes.
     """
     started = time.perf_counter()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from mrisr.config import ConfigError
 from mrisr.config.paths import home
-from mrisr.inference.sliding_window import InferenceOptions
+from mrisr.inference.whole_volume import InferenceOptions
 from mrisr.models import build_generator
 from mrisr.models.generator import Generator
 from mrisr.models.weights import TrainedOn, trained_generator
@@ -18,8 +16,8 @@ from mrisr.tracking.runs import resolve_uri
 
 
 class Model(NamedTuple):
-    """A generator in evaluation mode on the CPU. options: those of its validation, or the defaults if unknown. run_id,
-    version and protocol (of its validation): None for a weights file.
+    """A generator in evaluation mode on the CPU. options: with the precision of its validation, or `auto` if that is
+    unknown. run_id, version and protocol (of its validation): None for a weights file.
     """
 
     generator: Generator
@@ -39,7 +37,8 @@ def load_model(model: str, tracking_uri: str | None) -> Model:
     try:
         if model.startswith("models:/"):
             found = registry.load(model, resolve_uri(tracking_uri, home()))
-            options, protocol = _validated_with(found.tags), found.tags.get(registry.PROTOCOL)
+            options = InferenceOptions(precision=found.tags.get("precision", "auto"))
+            protocol = found.tags.get(registry.PROTOCOL)
             return Model(found.generator, found.trained_on, options, found.run_id, found.version, protocol)
         config, state, trained_on = registry.load_generator_weights(Path(model).expanduser())
         if config is not None:
@@ -55,13 +54,3 @@ def load_model(model: str, tracking_uri: str | None) -> Model:
             f"{error}. Files that `mrisr train` writes have theirs"
         ) from None
     return Model(generator.eval(), trained_on)
-
-
-def _validated_with(tags: Mapping[str, str]) -> InferenceOptions:
-    """Windows and precision of a version's validation; older versions have no tag for the windows."""
-    known = InferenceOptions(precision=tags.get("precision", "auto"))
-    return replace(
-        known,
-        patch_size=int(tags.get("patch_size", known.patch_size)),
-        overlap=float(tags.get("overlap", known.overlap)),
-    )

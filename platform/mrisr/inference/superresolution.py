@@ -13,12 +13,12 @@ from torch import nn
 
 from mrisr.degradation import Degradation, brightness, describe, enforce_consistency
 from mrisr.files import check_output, describe_os_error
-from mrisr.inference.sliding_window import InferenceOptions, Progress, superresolve_array
+from mrisr.inference.whole_volume import InferenceOptions, Progress, superresolve_array
 from voxelstore import SourceVolume, VolumeError, find_volumes, read_volume, write_volume
 from voxelstore.files import real_path
 from voxelstore.volume import EXTENSIONS
 
-FileProgress = Callable[[Path, int, int], None]  # (file, windows done, windows in total)
+FileProgress = Callable[[Path, int, int], None]  # (file, planes done, planes in total)
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def superresolve_files(
 
     source: a .nii, .nii.gz or .mgz file, or a folder. target: a folder, in which files keep their relative paths; for a
     single file also a file name. Outputs have the input's orientation, affine, header, data type and range, and are
-    never partial. overwrite: replace existing outputs; an input is never replaced. progress: called after every batch
-    of windows; on_file: after every file. A bad file of a folder is reported in the summary and the others are
+    never partial. overwrite: replace existing outputs; an input is never replaced. progress: called after every
+    few planes; on_file: after every file. A bad file of a folder is reported in the summary and the others are
     processed. Raises FileNotFoundError for no volumes, and for a single file FileExistsError for an existing output and
     VolumeError (a ValueError) for an unusable input.
     """
@@ -174,7 +174,7 @@ def _superresolve_file(
         raise FileExistsError(f"{target}: exists already; pass overwrite (--overwrite) to replace it")
     volume = read_volume(source)
     check_output(target, space=volume.voxels.nbytes if target.suffix == ".nii" else volume.size // 2)
-    windows = None if progress is None else lambda done, total: progress(source, done, total)
-    high = superresolve_volume(volume, resolver, windows)
+    planes = None if progress is None else lambda done, total: progress(source, done, total)
+    high = superresolve_volume(volume, resolver, planes)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_volume(target, high, volume)

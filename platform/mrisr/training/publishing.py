@@ -112,7 +112,7 @@ def _register(
         result.protocol, result.degradation, result.fingerprint, evaluation.store.fingerprint(), result.figures()
     ) | {
         "trained_on": experiment.degradation.kind, "stage": weights.stage, "weights_step": str(weights.step),
-        "precision": options.precision, "patch_size": str(options.patch_size), "overlap": str(options.overlap),
+        "precision": options.precision,
         "trained_on_subjects": str(len(evaluation.store.subjects("train"))), "trained_on_digest": seen.digest,
         "trained_on_complete": str(seen.complete).lower(), SEEN: str(len(result.trained_on)),
     }  # fmt: skip
