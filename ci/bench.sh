@@ -8,4 +8,5 @@ cd "$(dirname "$0")/.."
 "$VENV/bin/python" ci/profile_stream.py
 "$VENV/bin/python" ci/bench_storage.py
 "$VENV/bin/python" ci/bench_memory.py
+"$VENV/bin/python" ci/bench_whole_volume.py
 "$VENV/bin/python" ci/bench_step.py

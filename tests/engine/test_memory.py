@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from mrisr.config import Experiment
-from mrisr.engine.memory import MemorySettings, peak_bytes
+from mrisr.engine import memory
+from mrisr.engine.memory import LiveBytes, MemorySettings, peak_bytes, whole_volume_bytes
+from mrisr.engine.plane_by_plane import forward_by_planes
 from mrisr.engine.step_settings import StepConfig
-from mrisr.models import MDCSRN
+from mrisr.models import MDCSRN, build_generator
 from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.training.memory import estimated_peaks, largest_batch, parse_bytes
 
@@ -24,9 +27,9 @@ def peaks_of(
     generator: dict[str, Any], critic: str | None, patch_size: int, micro_batch: int, precision: str, **others: Any
 ) -> dict[str, int]:
     """others: of MemorySettings, or of StepConfig."""
-    memory = {key: others.pop(key) for key in ("accumulates", "validation_patch") if key in others}
+    more = {key: others.pop(key) for key in ("accumulates", "validation_patch") if key in others}
     step = StepConfig(micro_batch=micro_batch, precision=precision, **{"critic_samples": 1, **others})
-    return peak_bytes(MemorySettings(generator, critic, patch_size, step, **memory))
+    return peak_bytes(MemorySettings(generator, critic, patch_size, step, **more))
 
 
 @pytest.mark.parametrize("critic", ["separable", "pointwise", "full"])
@@ -125,5 +128,35 @@ def test_fit_memory_chooses_the_batch_of_the_plan(small_store: Path) -> None:
     assert f"of {2 * each} patches on 2 workers" in done.output
     assert f"BatchNorm over {each}, on GPUs over all {2 * each})" in done.output
     assert re.search(r"memory .* validation \d\.\d\d GiB", done.output)
+    assert re.search(r"evaluation  \d\.\d\d GiB beside the volume, for one of \d+x\d+x\d+", done.output)
     with pytest.raises(ValueError, match="a single patch needs"):
         CliRunner().invoke(app, [*command[:-1], "100KiB"], catch_exceptions=False)
+
+
+def test_a_whole_volume_costs_a_few_planes() -> None:
+    config = {"growth_rate": 4, "blocks": 2, "units": 2}
+    cube = whole_volume_bytes(config, (24, 24, 24), "fp32")
+    plane = 24 * 24 * 4
+    weights = sum(parameter.numel() for parameter in MDCSRN(MDCSRNConfig(**config)).parameters()) * 4
+    # The widest sum of inputs and outputs of a layer is that of the last concatenation: 12 + 4 and 16 channels.
+    assert 32 * plane + weights < cube < 300 * plane + weights
+    assert whole_volume_bytes(config, (24, 1000, 24), "fp32") == cube, "whatever the length"
+    assert whole_volume_bytes(config, (48, 24, 96), "fp32") - weights == pytest.approx(2 * (cube - weights), rel=0.02)
+    assert whole_volume_bytes(config, (24, 24, 24), "bf16") < 0.7 * cube
+
+
+def test_a_whole_volume_in_one_piece_is_counted_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"growth_rate": 4, "blocks": 2, "units": 2}
+    by_planes = whole_volume_bytes(config, (16, 16, 96), "fp32")
+    monkeypatch.setattr(memory, "runs_by_planes", lambda network: False)
+    assert whole_volume_bytes(config, (16, 16, 96), "fp32") > 32 * 16 * 16 * 96 * 4 > by_planes
+
+
+@pytest.mark.parametrize("config", [{"growth_rate": 4, "blocks": 2, "units": 2}, {"kind": "rrdb", "features": 4}])
+def test_what_a_whole_volume_takes_is_what_was_estimated(config: dict[str, Any]) -> None:
+    """The bytes of all living tensors of a real pass from the first plane to the last, and of its input."""
+    generator, volume = build_generator(config).eval(), torch.zeros(70, 24, 24)
+    generator.channels_last = True
+    with torch.no_grad(), LiveBytes() as counter:
+        peak = counter.peak_of(lambda: [None for _ in forward_by_planes(generator, volume)])
+    assert whole_volume_bytes(config, (70, 24, 24), "fp32") == pytest.approx(peak - volume.nbytes, rel=0.05)

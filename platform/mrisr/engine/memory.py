@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from mrisr.engine.networks import Networks, with_optimizers
 from mrisr.engine.objectives import CriticObjective
+from mrisr.engine.plane_by_plane import forward_by_planes, runs_by_planes
 from mrisr.engine.schedule import Phase
 from mrisr.engine.step import TERMS, MicroBatch, generate
 from mrisr.engine.step_settings import StepConfig
@@ -120,6 +122,25 @@ def peak_bytes(settings: MemorySettings) -> dict[str, int]:
         if (cube := settings.validation_patch) is not None:
             peaks["validation"] = counter.peak_of(lambda: infer(cube, 1))
     return peaks
+
+
+@torch.no_grad()
+def whole_volume_bytes(generator: Mapping[str, Any], shape: Sequence[int], precision: str) -> int:
+    """Peak bytes of the generator on a whole volume, plane by plane on a CPU, or in one piece if it cannot.
+
+    The volume and its result are not counted, nor is kernel workspace. shape: of the volume, which counts by its planes
+    only. Raises MemoryUnknownError.
+    """
+    network = build_generator(generator).eval()
+    by_planes = runs_by_planes(network)
+    network.channels_last = True
+    depth, *plane = sorted(shape, reverse=True)
+    with counting() as counter, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        make_fake(network)
+        volume = torch.empty(plane)
+        if by_planes:  # the layers keep the most before the second plane of the output
+            return counter.peak_of(lambda: list(islice(forward_by_planes(network, volume.expand(depth, -1, -1)), 3)))
+        return counter.peak_of(lambda: network(volume.expand(1, 1, depth, -1, -1)))
 
 
 def make_fake(module: nn.Module | None) -> None:

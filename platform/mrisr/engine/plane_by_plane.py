@@ -156,7 +156,7 @@ class Convolution:
             before, here, after = products[place : place + 1].split(width, 1)
             if self._received:
                 complete.append(self._open[0] + before)
-            self._open = (self._open[1] + here, after)
+            self._open = (self._open[1] + here, after.clone())  # without the other two, which share its memory
             self._received += 1
         return _joined(complete, 0) if complete else None
 

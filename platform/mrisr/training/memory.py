@@ -4,15 +4,16 @@ error.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 
 import torch
 
 from mrisr.config import Experiment
-from mrisr.engine.memory import MemorySettings, peak_bytes
+from mrisr.engine.memory import MemorySettings, peak_bytes, whole_volume_bytes
 from mrisr.models.torch_private import MemoryUnknownError
 from mrisr.training.build import step_config
 from mrisr.training.precision import assumed_precision
@@ -103,6 +104,17 @@ def peaks_text(experiment: Experiment, micro_batch: int) -> str:
     except MemoryUnknownError as error:
         return f"unknown: {error}"
     return ", ".join(f"{name} {peak / 2**30:.2f} GiB" for name, peak in peaks.items()) + " per worker"
+
+
+def whole_volume_text(experiment: Experiment, shapes: Iterable[tuple[int, ...]]) -> str:
+    """What the generator's layers keep on the volume with the largest planes, as text, or why that is unknown."""
+    largest = max(shapes, key=lambda shape: math.prod(sorted(shape)[:2]))
+    try:
+        precision = assumed_precision(experiment).precision
+        layers = whole_volume_bytes(experiment.generator.architecture, largest, precision)
+    except MemoryUnknownError as error:
+        return f"unknown: {error}"
+    return f"{layers / 2**30:.2f} GiB beside the volume, for one of {'x'.join(map(str, largest))}"
 
 
 def _peaks_by_patches(experiment: Experiment) -> Callable[[int], dict[str, int]]:

@@ -12,7 +12,7 @@ from mrisr.data.stream import AHEAD, group_bytes, object_store_bytes
 from mrisr.engine.schedule import updates_before
 from mrisr.models import build_critic, build_generator
 from mrisr.training.build import patch_maker, step_config
-from mrisr.training.memory import peaks_text
+from mrisr.training.memory import peaks_text, whole_volume_text
 from mrisr.training.precision import assumed_precision
 
 
@@ -41,6 +41,7 @@ def describe_plan(experiment: Experiment) -> str:
     batchnorm = f"{on_cpus}" if on_cpus == on_gpus else f"{on_cpus}, on GPUs over all {on_gpus}"
     fewer = " or ".join(map(str, experiment.worker_counts[1:]))
     elastic = f", {fewer} while nodes are away" if fewer else ""
+    shapes = (store.record(subject).shape for subject in splits[experiment.validation.split])
     lines = [
         f"volumes     {', '.join(f'{name} {len(names)}' for name, names in splits.items())}  in {store.path}",
         f"rows        {rows:,}: one volume degraded once ({experiment.degradation.describe()}), "
@@ -57,6 +58,7 @@ def describe_plan(experiment: Experiment) -> str:
         f"{group_bytes(maker) / 2**20:.1f} MiB a group",
         f"validation  {experiment.validation.protocol} every {experiment.validation.every:,} steps on split "
         f"{experiment.validation.split!r}",
+        f"evaluation  {whole_volume_text(experiment, shapes)}",
         f"run         {experiment.run_folder}",
     ]
     return f"{dump_experiment(experiment)}\n" + "\n".join(lines)
