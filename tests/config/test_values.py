@@ -61,7 +61,7 @@ def test_an_override_is_of_the_type_of_its_key(override: str, key: str, value: A
     "override",
     [
         "seed=true", "seed=yes", "seed='5'", "seed=1_000", "seed=0x1f", "seed=0o17", "seed=1:30",
-        "seed=9223372036854775809",
+        "seed=9223372036854775808", "degradation.slice_axis=-9223372036854775809",
         "seed=1.5", "seed=.inf", "seed=1e400", "training.batch_size=on",
         "generator.growth_rate=true", "generator.growth_rate=1_0",
         "training.gp_weight=.inf", "training.gp_weight=.nan", "training.gp_weight=1e999", "training.gp_weight=true",
@@ -73,6 +73,8 @@ def test_an_override_is_of_the_type_of_its_key(override: str, key: str, value: A
         "data.splits={train: yes}", "data.splits={train: .inf}", "training.compile=y",
         "data.split_seed=99999999999999999999",
         "tuning.trials=1_000", f"seed={'1' * 5000}",
+        "seed=!!int '1_0'", "seed=!!int 0x1f", "seed=!!int ' 5 '", "training.gp_weight=!!float 1_0.0",
+        "data.store=", "output=", "validation.split=", "tracking.model=", "tracking.experiment=", "data.pattern=",
     ],
 )  # fmt: skip
 def test_nothing_is_guessed(override: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
 
 from mrisr.config.paths import absolute_path
 from mrisr.config.values import schema_of_values
@@ -15,7 +15,16 @@ __all__ = ["AbsolutePath", "NonNegative", "OneOf", "Positive", "Section", "one_o
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
-AbsolutePath = Annotated[Path, AfterValidator(absolute_path)]
+
+
+def not_empty(value: Any) -> Any:
+    """Raise ValueError for an empty text, which as a path would be the working directory."""
+    if value == "":
+        raise ValueError("is empty; give a path")
+    return value
+
+
+AbsolutePath = Annotated[Path, BeforeValidator(not_empty), AfterValidator(absolute_path)]
 
 
 class Section(BaseModel):

@@ -194,7 +194,7 @@ def _check_ends(key: str, kind: str, options: Any, value: dict[str, Any]) -> Non
     if not isinstance(options, list) or len(options) != 2:
         raise SpaceError(f"{key} = {value!r}: {kind} takes a list of two ends, [low, high]")
     if not all(map(_number, options)):
-        raise SpaceError(f"{key} = {value!r}: the ends of {kind} are numbers between -2^63 and 2^63")
+        raise SpaceError(f"{key} = {value!r}: the ends of {kind} are numbers between -2^63 and 2^63 - 1")
     low, high = options
     if not low < high:
         raise SpaceError(f"{key} = {value!r}: the lower end comes first and the ends differ; use [{high}, {low}]")
@@ -222,4 +222,4 @@ def _ordered(spaces: dict[str, Space]) -> dict[str, Space]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**63
+    return isinstance(value, int | float) and not isinstance(value, bool) and -(2**63) <= value < 2**63

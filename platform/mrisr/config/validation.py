@@ -30,7 +30,7 @@ class Validation(Section):
         (), description="measured beside it; they decide nothing in training"
     )
     split: Annotated[str, AfterValidator(not_test)] = Field(
-        "validation", description="split that chooses the best weights and the champion, not `test`"
+        "validation", min_length=1, description="split that chooses the best weights and the champion, not `test`"
     )
     every: Positive = Field(2000, description="steps between validations")
     patch_size: Positive = Field(64, description="edge of the cubes validated during training, voxels")

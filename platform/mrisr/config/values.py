@@ -23,7 +23,7 @@ _SCALARS = {
         "-+.0123456789",
     ),
 }
-_MOST = 2**63
+_LEAST, _MOST = -(2**63), 2**63 - 1  # 64 bits, as in torch, numpy and SQLite
 
 
 class _Integer(int):
@@ -63,9 +63,12 @@ for _name, (_pattern, _first) in _SCALARS.items():
 
 def _scalar(convert: Callable[[str], Any]) -> Callable[[_Loader, yaml.ScalarNode], Any]:
     def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
+        pattern, _ = _SCALARS[node.tag[18:]]  # checked here too: a tag such as !!int may stand before any text
         try:
+            if not re.fullmatch(pattern, node.value):
+                raise ValueError
             return convert(loader.construct_scalar(node))
-        except (KeyError, ValueError):
+        except ValueError:  # also an integer of thousands of digits
             raise ConstructorError(None, None, f"{node.value[:40]!r} is no {node.tag[18:]}", node.start_mark) from None
 
     return construct
@@ -119,7 +122,7 @@ class Unguessed:
 def schema_of_values(schema: Any, resolve: Callable[[Any], Any]) -> Any:
     """A pydantic core schema without conversions: no text or bool for a number, no number for a bool.
 
-    Numbers are finite; integers reach 2^63 and may be written as 1e5. A number for a text is the text as written.
+    Numbers are finite; integers have 64 bits and may be written as 1e5. A number for a text is the text as written.
     resolve: returns the schema behind a reference.
     """
     if isinstance(schema, list | tuple):
@@ -135,7 +138,7 @@ def schema_of_values(schema: Any, resolve: Callable[[Any], Any]) -> Any:
     match schema.get("type"):
         case "int":
             bounds = {} if "lt" in schema or "le" in schema else {"le": _MOST}
-            bounds |= {} if "gt" in schema or "ge" in schema else {"ge": -_MOST}
+            bounds |= {} if "gt" in schema or "ge" in schema else {"ge": _LEAST}
             return _before(_whole, {**schema, **bounds, "strict": True})
         case "float":
             return _before(plain, {**schema, "strict": True, "allow_inf_nan": False})
