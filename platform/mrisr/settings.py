@@ -29,6 +29,18 @@ def check_bounds(settings: Any, section: str) -> None:
                 raise ValueError(f"{section}.{one.name} is {value}; it must be {words} {limit}")
 
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def check_types(settings: Any, section: str) -> None:
+    """Raise ValueError that names `section.field` and its value, for a value of another type than the default's."""
+    for one in fields(settings):
+        value, kind = getattr(settings, one.name), type(one.default)
+        number = kind is float and type(value) is int
+        if kind in _KINDS and type(value) is not kind and not number:
+            raise ValueError(f"{section}.{one.name} is {value!r}; it must be {_KINDS[kind]}")
+
+
 @dataclass(frozen=True, eq=False)
 class OneOf:
     """`Annotated[str, one_of(PROTOCOLS, "protocol")]`: a field whose value is a name in a table, read at check time."""

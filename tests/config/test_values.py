@@ -63,7 +63,7 @@ def test_an_override_is_of_the_type_of_its_key(override: str, key: str, value: A
         "seed=true", "seed=yes", "seed='5'", "seed=1_000", "seed=0x1f", "seed=0o17", "seed=1:30",
         "seed=9223372036854775808", "degradation.slice_axis=-9223372036854775809",
         "seed=1.5", "seed=.inf", "seed=1e400", "training.batch_size=on",
-        "generator.growth_rate=true", "generator.growth_rate=1_0",
+        "generator.growth_rate=true", "generator.growth_rate=1_0", "generator.growth_rate=1e18", "generator.blocks=99",
         "training.gp_weight=.inf", "training.gp_weight=.nan", "training.gp_weight=1e999", "training.gp_weight=true",
         "training.gp_weight=1_0.0", "training.gp_weight=1:30", "training.gp_weight='1'",
         "resources.resize_every_s=.inf",

@@ -66,7 +66,9 @@ def test_weights_files_carry_the_kind_and_whole_volumes_pass(tmp_path: Path) -> 
     outputs = [superresolve_array(one, volume) for one in (generator, loaded)]
     assert outputs[0].shape == volume.shape
     np.testing.assert_array_equal(*outputs)
-    with pytest.raises(ValueError, match="do not fit the generator"):
+    with pytest.raises(
+        ValueError, match=r"do not fit RRDBConfig\(features=5.*first.weight is \(4, 1, 3, 3, 3\), expected"
+    ):
         trained_generator({**SMALL, "features": 5}, state)
 
 

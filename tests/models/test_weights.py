@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
-from mrisr.config import load_experiment
+from mrisr.config import ConfigError, load_experiment
 from mrisr.inference.model import load_model
-from mrisr.models import MDCSRN, build_generator
+from mrisr.models import GENERATORS, MDCSRN, build_generator
 from mrisr.models.mdcsrn import MDCSRNConfig
 from mrisr.models.weights import read_weights_file, write_weights
 from mrisr.training.warm_start import read_initial_weights
@@ -75,3 +79,32 @@ def test_anything_else_is_a_line_with_the_remedy(name: str, tmp_path: Path, file
             read_weights_file(tmp_path / name)
         assert "\n" not in str(error.value), what
         assert any(word in str(error.value) for word in ("give", "save", "expected a state dict", "damaged")), what
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize("value", [0, 99_999_999, 10**18, 1e18, 4.0, "16", [1], {}, None, True])
+def test_no_header_asks_for_an_impossible_network(kind: str, value: Any) -> None:
+    """Without bounds, 99,999,999 blocks were built for minutes, and other types ended in errors of torch."""
+    for setting in fields(GENERATORS[kind].Config):
+        if type(setting.default) is int:
+            with pytest.raises(ValueError, match=rf"^generator\.{setting.name} is .*; it must be .*$"):
+                build_generator({"kind": kind, setting.name: value})
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        ({"kind": 5}, "generator.kind is 5; choose one of"), ({"kind": ["rrdb"]}, "choose one of"),
+        ({"depth": 3}, "generator.depth is no setting of mdcsrn; it has growth_rate"),
+        ({"blocks": 99_999_999}, "generator.blocks is 99999999; it must be less than or equal to 16"),
+        ({"growth_rate": 2}, "do not fit MDCSRNConfig(growth_rate=2"), ([], "configuration is damaged"),
+        ("[" * 100_000, "configuration is damaged"),
+    ],
+)  # fmt: skip
+def test_a_header_of_something_else_is_a_line(header: Any, problem: str, tmp_path: Path) -> None:
+    text = header if isinstance(header, str) else json.dumps(header)
+    (tmp_path / "w").write_bytes(save({"a": torch.zeros(1)}, metadata={"generator_config": text, "trained_on": text}))
+    with pytest.raises(ConfigError) as error:
+        load_model(str(tmp_path / "w"), None)
+    assert problem in str(error.value)
+    assert "\n" not in str(error.value)

@@ -138,7 +138,7 @@ def test_no_pickle_among_the_files(registered: Registered, tmp_path: Path) -> No
 
 
 def test_weights_that_do_not_fit_are_refused(registered: Registered) -> None:
-    with pytest.raises(ValueError, match="do not fit the generator"):
+    with pytest.raises(ValueError, match="do not fit MDCSRNConfig"):
         registry.register(
             Weights({**CONFIG, "units": 3}, registered.generators["brain/1"].state_dict(), TrainedOn()),
             registered.run_id, "bad", {}, "", registered.uri,

@@ -6,7 +6,7 @@ It may import degradation and files; outside of `weights` (safetensors), it need
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 from mrisr.models.critic import Critic, FullCritic, PointwiseCritic, SeparableCritic
@@ -27,18 +27,27 @@ def build_generator(config: Mapping[str, Any], *, seed: int = 0) -> Generator:
     """The generator of a configuration such as {"kind": "mdcsrn", "growth_rate": 16}, with seeded weights.
 
     Missing settings get their defaults; a missing kind means DEFAULT_GENERATOR. Raises ValueError for an unknown kind
-    or a bad value, TypeError for an unknown setting.
+    or setting, and for a bad value.
     """
-    settings = dict(config)
-    network = _entry(GENERATORS, "generator", settings.pop("kind", DEFAULT_GENERATOR))
-    return network(network.Config(**settings), seed=seed)
+    _, network, settings = _checked(config)
+    return network(settings, seed=seed)
 
 
 def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with its kind and all defaults. Raises like `build_generator`."""
-    settings = dict(config)
-    kind = settings.pop("kind", DEFAULT_GENERATOR)
-    return {"kind": kind, **asdict(_entry(GENERATORS, "generator", kind).Config(**settings))}
+    kind, _, settings = _checked(config)
+    return {"kind": kind, **asdict(settings)}
+
+
+def _checked(config: Mapping[str, Any]) -> tuple[str, type[Generator], Any]:
+    """The kind, the network and its settings. Raises ValueError."""
+    values = dict(config)
+    kind = values.pop("kind", DEFAULT_GENERATOR)
+    network = _entry(GENERATORS, "generator", kind)
+    known = [one.name for one in fields(network.Config)]
+    for name in values.keys() - {*known}:
+        raise ValueError(f"generator.{name} is no setting of {kind}; it has {', '.join(known)}")
+    return kind, network, network.Config(**values)
 
 
 def build_critic(kind: str, patch_size: int = 64, *, seed: int = 0) -> Critic:
@@ -53,6 +62,6 @@ def build_critic(kind: str, patch_size: int = 64, *, seed: int = 0) -> Critic:
 
 
 def _entry(table: Mapping[str, _Network], section: str, kind: str) -> _Network:
-    if kind not in table:
+    if not isinstance(kind, str) or kind not in table:
         raise ValueError(f"{section}.kind is {kind!r}; choose one of {', '.join(table)}")
     return table[kind]

@@ -91,9 +91,11 @@ class DenseBlock(nn.Sequential):
 class MDCSRNConfig(GeneratorConfig):
     """`b4u4` with growth 16 is the published network, 411,648 parameters."""
 
-    growth_rate: int = setting(16, "channels that each dense unit adds; a block starts from twice as many", gt=0)
-    blocks: int = setting(4, "dense blocks", gt=0)
-    units: int = setting(4, "dense units per block", gt=0)
+    growth_rate: int = setting(
+        16, "channels that each dense unit adds; a block starts from twice as many", gt=0, le=128
+    )
+    blocks: int = setting(4, "dense blocks", gt=0, le=16)
+    units: int = setting(4, "dense units per block", gt=0, le=16)
     residual: bool = setting(False, "output = input + network, last layer initialised to zero")
 
 

@@ -24,9 +24,9 @@ SLOPE, RESIDUAL_SCALE = 0.2, 0.2
 class RRDBConfig(GeneratorConfig):
     """The defaults have 1,675,393 parameters."""
 
-    features: int = setting(32, "channels between the blocks", gt=0)
-    growth_rate: int = setting(16, "channels that each convolution of a dense block adds", gt=0)
-    blocks: int = setting(3, "residual-in-residual blocks, of three dense blocks each", gt=0)
+    features: int = setting(32, "channels between the blocks", gt=0, le=256)
+    growth_rate: int = setting(16, "channels that each convolution of a dense block adds", gt=0, le=128)
+    blocks: int = setting(3, "residual-in-residual blocks, of three dense blocks each", gt=0, le=32)
 
 
 def _conv(channels_in: int, channels_out: int) -> nn.Conv3d:

@@ -48,11 +48,8 @@ class Weights(NamedTuple):
 
 def trained_generator(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Generator:
     """A generator with these weights, on the CPU and in eval mode. Raises ValueError if they do not fit config."""
-    try:
-        generator = build_generator(config)
-        generator.load_state_dict({name: value.detach().cpu() for name, value in state.items()})
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"the weights do not fit the generator {dict(config)}: {error}") from error
+    generator = build_generator(config)
+    generator.load_weights({name: value.detach().cpu() for name, value in state.items()})
     return generator.eval().requires_grad_(False)
 
 
@@ -127,7 +124,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tens
         header = beside.read_text()
     try:
         config = None if header is None else json.loads(header)
-    except ValueError:
+    except (ValueError, RecursionError):
         config = header
     if header is not None and not isinstance(config, dict):
         raise ValueError(f"{path}: its generator's configuration is damaged ({header[:40]!r}); save the weights again")
@@ -140,5 +137,5 @@ def read_trained_on(path: Path) -> TrainedOn:
         with safe_open(path, framework="pt") as file:
             told = (file.metadata() or {}).get("trained_on")
         return TrainedOn() if told is None else TrainedOn.from_json(told)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
         return TrainedOn()

@@ -60,8 +60,8 @@ def read_initial_weights(experiment: Experiment, source: str, uri: str) -> Weigh
         else:
             if complete_config(found) != config:
                 raise ValueError(f"its generator is {found}, this experiment's is {config}")
-            generator.load_state_dict(state)
-    except (ValueError, TypeError, RuntimeError, FileNotFoundError) as error:
+            generator.load_weights(state)
+    except (ValueError, FileNotFoundError) as error:
         raise ConfigError(
             f"generator.init_from = {source!r}: {error}. Give a weights file, a run folder or models:/NAME@ALIAS of "
             "the same generator, or null for seeded weights (then with schedule.pretrain_steps above 0)"
