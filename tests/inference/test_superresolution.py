@@ -177,6 +177,16 @@ def test_a_network_gets_its_input_as_bright_as_in_training(tmp_path: Path) -> No
     np.testing.assert_allclose(read_volume(tmp_path / "o.nii").physical(), physical, atol=1e-3)
 
 
+def test_a_pattern_chooses_the_files_of_a_bids_dataset(tmp_path: Path) -> None:
+    for name in ("sub-1/anat/sub-1_T1w", "sub-1/anat/sub-1_T2w", "derivatives/m/sub-1/anat/sub-1_desc-brain_mask"):
+        _write(tmp_path / "bids" / f"{name}.nii.gz", (16, 16, 16))
+    resolver = SuperResolver(nn.Identity(), OPTIONS)
+    found = superresolve_files(tmp_path / "bids", tmp_path / "out", resolver, pattern="bids:T1w")
+    assert [file.target for file in found.files] == [tmp_path / "out/sub-1/anat/sub-1_T1w.nii.gz"]
+    with pytest.raises(FileNotFoundError, match="no volume found that fits the pattern 'bids:PDw'"):
+        superresolve_files(tmp_path / "bids", tmp_path / "out", resolver, pattern="bids:PDw")
+
+
 class Unused(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         raise AssertionError("the output was not tried before the work")

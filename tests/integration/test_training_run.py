@@ -139,6 +139,7 @@ def test_training_starts_from_another_run_and_from_the_registry(unkilled: tuple[
     with pytest.raises(ConfigError, match=r"'residual': True.*'residual': False"):
         read_initial_weights(plain, str(bench.run), bench.uri)
     loaded = load_model(str(newest(bench) / "best.safetensors"), None)
+    assert loaded.protocol == "chen2018"
     assert loaded.generator.config.residual
 
 

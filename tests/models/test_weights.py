@@ -62,6 +62,13 @@ def test_the_published_network_is_a_model_without_a_suffix(tmp_path: Path) -> No
     assert load_model(str(tmp_path / "pretrained_G_step250000"), None).run_id is None
 
 
+def test_a_file_names_the_protocol_of_its_validation(tmp_path: Path) -> None:
+    """`superresolve` dims the input of a network that was validated under report160 by it."""
+    for protocol in ("report160", None):
+        file, _ = write_weights(tmp_path, CONFIG, build_generator(CONFIG).state_dict(), protocol=protocol)
+        assert load_model(str(file), None).protocol == protocol
+
+
 @pytest.mark.parametrize("name", ["w", "w.pt", "w.pth", "w.safetensors"])
 def test_anything_else_is_a_line_with_the_remedy(name: str, tmp_path: Path, files: dict[str, Path]) -> None:
     zipped, safe = files["zip"].read_bytes(), files["safetensors"].read_bytes()

@@ -79,7 +79,7 @@ def test_load_gives_back_the_same_network(registered: Registered) -> None:
     assert not loaded.generator.training
     state = loaded.generator.state_dict()
     assert all(torch.equal(state[key], value) for key, value in generator.state_dict().items())
-    config, weights, trained_on = registry.load_generator_weights("models:/brain/1", registered.uri)
+    config, weights, trained_on, _ = registry.load_generator_weights("models:/brain/1", registered.uri)
     assert config == CONFIG
     assert weights.keys() == state.keys()
     assert trained_on == loaded.trained_on == TRAINED_ON
@@ -312,14 +312,14 @@ def test_weights_from_files(tmp_path: Path) -> None:
     state = generator.state_dict()
     write_weights(tmp_path, CONFIG, state)
     (tmp_path / "generator.json").unlink()
-    config, found, trained_on = registry.load_generator_weights(tmp_path / "generator.safetensors")
+    config, found, trained_on, _ = registry.load_generator_weights(tmp_path / "generator.safetensors")
     assert config == CONFIG
     assert trained_on == TrainedOn(complete=False)
     assert all(torch.equal(found[key], state[key]) for key in state)
     torch.save(
         {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "port.pth"
     )
-    config, found, _ = registry.load_generator_weights(tmp_path / "port.pth")
+    config, found, *_ = registry.load_generator_weights(tmp_path / "port.pth")
     assert config is None
     MDCSRN(MDCSRNConfig(**CONFIG), seed=9).load_reference_state_dict(found)
     torch.save(generator, tmp_path / "whole.pt")

@@ -169,6 +169,9 @@ def superresolve(
     keep_background: Annotated[
         bool, typer.Option(help="of an input without negative values: output >= 0, and 0 where the input is 0")
     ] = True,
+    pattern: Annotated[
+        str, typer.Option(help="which files of a folder: bids:T1w, or a glob as data.pattern of `mrisr convert`")
+    ] = "*",
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Super-resolve NIfTI files; the output keeps the input's affine, orientation, type and intensity range."""
@@ -176,7 +179,7 @@ def superresolve(
     from mrisr.cli.commands import run_superresolution
 
     paths = absolute(source, "SOURCE"), absolute(target, "TARGET")
-    raise typer.Exit(run_superresolution(model, tracking_uri, paths, band, overwrite, keep_background))
+    raise typer.Exit(run_superresolution(model, tracking_uri, paths, band, overwrite, keep_background, pattern))
 
 
 @app.command(cls=WithKeys)

@@ -41,8 +41,11 @@ def run_superresolution(
     band: Degradation | None,
     overwrite: bool,
     keep_background: bool,
+    pattern: str,
 ) -> int:
-    """Super-resolve paths = (source, target), a file or a folder. Returns the exit code: 3 if a file was left out."""
+    """Super-resolve paths = (source, target): a file, or the files of a folder that fit the pattern. Returns the exit
+    code: 3 if a file was left out.
+    """
     loaded = load_model(model, tracking_uri)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = replace(loaded.options, device=device, precision="auto")
@@ -55,5 +58,6 @@ def run_superresolution(
             *paths, resolver, overwrite,
             progress=lambda path, done, total: bar.update(task, description=path.name, completed=done, total=total),
             on_file=lambda result: console.print(result.describe(), markup=False, soft_wrap=True),
+            pattern=pattern,
         )  # fmt: skip
     return 3 if summary.left_out else 0

@@ -17,7 +17,7 @@ from mrisr.tracking.runs import resolve_uri
 
 class Model(NamedTuple):
     """A generator in evaluation mode on the CPU. options: with the precision of its validation, or `auto` if that is
-    unknown. run_id, version and protocol (of its validation): None for a weights file.
+    unknown. protocol: of its validation; None if unknown. run_id and version: None for a weights file.
     """
 
     generator: Generator
@@ -40,17 +40,18 @@ def load_model(model: str, tracking_uri: str | None) -> Model:
             options = InferenceOptions(precision=found.tags.get("precision", "auto"))
             protocol = found.tags.get(registry.PROTOCOL)
             return Model(found.generator, found.trained_on, options, found.run_id, found.version, protocol)
-        config, state, trained_on = registry.load_generator_weights(Path(model).expanduser())
-        if config is not None:
-            return Model(trained_generator(config, state), trained_on)
+        weights = registry.load_generator_weights(Path(model).expanduser())
+        if weights.config is not None:
+            generator = trained_generator(weights.config, weights.state)
+            return Model(generator, weights.trained_on, protocol=weights.protocol)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"--model {model}: {error}") from None
     generator = build_generator({})
     try:
-        generator.load_reference_state_dict(state)
+        generator.load_reference_state_dict(weights.state)
     except ValueError as error:
         raise ConfigError(
             f"--model {model}: has no configuration, so it was read as the published network, which it is not: "
             f"{error}. Files that `mrisr train` writes have theirs"
         ) from None
-    return Model(generator.eval(), trained_on)
+    return Model(generator.eval(), weights.trained_on)

@@ -75,15 +75,16 @@ def superresolve_files(
     overwrite: bool = False,
     progress: FileProgress | None = None,
     on_file: Callable[[FileResult], None] | None = None,
+    pattern: str = "*",
 ) -> Summary:
-    """Super-resolve one volume, or every volume below a folder, onto the same grid.
+    """Super-resolve one volume, or the volumes below a folder, onto the same grid.
 
-    source: a .nii, .nii.gz or .mgz file, or a folder. target: a folder, in which files keep their relative paths; for a
-    single file also a file name. Outputs have the input's orientation, affine, header, data type and range, and are
-    never partial. overwrite: replace existing outputs; an input is never replaced. progress: called after every
-    few planes; on_file: after every file. A bad file of a folder is reported in the summary and the others are
-    processed. Raises FileNotFoundError for no volumes, and for a single file FileExistsError for an existing output and
-    VolumeError (a ValueError) for an unusable input.
+    source: a .nii, .nii.gz or .mgz file, or a folder; pattern: which of its files, see `find_volumes`. target: a
+    folder, in which files keep their relative paths; for a single file also a file name. Outputs have the input's
+    orientation, affine, header, data type and range, and are never partial. overwrite: replace existing outputs; an
+    input is never replaced. progress: called after every few planes; on_file: after every file. A bad file of a folder
+    is reported in the summary and the others are processed. Raises FileNotFoundError for no volumes, and for a single
+    file FileExistsError for an existing output and VolumeError (a ValueError) for an unusable input.
     """
     source, target = Path(source), Path(target)
     results = []
@@ -96,7 +97,7 @@ def superresolve_files(
     def cannot_list(error: VolumeError) -> None:
         done(FileResult(Path(error.path), target, 0.0, error=error.message))
 
-    for file, output in _files(source, target, cannot_list):
+    for file, output in _files(source, target, pattern, cannot_list):
         started = time.perf_counter()
         error = None
         try:
@@ -142,7 +143,9 @@ def _dimmed(volume: np.ndarray, degradation: Degradation | None) -> np.ndarray:
     return volume if gain == 1 else volume * np.float32(gain)
 
 
-def _files(source: Path, target: Path, on_error: Callable[[VolumeError], None]) -> list[tuple[Path, Path]]:
+def _files(
+    source: Path, target: Path, pattern: str, on_error: Callable[[VolumeError], None]
+) -> list[tuple[Path, Path]]:
     if source.is_file():
         if target.name.lower().endswith(EXTENSIONS):
             return [(source, target)]
@@ -155,11 +158,12 @@ def _files(source: Path, target: Path, on_error: Callable[[VolumeError], None]) 
     if source.is_dir() and (target.is_file() or target.name.lower().endswith(EXTENSIONS)):
         raise ValueError(f"{target}: the source {source} is a folder, so the target must be one as well")
     # If the target is inside the source, it may hold outputs of an earlier call.
-    found = find_volumes(source, on_error=on_error) if source.is_dir() else []
+    found = find_volumes(source, pattern, on_error) if source.is_dir() else []
     inputs = [file for file in found if real_path(target) not in real_path(file).parents]
     if not inputs:
+        fits = "" if pattern == "*" else f" that fits the pattern {pattern!r}"
         raise FileNotFoundError(
-            f"{source}: no volume found; expected a {', '.join(EXTENSIONS)} file or a folder of them"
+            f"{source}: no volume found{fits}; expected a {', '.join(EXTENSIONS)} file or a folder of them"
         )
     return [(file, target / file.relative_to(source)) for file in inputs]
 

@@ -39,11 +39,12 @@ class TrainedOn(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The weights of a file or a model version, on the CPU. config: None if the file has none."""
+    """The weights of a file or a model version, on the CPU. config, protocol (of their validation): None if unknown."""
 
     config: dict[str, Any] | None
     state: dict[str, Tensor]
     trained_on: TrainedOn
+    protocol: str | None = None
 
 
 def trained_generator(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Generator:
@@ -54,20 +55,30 @@ def trained_generator(config: Mapping[str, Any], state: Mapping[str, Tensor]) ->
 
 
 def write_weights(
-    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], trained_on: TrainedOn | None = None
+    folder: Path,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    trained_on: TrainedOn | None = None,
+    protocol: str | None = None,
 ) -> tuple[Path, Path]:
     """Write generator.safetensors (all other data in its header) and generator.json. Returns both paths."""
     weights, description = folder / WEIGHTS, folder / CONFIG
-    weights.write_bytes(serialised(config, state, trained_on))
+    weights.write_bytes(serialised(config, state, trained_on, protocol))
     description.write_text(_text(config) + "\n")
     return weights, description
 
 
-def serialised(config: Mapping[str, Any], state: Mapping[str, Tensor], trained_on: TrainedOn | None = None) -> bytes:
-    """A safetensors file of these weights, with the generator's configuration and `trained_on` in its header."""
+def serialised(
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    trained_on: TrainedOn | None = None,
+    protocol: str | None = None,
+) -> bytes:
+    """A safetensors file of these weights. Its header holds the generator's configuration and what else is given."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    header = {"generator_config": _text(config)}
-    return save(tensors, metadata=header | ({} if trained_on is None else {"trained_on": trained_on.to_json()}))
+    header = {"generator_config": _text(config), "protocol": protocol}
+    header["trained_on"] = None if trained_on is None else trained_on.to_json()
+    return save(tensors, metadata={key: text for key, text in header.items() if text is not None})
 
 
 def _text(config: Mapping[str, Any]) -> str:
@@ -134,8 +145,19 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tens
 def read_trained_on(path: Path) -> TrainedOn:
     """The volumes that a file's weights were trained on, from its header; incomplete for files of other programs."""
     try:
-        with safe_open(path, framework="pt") as file:
-            told = (file.metadata() or {}).get("trained_on")
-        return TrainedOn() if told is None else TrainedOn.from_json(told)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
+        return TrainedOn.from_json(_header(path)["trained_on"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         return TrainedOn()
+
+
+def read_protocol(path: Path) -> str | None:
+    """The protocol that a file's weights were validated under, from its header; None for files of other programs."""
+    return _header(path).get("protocol")
+
+
+def _header(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}

@@ -23,6 +23,7 @@ from mrisr.models.weights import (
     WEIGHTS,
     TrainedOn,
     Weights,
+    read_protocol,
     read_trained_on,
     read_weights_file,
     trained_generator,
@@ -154,11 +155,13 @@ def load(model_uri: str, uri: str) -> LoadedModel:
 def load_generator_weights(source: str | Path, uri: str | None = None) -> Weights:
     """Weights from a file (see `read_weights_file`) or from the registry (`models:/...`, then `uri` is needed)."""
     if not str(source).startswith("models:/"):
-        return Weights(*read_weights_file(Path(source)), read_trained_on(Path(source)))
+        file = Path(source)
+        return Weights(*read_weights_file(file), read_trained_on(file), read_protocol(file))
     if uri is None:
         raise ValueError(f"model {source!r}: a tracking URI is needed to read the registry")
     loaded = load(str(source), uri)
-    return Weights(loaded.generator_config, loaded.generator.state_dict(), loaded.trained_on)
+    protocol = loaded.tags.get(PROTOCOL)
+    return Weights(loaded.generator_config, loaded.generator.state_dict(), loaded.trained_on, protocol)
 
 
 def _describe(version: MlflowVersion) -> ModelVersion:
@@ -235,7 +238,7 @@ def registered(name: str, run_id: str, tags: Mapping[str, str], uri: str) -> Mod
 
 def _files(folder: Path, weights: Weights) -> list[Path]:
     (folder / TRAINED_ON).write_text(weights.trained_on.to_json())
-    written = write_weights(folder, weights.config or {}, weights.state, weights.trained_on)
+    written = write_weights(folder, weights.config or {}, weights.state, weights.trained_on, weights.protocol)
     return [*written, folder / TRAINED_ON]
 
 

@@ -117,7 +117,8 @@ def _register(
         "trained_on_complete": str(seen.complete).lower(), SEEN: str(len(result.trained_on)),
     }  # fmt: skip
     version = registry.register(
-        Weights(experiment.generator.architecture, weights.state, seen), run.run_id, experiment.tracking.model,
+        Weights(experiment.generator.architecture, weights.state, seen, result.protocol), run.run_id,
+        experiment.tracking.model,
         {**described, **tags},
         f"{experiment.generator.kind} of run {experiment.name!r}, {weights.stage} weights of step {weights.step:,}",
         run.tracking_uri,

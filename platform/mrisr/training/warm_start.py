@@ -53,7 +53,7 @@ def read_initial_weights(experiment: Experiment, source: str, uri: str) -> Weigh
     config = experiment.generator.architecture
     try:
         resolved = source if source.startswith("models:/") else _file(source)
-        found, state, seen = load_generator_weights(resolved, uri)
+        found, state, seen, _ = load_generator_weights(resolved, uri)
         generator = build_generator(config)
         if found is None:
             generator.load_reference_state_dict(state)

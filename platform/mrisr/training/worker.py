@@ -266,7 +266,8 @@ class Rank:
         average_statistics(self.networks)
         state, config = self.state, self.experiment.generator.architecture
         weights = state.weights() | {LAST_WEIGHTS: evaluated_state(self.networks)}
-        files = {n: serialised(config, one, self.trained_on) for n, one in weights.items()} if self.rank == 0 else {}
+        about = self.trained_on, self.experiment.validation.protocol
+        files = {n: serialised(config, one, *about) for n, one in weights.items()} if self.rank == 0 else {}
         progress = state.progress(self.networks, self.config.precision)
         self.folder.write_checkpoint(state.step, self.networks, progress, files)
         self._report()
