@@ -12,12 +12,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from scipy import ndimage
 
 from voxelstore import VolumeStore, convert_volume, find_volumes, subject_id
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
+# An example may take long on a busy machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Sums are split by the number of threads; here, so that fixtures of modules have one as well.
 torch.set_num_threads(1)

@@ -12,6 +12,8 @@ from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 
+from voxelstore.errors import printable
+
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write a file through a hidden file in its folder, so that readers see its old content or its new one, never a
@@ -50,7 +52,7 @@ def describe_os_error(error: OSError, path: str | Path | None = None) -> str:
         return str(error)
     place = path or error.filename
     remedy = _REMEDIES.get(error.errno, "check the disk and the path")
-    return f"{'' if place is None else f'{place}: '}{error.strerror}; {remedy}"
+    return f"{'' if place is None else f'{printable(place)}: '}{error.strerror}; {remedy}"
 
 
 def check_output(path: Path, *, folder: bool = False, space: int = 0) -> None:

@@ -13,6 +13,7 @@ from voxelstore.errors import VolumeError
 from voxelstore.files import open_regular, real_path
 from voxelstore.record import SubjectRecord
 from voxelstore.store import VolumeStore
+from voxelstore.subject import content_hash, image_hash
 from voxelstore.volume import EXTENSIONS, read_volume
 
 BIDS = "bids:"
@@ -114,6 +115,12 @@ def convert_volume(
 def file_hash(path: str | Path) -> str:
     with open_regular(Path(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def same_image(path: str | Path, record: SubjectRecord) -> bool:
+    """Whether a file holds the image of a stored subject, in whatever container. Raises VolumeError."""
+    volume = read_volume(path)
+    return record.content_hash == (image_hash(volume) if record.image else content_hash(volume))
 
 
 def drop_duplicates(store: VolumeStore) -> dict[str, tuple[SubjectRecord, str]]:

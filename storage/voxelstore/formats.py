@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import logging
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +19,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.freesurfer.mghformat import MGHHeader
+from nibabel.imageglobals import logger as nibabel_log
 from nibabel.spatialimages import HeaderDataError
 
 from voxelstore.errors import VolumeError
@@ -94,12 +97,13 @@ def parse(path: Path, content: bytes) -> ParsedFile:
     """
     size = int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")
     try:
-        if 348 in size:
-            return _take_apart(path, content, _nifti_header(path, content, nib.Nifti1Header, 348, "nifti1"))
-        if 540 in size:
-            return _take_apart(path, content, _nifti_header(path, content, nib.Nifti2Header, 540, "nifti2"))
-        if size[1] == 1:
-            return _take_apart(path, content, _mgh_header(path, content))
+        with _silent_nibabel():
+            if 348 in size:
+                return _take_apart(path, content, _nifti_header(path, content, nib.Nifti1Header, 348, "nifti1"))
+            if 540 in size:
+                return _take_apart(path, content, _nifti_header(path, content, nib.Nifti2Header, 540, "nifti2"))
+            if size[1] == 1:
+                return _take_apart(path, content, _mgh_header(path, content))
     except VolumeError:
         raise
     except (HeaderDataError, ImageFileError, KeyError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
@@ -110,6 +114,16 @@ def parse(path: Path, content: bytes) -> ParsedFile:
         f"neither NIfTI nor MGH: it holds {len(content)} bytes and starts with {content[:8]!r}; "
         "a Git LFS or git-annex pointer has to be fetched first",
     )
+
+
+@contextmanager
+def _silent_nibabel() -> Iterator[None]:
+    """In the block, nibabel does not log. It logs what it corrects, and what it raises, without naming the file."""
+    before, nibabel_log.disabled = nibabel_log.disabled, True
+    try:
+        yield
+    finally:
+        nibabel_log.disabled = before
 
 
 def _nifti_header(path: Path, content: bytes, kind: type[nib.Nifti1Header], size: int, name: str) -> _Header:

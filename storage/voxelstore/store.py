@@ -183,6 +183,10 @@ class VolumeStore:
         folders = sorted(p for p in (self.path / SUBJECTS).iterdir() if p.is_dir() and p.name[0] != ".")
         return {folder.name: read_record(folder) for folder in folders}
 
+    def stored_record(self, subject: str) -> SubjectRecord:
+        """The record in a subject's own folder, whether or not the manifest lists it. Raises StoreError."""
+        return read_record(self._folder(subject))
+
     def clean(self) -> list[str]:
         """Delete what killed writers left, unless a writer is running. Returns the names of what it deleted."""
         with locked(self.path / WRITERS_LOCK, wait=False) as no_writer:

@@ -115,6 +115,16 @@ def test_a_name_that_is_no_text_can_be_printed(tmp_path: Path) -> None:
     assert b"Jos\\udce9.nii: neither NIfTI nor MGH" in done.stderr
 
 
+def test_an_error_acts_on_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("\x1b[31mno.nii", "\x9bcsi.nii"):
+        code, output = run(capsys, "preview", "--volume", str(tmp_path / name), "--output", str(tmp_path / "x.png"))
+        assert code == 2
+        assert all(line.isprintable() for line in output.splitlines())
+    code, output = run(capsys, "train", "--\x1b[2J")
+    assert code == 2
+    assert "\x1b" not in output
+
+
 @pytest.mark.integration
 @pytest.mark.usefixtures("local_ray")
 def test_convert_says_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mrisr.cli.app import main
@@ -105,7 +105,6 @@ def test_what_is_dumped_is_parsed(pairs: list[tuple[str, Any]]) -> None:
     assert yaml.safe_load(dump(value)) == value  # by a reader of YAML 1.1 too
 
 
-@settings(deadline=None)
 @given(name=st.sampled_from([word for word in ODD if word[0].isalnum() and ":" not in word]), other=TEXTS)
 def test_files_of_earlier_versions_load_to_equal_experiments(name: str, other: str) -> None:
     """They were written by yaml.safe_dump, which leaves 1e5 and 08 without quotes, since they are text in YAML 1.1."""

@@ -53,6 +53,32 @@ def reasons(summary: ConversionSummary) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_of_files_with_one_subject_name_the_first_usable_one_is_stored(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name, seed in {"same.mgz": 0, "same.nii": 0, "other.nii": 1, "other.nii.gz": 2, "good.nii": 3}.items():
+        save(folder / name, volume(seed))
+    (folder / "good.mgz").write_bytes(b"no volume")  # sorts first
+    expected = {"same.nii": "duplicate", "other.nii.gz": "name-clash", "good.mgz": "unreadable"}
+    first = convert(folder, tmp_path)
+    assert (sorted(first.converted), reasons(first)) == (["good", "other", "same"], expected)
+    assert f"the same image as {folder}/same.mgz" in "".join(first.lines())
+    again = convert(folder, tmp_path)
+    assert (again.converted, sorted(again.unchanged), reasons(again)) == ([], ["good", "other", "same"], expected)
+    save(folder / "good.mgz", volume(3))  # mended, but the stored subject keeps its file
+    assert reasons(convert(folder, tmp_path)) == {**expected, "good.mgz": "duplicate"}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_name_acts_on_no_terminal(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "good.nii", volume(0))
+    (tmp_path / "in" / "a\n\x1b[2Jb\x07.nii").write_bytes(b"no volume")
+    summary = convert(tmp_path / "in", tmp_path)
+    [line] = [line for line in summary.lines() if "left out (" in line]
+    assert r"a\n\x1b[2Jb\x07.nii" in line
+    assert all(text.isprintable() for text in summary.lines())
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_a_file_that_nothing_can_be_made_of_does_not_stop_the_others(cohort: Path, tmp_path: Path) -> None:
     """Three neighbours among float32's values: not constant, but no histogram has room between them."""
     steps = 2**30 + 128 * (np.indices((40, 40, 40)).sum(axis=0) % 3)

@@ -187,6 +187,17 @@ def test_a_pattern_chooses_the_files_of_a_bids_dataset(tmp_path: Path) -> None:
         superresolve_files(tmp_path / "bids", tmp_path / "out", resolver, pattern="bids:PDw")
 
 
+def test_a_name_acts_on_no_terminal(tmp_path: Path) -> None:
+    for name in ("a\n\x1b[2J.nii", "b\u202e.nii"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"no volume")
+    _write(tmp_path / "in" / "c\r.nii")
+    summary = superresolve_files(tmp_path / "in", tmp_path / "out", SuperResolver(nn.Identity(), OPTIONS))
+    lines = [file.describe() for file in summary.files]
+    assert all(line.isprintable() for line in lines)
+    assert [line.split(".nii")[0] for line in lines] == [r"a\n\x1b[2J", r"b\u202e", r"c\r"]
+
+
 class Unused(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         raise AssertionError("the output was not tried before the work")

@@ -75,7 +75,7 @@ def test_float32_is_exact_enough_on_flat_background() -> None:
     assert abs(single.mean(dtype=float) - double.mean()) < 1e-6
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(factor=st.floats(0.05, 50.0), seed=st.integers(0, 5))
 def test_scaling_images_and_data_range_together_changes_nothing(factor: float, seed: int) -> None:
     reference, estimate = _pair((9, 8, 10), seed)

@@ -34,7 +34,7 @@ def test_a_few_hot_voxels_do_not_move_the_map(head: np.ndarray) -> None:
     assert intensity_map(hot).high == pytest.approx(intensity_map(head.astype(np.float32)).high, rel=0.02)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(scale=st.floats(1e-3, 1e3), offset=st.floats(-1e3, 1e3))
 def test_the_map_follows_an_affine_change_of_intensities(scale: float, offset: float) -> None:
     rng = np.random.default_rng(3)

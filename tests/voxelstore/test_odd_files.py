@@ -130,3 +130,13 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     for name, reason in (("pipe.nii.gz", "no regular file"), ("self.nii", "symbolic links"), ("folder.mgz", "regular")):
         with pytest.raises(VolumeError, match=rf"{name}: .*{reason}"):
             read_volume(tmp_path / name)
+
+
+def test_nibabel_says_nothing_on_its_own(head: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It logs what it corrects in a header, and what it then raises, without the name of the file."""
+    image = nib.Nifti1Image(head, np.eye(4))
+    for at, code, value in ((76, "<f", 5.0), (252, "<h", -7), (254, "<h", 99)):  # qfac, qform_code, sform_code
+        read_volume(written(tmp_path / "x.nii", image, lambda c, a=at, k=code, v=value: struct.pack_into(k, c, a, v)))
+    with pytest.raises(VolumeError, match=r"x\.nii: its header is damaged \(data code 999 not recognized"):
+        read_volume(written(tmp_path / "x.nii", image, lambda content: struct.pack_into("<h", content, 70, 999)))
+    assert not caplog.records

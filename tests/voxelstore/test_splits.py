@@ -43,7 +43,7 @@ def test_small_cohorts_and_leftovers(count: int, splits: dict, expected: dict) -
     assert sizes(assign_splits({}, names(count), splits, 0)) == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     weights=st.lists(st.integers(1, 50), min_size=1, max_size=4),
     batches=st.lists(st.integers(1, 40), min_size=1, max_size=4),
@@ -61,7 +61,7 @@ def test_nobody_moves_when_subjects_are_added(weights: list[int], batches: list[
             assert set(assigned.values()) == set(splits) or len(before) > 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(weights=st.lists(st.integers(1, 50), min_size=1, max_size=4), count=st.integers(1, 120))
 def test_shares_are_met_within_a_subject_or_the_one_that_each_gets(weights: list[int], count: int) -> None:
     splits = {f"split{i}": weight / sum(weights) for i, weight in enumerate(weights)}

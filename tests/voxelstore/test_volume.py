@@ -52,7 +52,7 @@ def test_every_orientation_is_canonical_inside_and_identical_outside(
     assert plain(tmp_path / "back.nii") == plain(source)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_integers_come_back_identical_for_any_scale(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -17,6 +17,7 @@ from mrisr.config.validation import protocol_named
 from mrisr.degradation import PROTOCOLS, describe
 from mrisr.files import check_output, describe_os_error
 from mrisr.tracking.redaction import mask_message, redact_logs
+from voxelstore.errors import printable
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -265,17 +266,18 @@ def main(arguments: list[str] | None = None) -> None:
         if show is None:
             _fail_with_traceback(error)
         else:
-            error.__dict__["message"] = mask_message(getattr(error, "message", error))
+            error.__dict__["message"] = printable(mask_message(getattr(error, "message", error)), keep="\n")
             show()  # a usage error of click
             sys.exit(getattr(error, "exit_code", 2))
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"Error: {mask_message(message)}", err=True)
+    text = printable(mask_message(message), keep="\n")
+    typer.echo(f"Error: {text}", err=True)
     sys.exit(code)
 
 
 def _fail_with_traceback(error: Exception) -> None:
     """Print the traceback without the passwords that libraries write into their messages."""
-    typer.echo(mask_message("".join(traceback.format_exception(error))), err=True)
+    typer.echo(printable(mask_message("".join(traceback.format_exception(error))), keep="\n"), err=True)
     sys.exit(1)

@@ -16,6 +16,7 @@ from mrisr.evaluation.subject import Evaluation
 from mrisr.inference.model import load_model
 from mrisr.inference.superresolution import SuperResolver, superresolve_files
 from mrisr.tracking.runs import resolve_uri
+from voxelstore.errors import printable
 
 
 def run_evaluation(
@@ -51,12 +52,16 @@ def run_superresolution(
     options = replace(loaded.options, device=device, precision="auto")
     resolver = SuperResolver(loaded.generator, options, band, keep_background, PROTOCOLS.get(loaded.protocol or ""))
     console = Console(highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("super-resolving", total=None)
+
+        def show(path: Path, done: int, total: int) -> None:
+            bar.update(task, description=printable(path.name), completed=done, total=total)
+
         summary = superresolve_files(
             *paths, resolver, overwrite,
-            progress=lambda path, done, total: bar.update(task, description=path.name, completed=done, total=total),
+            progress=show,
             on_file=lambda result: console.print(result.describe(), markup=False, soft_wrap=True),
             pattern=pattern,
         )  # fmt: skip

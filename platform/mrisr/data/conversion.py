@@ -23,7 +23,8 @@ from voxelstore import (
     person_of,
     subject_id,
 )
-from voxelstore.convert import drop_duplicates, file_hash
+from voxelstore.convert import drop_duplicates, file_hash, same_image
+from voxelstore.errors import printable
 from voxelstore.files import real_path
 
 # Reasons that can end while the file's size and time stay the same (permissions, a fetched annex, memory).
@@ -81,7 +82,8 @@ class ConversionSummary:
                 f"{len(self.orphaned)} subjects stay in the store though their files are gone or data.pattern leaves "
                 f"them out; convert into a new data.store to drop them: {_few(self.orphaned)}"
             )
-        return lines + [f"left out ({item.reason}) {item.path}: {item.message}" for item in self.left_out]
+        left_out = [f"left out ({item.reason}) {item.path}: {item.message}" for item in self.left_out]
+        return list(map(printable, lines + left_out))
 
 
 def _few(names: list[str]) -> str:
@@ -89,12 +91,15 @@ def _few(names: list[str]) -> str:
 
 
 class SourceFile(NamedTuple):
-    """A file, its subject and person, and the store's record of that subject."""
+    """A file, its subject and person, and the store's record of that subject. clashes: another file of the folder has
+    the same subject name and comes first.
+    """
 
     path: Path
     subject: str
     person: str
     known: SubjectRecord | None
+    clashes: bool = False
 
     def is_source_of_known(self) -> bool:
         return self.known is not None and self.known.source == str(real_path(self.path))
@@ -120,10 +125,10 @@ def convert_folder(
     store.clean()
     records = store.stored_records()
     names = {path: subject_id(path, root) for path in paths}
-    files = [SourceFile(path, name, person_of(path, root), records.get(name)) for path, name in names.items()]
-    outcomes = unlisted | _name_clashes(files)
-    if not verify:  # a clash overrides what was known of the file before
-        outcomes = _without_reading(files, store.left_out, records, data.min_size) | outcomes
+    files = _with_clashes(
+        [SourceFile(path, name, person_of(path, root), records.get(name)) for path, name in names.items()]
+    )
+    outcomes = unlisted | ({} if verify else _without_reading(files, store.left_out, records, data.min_size))
     waiting = [file for file in files if file.path not in outcomes]
     _check_room(store.path, sum((_stat(file.path) or (0, 0))[0] for file in waiting) // 4)
     outcomes |= _run_tasks(waiting, store.path, data.min_size, progress, console)
@@ -157,18 +162,13 @@ def _check_room(store: Path, space: int) -> None:
         raise StoreError(f"data.store = {store}: {describe_os_error(error)}") from None
 
 
-def _name_clashes(files: Sequence[SourceFile]) -> Outcomes:
-    """The files whose subject name belongs to another file: to the stored subject's file, else to the first."""
-    owners: dict[str, Path] = {}
+def _with_clashes(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """The files with `clashes` set. Of equal names, the stored subject's file comes first, then the first by path."""
+    first: dict[str, SourceFile] = {}
     for file in files:
-        if file.subject not in owners or file.is_source_of_known():
-            owners[file.subject] = file.path
-    return {f.path: _name_clash(f, str(owners[f.subject])) for f in files if owners[f.subject] != f.path}
-
-
-def _name_clash(file: SourceFile, other: str) -> LeftOut:
-    text = f"its subject name {file.subject!r} is that of {other}; rename the file or its folder"
-    return LeftOut(file.path, "name-clash", text)
+        if file.subject not in first or file.is_source_of_known():
+            first[file.subject] = file
+    return [file._replace(clashes=first[file.subject] is not file) for file in files]
 
 
 def _without_reading(
@@ -199,40 +199,54 @@ def _run_tasks(
     import ray
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-    task = ray.remote(num_cpus=1, max_retries=1)(convert_file)
-    waiting = {task.remote(file, store, min_size): file for file in files}
+    task = ray.remote(num_cpus=1, max_retries=1)(convert_files)
+    subjects: dict[str, list[SourceFile]] = {}
+    for file in sorted(files, key=lambda file: file.clashes):
+        subjects.setdefault(file.subject, []).append(file)
+    waiting = {task.remote(same_name, store, min_size): same_name for same_name in subjects.values()}
     outcomes: Outcomes = {}
     columns = (TextColumn("converting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[last]}"), console=console, disable=not progress) as bar:
         row = bar.add_task("", total=len(files), last="")
         while waiting:
             [done], _ = ray.wait(list(waiting), num_returns=1)
-            file = waiting.pop(done)
+            same_name = waiting.pop(done)
             try:
-                outcome: Outcome = ray.get(done)
+                found: list[Outcome] = ray.get(done)
             except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
                 text = f"its task died twice ({type(error).__name__}); give a task more memory and convert again"
-                outcome = LeftOut(file.path, "worker-died", text)
+                found = [LeftOut(file.path, "worker-died", text) for file in same_name]
             except RayTaskError as error:
                 if isinstance(error.cause, StoreError):
                     raise error.cause from None  # a line; Ray's own message holds the task's traceback
                 raise
-            outcomes[file.path] = outcome
-            last = outcome.reason if isinstance(outcome, LeftOut) else outcome
-            bar.update(row, advance=1, last=f"{file.subject} {last}")
+            outcomes |= zip((file.path for file in same_name), found, strict=True)
+            last = found[0].reason if isinstance(found[0], LeftOut) else found[0]
+            bar.update(row, advance=len(found), last=f"{same_name[0].subject} {last}")
+    return outcomes
+
+
+def convert_files(files: Sequence[SourceFile], store: Path, min_size: int) -> list[Outcome]:
+    """One Ray task: convert the files of one subject name. The first usable one is stored, the others are left out."""
+    outcomes: list[Outcome] = []
+    stored: SubjectRecord | None = None
+    for file in files:
+        outcomes.append(convert_file(file if stored is None else file._replace(known=stored), store, min_size))
+        if outcomes[-1] == "converted":
+            stored = VolumeStore.open(store).stored_record(file.subject)
     return outcomes
 
 
 def convert_file(file: SourceFile, store: Path, min_size: int) -> Outcome:
-    """One Ray task: convert a file unless its content is stored. A full disk or a damaged store raises StoreError."""
+    """Convert a file unless its content is stored. A full disk or a damaged store raises StoreError."""
     try:
         if file.known is not None:
             stat = _stat(file.path)
-            if stat is not None and _hash(file.path) == file.known.sha256:
+            if not file.clashes and stat is not None and _hash(file.path) == file.known.sha256:
                 VolumeStore.open(store).note_source(file.subject, str(real_path(file.path)), *stat)
                 return "unchanged"
             if not file.is_source_of_known() and Path(file.known.source).exists():
-                return _name_clash(file, file.known.source)
+                return _name_clash(file, file.known)
         convert_volume(file.path, store, file.subject, min_size, file.person)
     except VolumeError as error:
         kept = "; the store keeps what was converted before" if file.known is not None else ""
@@ -247,6 +261,15 @@ def convert_file(file: SourceFile, store: Path, min_size: int) -> Outcome:
     except ValueError as error:
         return LeftOut(file.path, "unusable", f"{error}; export the volume again, or leave it out")
     return "converted"
+
+
+def _name_clash(file: SourceFile, known: SubjectRecord) -> LeftOut:
+    """Why a file is left out whose subject name is that of another, stored file. Raises VolumeError."""
+    if same_image(file.path, known):
+        text = f"holds the same image as {known.source}; remove one of the two files"
+        return LeftOut(file.path, "duplicate", text, known.subject)
+    text = f"its subject name {file.subject!r} is that of {known.source}; rename the file or its folder"
+    return LeftOut(file.path, "name-clash", text)
 
 
 def _leave_out_duplicates(store: VolumeStore, files: Sequence[SourceFile], outcomes: Outcomes) -> None:

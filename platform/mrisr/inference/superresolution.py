@@ -15,6 +15,7 @@ from mrisr.degradation import Degradation, brightness, describe, enforce_consist
 from mrisr.files import check_output, describe_os_error
 from mrisr.inference.whole_volume import InferenceOptions, Progress, superresolve_array
 from voxelstore import SourceVolume, VolumeError, find_volumes, read_volume, write_volume
+from voxelstore.errors import printable
 from voxelstore.files import real_path
 from voxelstore.volume import EXTENSIONS
 
@@ -50,9 +51,9 @@ class FileResult:
 
     def describe(self) -> str:
         if self.error is not None:
-            return f"{self.source.name}: left out: {self.error}"
+            return printable(f"{self.source.name}: left out: {self.error}")
         extra = f", data consistency with {self.consistency}" if self.consistency else ""
-        return f"{self.source.name} -> {self.target} ({self.seconds:.1f} s{extra})"
+        return printable(f"{self.source.name} -> {self.target} ({self.seconds:.1f} s{extra})")
 
 
 @dataclass(frozen=True)

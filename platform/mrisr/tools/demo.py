@@ -94,14 +94,16 @@ def _check(data: Path | None, home: Path) -> None:
 
 def _volumes(data: Path | None, home: Path, console: Console) -> Path:
     if data is not None:
-        console.print(f"the volumes of {data}", soft_wrap=True)
+        console.print(f"the volumes of {data}", markup=False, soft_wrap=True)
         return data
     from mrisr.tools.demo_cohort import make_cohort
 
     data = home / "cohort"
     with console.status("deriving a small cohort from the ICBM152 template"):
         make_cohort(data, SUBJECTS, seed=0)
-    console.print(f"{SUBJECTS} volumes derived from one template (ICBM152, 1 mm T1) in {data}", soft_wrap=True)
+    console.print(
+        f"{SUBJECTS} volumes derived from one template (ICBM152, 1 mm T1) in {data}", markup=False, soft_wrap=True
+    )
     return data
 
 

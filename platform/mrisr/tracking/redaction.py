@@ -15,6 +15,8 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
+from voxelstore.errors import printable
+
 MASK = "***"
 
 _SECRET = r"passw|passphrase|pwd|secret|token|credential|api[-_]?key|access[-_]?key|private[-_]?key"
@@ -82,7 +84,7 @@ def remember(address: str) -> None:
 
 
 def redact_logs() -> None:
-    """Mask the log messages of all libraries in this process, exceptions included."""
+    """Mask the log messages of all libraries in this process, exceptions included, and escape control characters."""
     make = logging.getLogRecordFactory()
     if getattr(make, "masks", False):
         return
@@ -90,7 +92,7 @@ def redact_logs() -> None:
     def masked(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
         with suppress(TypeError, ValueError):  # a message that does not fit its arguments, which logging reports itself
-            record.msg, record.args = mask_message(record.getMessage()), ()
+            record.msg, record.args = printable(mask_message(record.getMessage()), keep="\n\t"), ()
         if record.exc_info and not record.exc_text:
             record.exc_text = mask_message(logging.Formatter().formatException(record.exc_info))
         return record
