@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrisr.cluster import KEEP_MEMORY, ResourceError, divide, worker_environment
+from mrisr.cluster import KEEP_MEMORY, ResourceError, connect, divide, worker_environment
 from mrisr.config import ConfigError, Experiment, load_experiment
 
 
@@ -95,3 +95,10 @@ def test_what_the_user_told_glibc_stays(monkeypatch: pytest.MonkeyPatch) -> None
     assert worker_environment(gpu=True) == {}
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
     assert worker_environment(gpu=False) == {}
+
+
+@pytest.mark.parametrize("mode", ["bogus", "", " token", "enabled", "tokens"])
+def test_a_mode_that_ray_would_take_for_an_open_door_is_refused(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    with pytest.raises(ResourceError, match=f"RAY_AUTH_MODE = '{mode}': .*unset it"):
+        connect()

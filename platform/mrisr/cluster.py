@@ -64,6 +64,7 @@ def connect() -> None:
     the address or what is missing, and the remedy.
     """
     prepare_environment()
+    _check_authentication()
     import ray
 
     if not ray.is_initialized():
@@ -83,6 +84,15 @@ def prepare_environment() -> None:
     # By default Ray requires the token in clusters that it starts, but does not send it to a cluster that it joins.
     if not own and (Path.home() / ".ray" / "auth_token").exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _check_authentication() -> None:
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if mode.lower() not in ("token", "disabled"):
+        raise ResourceError(
+            f"RAY_AUTH_MODE = {mode!r}: Ray takes any value but `token` for `disabled`, and whoever reaches its ports "
+            "could run code as you; unset it, or write one of the two"
+        )
 
 
 def worker_environment(gpu: bool) -> dict[str, str]:

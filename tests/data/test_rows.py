@@ -109,6 +109,19 @@ def test_a_store_that_was_converted_further_is_seen_as_it_is_now(small_store: Pa
         cached_store(str(path))
 
 
+def test_no_row_is_made_of_another_store_than_the_run_began_with(small_store: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(small_store, tmp_path / "store.zarr")
+    store = VolumeStore.open(path)
+    subjects = store.subjects("train")
+    plan = RowPlan((subjects[1],), 3, 4, 1, 1)
+    maker = PatchMaker(path, plan, DegradationRange("truncate"), 16, 0.3, dataset=store.fingerprint())
+    maker.row_patches(plan.row(0))
+    store.remove_subject(subjects[0])
+    store.update_manifest({"train": 3, "validation": 1, "test": 1}, seed=0)
+    with pytest.raises(StoreError, match="have changed since the run began"):
+        maker.row_patches(plan.row(0))
+
+
 def test_an_intensity_that_patches_cannot_hold_is_an_error_that_names_the_subject(
     small_store: Path, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from mrisr.config import Experiment
 from mrisr.training import supervisor
 from mrisr.training.launcher import Launcher
 from mrisr.training.memory import memory_advice, out_of_memory
-from mrisr.training.outcome import RoomForMore, Terminated, TrainingStopped
+from mrisr.training.outcome import RoomForMore, Terminated, TerminatedWithoutData, TrainingStopped
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.supervisor import Failures, Supervisor, stopped_by
 from mrisr.training.worker_settings import WorkerSettings
@@ -166,11 +166,14 @@ def test_room_that_others_hold_is_waited_for_or_fewer_workers_start(
     assert max(machines.slept) <= supervisor.LOOK_EVERY_S, "so that SIGTERM is seen in between"
 
 
-def test_what_a_restart_would_not_mend_is_not_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reason", [TrainingStopped("too little memory"), TerminatedWithoutData("no data came")])
+def test_what_a_restart_would_not_mend_is_not_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: Exception
+) -> None:
     FakeCluster(monkeypatch, machines=3)
-    stopped = WorkerGroupError("", {0: RayActorError(), 1: TrainingStopped("too little memory")})
+    stopped = WorkerGroupError("", {0: RayActorError(), 1: reason})
     ray = FakeRay(monkeypatch, stopped)
-    with pytest.raises(TrainingStopped, match="too little memory"):
+    with pytest.raises(type(reason), match=str(reason)):
         supervised(tmp_path, max_failures=-1).run()
     assert ray.started == [2]
     assert stopped_by(LOST) is None

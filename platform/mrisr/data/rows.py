@@ -15,7 +15,7 @@ import numpy as np
 from mrisr.augmentation import Augmentation, Orientation
 from mrisr.data.patches import Corner, copy_overlaps, sample_corners, spanned
 from mrisr.degradation import DegradationRange, degrader
-from voxelstore import VolumeStore
+from voxelstore import StoreError, VolumeStore
 from voxelstore.manifest import MANIFEST
 
 # Patches travel as float16: a rounding error of at most 2^-11 of the value. A value above 65504 is an error.
@@ -101,7 +101,10 @@ class PreparedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class PatchMaker:
-    """Makes patches from rows inside Ray tasks: reads a volume, degrades it, and cuts patches with foreground."""
+    """Makes patches from rows inside Ray tasks: reads a volume, degrades it, and cuts patches with foreground.
+
+    dataset: the fingerprint of the store that the run began with. A row of another store raises StoreError.
+    """
 
     store: Path
     plan: RowPlan
@@ -109,6 +112,7 @@ class PatchMaker:
     patch_size: int
     min_foreground: float
     augmentation: Augmentation = NO_AUGMENTATION
+    dataset: str | None = None
 
     def row_patches(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         """(lr, hr), each (K, P, P, P) float16, of one row. Raises ValueError like `write_row`."""
@@ -122,6 +126,8 @@ class PatchMaker:
         Along an axis with independent slices, only the slices that patches need are read, a few at a time.
         """
         store = cached_store(str(self.store))
+        if self.dataset not in (None, store.fingerprint()):
+            raise StoreError(f"data.store = {self.store}: its subjects or splits have changed since the run began")
         rng = self.plan.row_rng(row)
         degradation = self.degradation.sample(rng)
         record = store.record(row.subject)

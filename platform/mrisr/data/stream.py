@@ -11,9 +11,10 @@ Rank r of W has a contiguous block of G/W lanes. docs/design/stream.md lists the
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 # Rounds that are computed while one is consumed.
 AHEAD = 2
+LOOK_EVERY_S = 0.5
+
+Blocks = list[dict[str, np.ndarray]]
 
 
 class StreamError(ValueError):
@@ -99,14 +103,21 @@ def group_dataset(maker: PatchMaker, lanes: Sequence[int], turns: range, skip: i
 
 
 def rank_batches(
-    maker: PatchMaker, rank: int, world_size: int, start_step: int, stop_step: int, limits: StreamLimits
+    maker: PatchMaker,
+    rank: int,
+    world_size: int,
+    start_step: int,
+    stop_step: int,
+    limits: StreamLimits,
+    waiting: Callable[[float], None] = lambda seconds: None,
 ) -> Generator[Batch, None, None]:
     """The batches of a rank for steps start_step ... stop_step - 1, streamed by Ray Data; close it to stop early.
 
     One dataset computes `limits.rounds` groups of every lane; AHEAD datasets run while an earlier one is consumed. Ray
     Data starts tasks ten times a second, so the second dataset's tasks wait in Ray's queue and keep all cores busy. One
     endless dataset made a CPU training step three times as slow: Ray Data's executor thread spins under backpressure
-    and holds the GIL. Raises StreamError for a row that cannot be made, and Ray's error for any other failed task.
+    and holds the GIL. waiting: called with the seconds waited so far, again and again, while no batch is ready; what it
+    raises ends the stream. Raises StreamError for a row that cannot be made, and Ray's error for any other failed task.
     """
     from ray.exceptions import RayTaskError, UserCodeException
 
@@ -115,7 +126,7 @@ def rank_batches(
     first, skip = divmod(start_step, plan.group_size)
     end = -(-stop_step // plan.group_size)
 
-    def compute(turns: range) -> list[dict[str, np.ndarray]]:
+    def compute(turns: range) -> Blocks:
         consumed = skip if turns.start == first else 0
         dataset = group_dataset(maker, lanes, turns, consumed, limits)
         try:
@@ -130,7 +141,7 @@ def rank_batches(
         ahead = deque(pool.submit(compute, turns) for turns in rounds[:AHEAD])
         left = stop_step - start_step
         for number, turns in enumerate(rounds):
-            blocks = ahead.popleft().result()
+            blocks = _result(ahead.popleft(), waiting)
             if number + AHEAD < len(rounds):
                 ahead.append(pool.submit(compute, rounds[number + AHEAD]))
             consumed = skip if turns.start == first else 0
@@ -139,6 +150,13 @@ def rank_batches(
                 left -= 1
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(future: Future[Blocks], waiting: Callable[[float], None]) -> Blocks:
+    started = time.monotonic()
+    while not wait([future], timeout=LOOK_EVERY_S).done:
+        waiting(time.monotonic() - started)
+    return future.result()
 
 
 def _make_here(maker: PatchMaker, lanes: Sequence[int], turns: range, skip: int) -> None:

@@ -9,7 +9,7 @@ without this package. `extra_files/generator.safetensors` and `generator.json` a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -174,8 +174,12 @@ def _existing(store: MlflowClient, name: str) -> str:
         names = sorted(model.name for model in store.search_registered_models())
         return f"no model of that name; registered are: {', '.join(names) or 'none'}"
     versions = sorted(int(version.version) for version in store.search_model_versions(f"name = '{name}'"))
-    aliases = ", ".join(f"@{alias} (version {v})" for alias, v in sorted(found[name].aliases.items()))
-    return f"it has the versions {', '.join(map(str, versions)) or 'none'} and the aliases {aliases or 'none'}"
+    aliases = [f"@{alias} (version {number})" for alias, number in sorted(found[name].aliases.items())]
+    return f"it has {_list('version', versions)} and {_list('alias', aliases)}"
+
+
+def _list(what: str, found: Sequence[object]) -> str:
+    return f"the {what} {', '.join(map(str, found))}" if found else f"no {what}"
 
 
 def model_tags(

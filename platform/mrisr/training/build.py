@@ -38,14 +38,14 @@ def step_config(experiment: Experiment, device: torch.device = torch.device("cpu
     })  # fmt: skip
 
 
-def patch_maker(experiment: Experiment, subjects: list[str]) -> PatchMaker:
+def patch_maker(experiment: Experiment, subjects: list[str], dataset: str | None = None) -> PatchMaker:
     stream = experiment.stream
     plan = RowPlan(
         tuple(subjects), experiment.seed, stream.patches_per_row, stream.interleave_rows, experiment.training.batch_size
     )
     return PatchMaker(
         experiment.data.store, plan, experiment.degradation, stream.patch_size, stream.min_foreground,
-        experiment.augmentation,
+        experiment.augmentation, dataset,
     )  # fmt: skip
 
 

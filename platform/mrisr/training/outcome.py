@@ -31,6 +31,10 @@ class Terminated(RuntimeError):
     """SIGTERM stopped a run, after a checkpoint or while it had no workers."""
 
 
+class TerminatedWithoutData(Terminated):
+    """SIGTERM stopped a run while a rank waited for its data tasks; raised only on that rank."""
+
+
 class RoomForMore(RuntimeError):
     """A group of workers saved a checkpoint and ended, because a larger group can continue."""
 

@@ -239,6 +239,12 @@ class RunFolder:
         """Every rank must call it."""
         return self._write(f"nonfinite_{step:08d}", networks, progress, {})
 
+    @property
+    def last_checkpoint(self) -> str:
+        """What the next start goes on from, for messages."""
+        newest = self.newest()
+        return f"{newest.name} is the last checkpoint" if newest else "there is no checkpoint yet"
+
     def failed_steps(self) -> list[Path]:
         """The recorded steps with non-finite values, oldest first."""
         return sorted(self.path.glob("nonfinite_[0-9]*"))

@@ -120,7 +120,10 @@ class Supervisor:
                 if self._placed(workers, fitting, patience):
                     return workers
             if not told and self._fitting() == fitting:
-                self.tell(f"waiting for nodes: no room for {self.counts[-1]} workers and a data task")
+                self.tell(
+                    f"waiting for nodes: no room for {self.counts[-1]} workers and a data task; add a node, or end "
+                    "other jobs of this cluster"
+                )
                 told = True
 
     def _placed(self, workers: int, fitting: list[int], seconds: float) -> bool:
@@ -153,9 +156,7 @@ class Supervisor:
 
     def _look_for_sigterm(self) -> None:
         if self.folder.stop_request.exists():
-            newest = self.folder.newest()
-            kept = f"{newest.name} is the last checkpoint" if newest else "there is no checkpoint yet"
-            raise Terminated(f"stopped by SIGTERM while no worker ran; {kept}")
+            raise Terminated(f"stopped by SIGTERM while no worker ran; {self.folder.last_checkpoint}")
 
 
 class Failures:
@@ -212,10 +213,10 @@ def announced(error: Exception) -> bool:
     return isinstance(error, preempted) or any(getattr(cause, "preempted", False) for cause in causes)
 
 
-def stopped_by(error: BaseException) -> TrainingStopped | None:
+def stopped_by(error: BaseException) -> TrainingStopped | Terminated | None:
     """The error of a worker that new workers would raise again, else None."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    return next((failure for failure in failures if isinstance(failure, TrainingStopped)), None)
+    return next((failure for failure in failures if isinstance(failure, (TrainingStopped, Terminated))), None)
 
 
 def _not_placed(error: Exception) -> bool:

@@ -29,6 +29,7 @@ from mrisr.training import failed_step
 from mrisr.training.build import initial_networks, patch_maker, step_config
 from mrisr.training.checkpoints import LAST_WEIGHTS
 from mrisr.training.critic_watch import CriticWatch
+from mrisr.training.data_wait import DataWait
 from mrisr.training.memory import memory_advice, out_of_memory
 from mrisr.training.outcome import (
     Ending,
@@ -37,6 +38,7 @@ from mrisr.training.outcome import (
     StoreChanged,
     SubjectAtFault,
     Terminated,
+    TerminatedWithoutData,
     TrainingStopped,
 )
 from mrisr.training.placement_groups import note_group
@@ -59,7 +61,7 @@ LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S = 60.0, 3.0
 def train_worker(settings: WorkerSettings) -> Ending:
     """Train one rank. Returns why all ranks end before the end of the schedule.
 
-    Raises SubjectAtFault, and TrainingStopped if memory is too small. These end this rank only.
+    Raises SubjectAtFault, TerminatedWithoutData, and TrainingStopped if memory is too small. These end this rank only.
     """
     cluster.quiet()
     try:
@@ -77,7 +79,7 @@ def _train_rank(settings: WorkerSettings) -> Ending:
     try:
         rank = Rank(settings)
         rank.train()
-    except SubjectAtFault:
+    except (SubjectAtFault, TerminatedWithoutData):
         raise
     except (TrainingStopped, Terminated, RoomForMore) as error:
         ending = error
@@ -123,7 +125,7 @@ class Rank:
         if self.rank == 0:
             self.outbox = Outbox(settings.tracking_uri, settings.mlflow_run_id, self.folder.outbox, self.log.note)
         self.requests, self.critic_watch = Requests(self.folder, self.device), CriticWatch()
-        self.maker = patch_maker(experiment, store.subjects("train"))
+        self.maker = patch_maker(experiment, store.subjects("train"), settings.dataset)
         # The present cluster: after the loss of a node there are fewer workers and fewer CPUs.
         cpus = cluster.available()[0] / settings.runs - settings.driver_cpus
         task = experiment.stream.cpus_per_task
@@ -154,12 +156,13 @@ class Rank:
         """Train to the end of the schedule.
 
         Raises on every rank Terminated, RoomForMore, StorageStopped, and TrainingStopped for non-finite values; on one
-        rank SubjectAtFault for a row that cannot be made.
+        rank SubjectAtFault for a row that cannot be made, and TerminatedWithoutData.
         """
         total = self.schedule.total_steps
         if self.state.step == 0:
             self._validate()
-        batches = rank_batches(self.maker, self.rank, self.world, self.state.step, total, self.limits)
+        waiting = DataWait(self.folder, self.limits.cpus_per_task, self.log.note)
+        batches = rank_batches(self.maker, self.rank, self.world, self.state.step, total, self.limits, waiting)
         try:
             while self.state.step < total:
                 self._step(batches)
