@@ -149,8 +149,8 @@ def test_weights_that_do_not_fit_are_refused(registered: Registered) -> None:
     ("model_uri", "message"),
     [
         ("models:/nobody@champion", "registered are: brain"),
-        ("models:/other@nobody", r"versions 1 and the aliases none"),
-        ("models:/other/9", "it has the versions 1"),
+        ("models:/other@nobody", r"version 1 and no alias"),
+        ("models:/other/9", "it has the version 1"),
         ("models:/other", "write models:/NAME@champion or models:/NAME/VERSION"),
         ("other/1", "write models:/NAME@champion"),
     ],
