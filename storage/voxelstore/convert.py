@@ -49,7 +49,7 @@ def find_volumes(
 
     for parent, folders, names in os.walk(root, followlinks=True, onerror=cannot_list):
         inside = [name for name in folders if name[0] != "." and name not in skipped]
-        folders[:] = sorted(n for n in inside if _leads_on(Path(parent, n), real_path(root), followed))
+        folders[:] = sorted(n for n in inside if _may_enter(Path(parent, n), real_path(root), followed))
         paths = [Path(parent, n) for n in names if n.lower().endswith(EXTENSIONS) and n[0] != "."]
         found += [path for path in paths if _fits(path.relative_to(root), pattern)]
     return sorted(found)
@@ -64,7 +64,7 @@ def _fits(path: Path, pattern: str) -> bool:
     return fnmatchcase(suffix, pattern.removeprefix(BIDS)) and not any(e.startswith("space-") for e in entities)
 
 
-def _leads_on(folder: Path, root: Path, followed: set[Path]) -> bool:
+def _may_enter(folder: Path, root: Path, followed: set[Path]) -> bool:
     """Whether to enter a folder. A link is refused if its target is visited otherwise."""
     if not os.path.islink(folder):
         return True

@@ -8,7 +8,7 @@ import pytest
 
 from mrisr.config import ConfigError, load_experiment
 from mrisr.data.checks import open_store
-from mrisr.data.splits import settle_splits
+from mrisr.data.splits import resolve_splits
 from mrisr.training.plan import describe_plan
 
 TINY = ("data.min_size=32", "stream.patch_size=16", "validation.patch_size=16")
@@ -17,7 +17,7 @@ TINY = ("data.min_size=32", "stream.patch_size=16", "validation.patch_size=16")
 @pytest.mark.parametrize("said", [[], ["data.splits={test: 1, train: 4, validation: 1}", "data.split_seed=0"]])
 def test_an_experiment_takes_the_splits_of_its_store(said: list[str], small_store: Path) -> None:
     experiment = load_experiment(None, [f"data.store={small_store}", *TINY, *said])
-    settled = settle_splits(experiment, open_store(experiment))
+    settled = resolve_splits(experiment, open_store(experiment))
     assert settled.data.splits == {"train": 4, "validation": 1, "test": 1}
     assert settled.data.split_seed == 0
     assert settled.changed({"data": experiment.data.model_dump()}) == experiment

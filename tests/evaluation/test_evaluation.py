@@ -20,7 +20,7 @@ from mrisr.config import ConfigError
 from mrisr.degradation import PROTOCOLS, degrade
 from mrisr.evaluation import result as names
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
-from mrisr.evaluation.result import EvaluationResult, together
+from mrisr.evaluation.result import EvaluationResult, combined
 from mrisr.evaluation.subject import Evaluation, evaluate_subject, foreground_mask
 from mrisr.inference.whole_volume import InferenceOptions
 from mrisr.training.validation import Validator
@@ -151,7 +151,7 @@ def test_tables_fit_80_columns_and_nothing_is_cut(result: EvaluationResult, tmp_
     long = tuple(
         replace(one, subject=f"sub-{i}_ses-followup_acq-mprage_run-01_T1w") for i, one in enumerate(result.subjects)
     )
-    several = together({"l1": replace(result, subjects=long), "wgan-gp": replace(result, subjects=long)})
+    several = combined({"l1": replace(result, subjects=long), "wgan-gp": replace(result, subjects=long)})
     for per_subject in (False, True):
         console = Console(width=80, record=True, file=(tmp_path / "out.txt").open("w"))
         console.print(several.table(per_subject=per_subject))

@@ -102,7 +102,7 @@ def test_a_moved_run_is_resumed_and_another_configuration_still_refused(small_st
     now = load_experiment(None, settings("new"))
     moved = RunFolder.of(now)
     whole = pytest.MonkeyPatch()
-    whole.setattr("mrisr.training.run_folder.is_whole", lambda folder: True)
+    whole.setattr("mrisr.training.run_folder.is_complete", lambda folder: True)
     whole.setattr("mrisr.training.run_folder.read_progress", lambda folder: {})
     try:
         moved.refuse_other(now, store)

@@ -10,7 +10,7 @@ import ray
 from tests.data.test_stream import LIMITS, make
 
 from mrisr.data.stream import rank_batches
-from mrisr.training.data_wait import PATIENCE_S, TOLD_AFTER_S, DataWait
+from mrisr.training.data_wait import PATIENCE_S, REPORT_AFTER_S, DataWait
 from mrisr.training.outcome import TerminatedWithoutData
 from mrisr.training.run_folder import RunFolder
 
@@ -33,10 +33,10 @@ def no_cpu(local_ray: None) -> Iterator[None]:
 def test_data_tasks_without_a_cpu_are_told_of_once_with_the_remedy(tmp_path: Path) -> None:
     told: list[str] = []
     wait = DataWait(RunFolder(tmp_path), 1.0, told.append)
-    for seconds in (0.5, PATIENCE_S, PATIENCE_S + 0.5, TOLD_AFTER_S):
+    for seconds in (0.5, PATIENCE_S, PATIENCE_S + 0.5, REPORT_AFTER_S):
         wait(seconds)
         assert not told
-    for seconds in (TOLD_AFTER_S + 0.5, TOLD_AFTER_S + 1):
+    for seconds in (REPORT_AFTER_S + 0.5, REPORT_AFTER_S + 1):
         wait(seconds)
     [text] = told
     for words in ("no data task could start for 20 s", "1 of the cluster's 4 logical CPUs", "stream.cpus_per_task"):
@@ -58,4 +58,4 @@ def test_data_tasks_that_are_slow_are_not_told_of(local_ray: None, tmp_path: Pat
     wait = DataWait(RunFolder(tmp_path), 1.0, pytest.fail)
     wait(PATIENCE_S)
     ray.get(wait._probe)
-    wait(TOLD_AFTER_S + 1)
+    wait(REPORT_AFTER_S + 1)

@@ -22,7 +22,7 @@ from mrisr.training import run_folder
 from mrisr.training.build import step_config
 from mrisr.training.checkpoints import BEST_WEIGHTS
 from mrisr.training.outcome import StorageStopped
-from mrisr.training.precision import settle_precision
+from mrisr.training.precision import resolve_precision
 from mrisr.training.run import outcome
 from mrisr.training.run_folder import RunFolder
 
@@ -81,11 +81,11 @@ def test_a_run_keeps_what_it_began_with(
     for native, auto, told in ((True, "bf16", "bfloat16 is native"), (False, "fp32", "bfloat16 is not native")):
         experiment = begun(tmp_path / auto)
         bf16_processor(monkeypatch, native)
-        assert settle_precision(experiment, CPU).training.precision == auto
+        assert resolve_precision(experiment, CPU).training.precision == auto
         assert f"auto is {auto}, {told} to all workers" in capsys.readouterr().out
         assert RunFolder.of(experiment).precision() == auto
         bf16_processor(monkeypatch, not native)
-        assert settle_precision(experiment, CPU).training.precision == auto
+        assert resolve_precision(experiment, CPU).training.precision == auto
         again = capsys.readouterr().out
         assert f"auto is {auto}, as the run began" in again
         assert ("the CPU of rank 0 is not made (no AVX512-BF16): a step may take tens of times" in again) == native
@@ -95,10 +95,10 @@ def test_a_precision_that_is_given_is_taken(monkeypatch: pytest.MonkeyPatch, tmp
     """And a run of before auto was known, whose settings say it, goes on under the new default."""
     bf16_processor(monkeypatch, native=False)
     given = begun(tmp_path, "training.precision=bf16")
-    assert settle_precision(given, CPU) == given
+    assert resolve_precision(given, CPU) == given
     now = load_experiment(None, [f"output={tmp_path}"])
     assert now.training.precision == "auto"
-    assert settle_precision(now, CPU).training.precision == "bf16"
+    assert resolve_precision(now, CPU).training.precision == "bf16"
 
 
 @pytest.mark.parametrize("became", ["bf16", "fp32"])
@@ -124,7 +124,7 @@ def test_a_run_whose_note_is_gone_is_known_by_its_checkpoints(
         checkpoint.mkdir()
         (checkpoint / METADATA).write_bytes(b"x")
         (checkpoint / PROGRESS).write_text(json.dumps(progress))
-    assert settle_precision(experiment, CPU).training.precision == became
+    assert resolve_precision(experiment, CPU).training.precision == became
     assert planning.assumed_precision(experiment) == (became, "as the run began")
     assert planning.assumed_precision(experiment.changed({"training.precision": "fp32"})) == ("fp32", "")
 
@@ -139,10 +139,10 @@ def test_a_note_that_cannot_be_written_is_told_with_the_remedy(monkeypatch: pyte
     with monkeypatch.context() as disk:
         disk.setattr(run_folder, "write_atomic", full)
         with pytest.raises(StorageStopped, match=r"experiment\.yaml could not be written: rank 0: No space left"):
-            settle_precision(experiment, CPU)
-    settle_precision(experiment, CPU)
+            resolve_precision(experiment, CPU)
+    resolve_precision(experiment, CPU)
     monkeypatch.setattr(run_folder, "write_atomic", full)
-    settle_precision(experiment, CPU)
+    resolve_precision(experiment, CPU)
 
 
 def test_the_plan_tells_what_a_start_would_go_on_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_one_worker_that_is_not_made_for_it_is_enough(
 ) -> None:
     bf16_processor(monkeypatch, native=True)
     monkeypatch.setattr(planning, "on_every_rank", lambda own, device: False)  # another rank's processor is older
-    assert settle_precision(begun(tmp_path), CPU).training.precision == "fp32"
+    assert resolve_precision(begun(tmp_path), CPU).training.precision == "fp32"
     assert "not native to all workers" in capsys.readouterr().out
 
 
@@ -191,7 +191,7 @@ def test_a_start_before_the_first_checkpoint_goes_on_with_what_auto_became(
     experiment = begun(tmp_path)
     folder = RunFolder.of(experiment)
     if given == "auto":
-        settle_precision(experiment, CPU)
+        resolve_precision(experiment, CPU)
     else:
         folder.settings.write_text(dump_experiment(experiment.changed({"training.precision": "bf16"})))
     assert load_experiment(folder.settings) == experiment.changed({"training.precision": "bf16"})
@@ -204,5 +204,5 @@ def test_a_run_of_an_older_version_keeps_its_note(monkeypatch: pytest.MonkeyPatc
     bf16_processor(monkeypatch, native=True)
     experiment = begun(tmp_path)
     (experiment.run_folder / "precision.txt").write_text("fp32")
-    assert settle_precision(experiment, CPU).training.precision == "fp32"
+    assert resolve_precision(experiment, CPU).training.precision == "fp32"
     assert RunFolder.of(experiment).continues(experiment)

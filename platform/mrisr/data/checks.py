@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mrisr.config import ConfigError, Experiment
-from mrisr.data.splits import settle_splits
+from mrisr.data.splits import resolve_splits
 from mrisr.degradation import check
 from voxelstore import VolumeStore
 
@@ -14,7 +14,7 @@ def open_store(experiment: Experiment) -> VolumeStore:
         store = VolumeStore.open(experiment.data.store)
     except ValueError as error:
         raise ConfigError(f"data.store = {experiment.data.store}: {error}") from None
-    settle_splits(experiment, store)
+    resolve_splits(experiment, store)
     _require_subjects(experiment, store)
     shapes = {subject: store.record(subject).shape for subject in store.subjects()}
     shortest, smallest = min((min(shape), subject) for subject, shape in shapes.items())

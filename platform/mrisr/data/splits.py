@@ -31,7 +31,7 @@ def agreed_rule(store: VolumeStore | None, data: Data) -> SplitRule:
     return known or wanted
 
 
-def settle_splits(experiment: Experiment, store: VolumeStore) -> Experiment:
+def resolve_splits(experiment: Experiment, store: VolumeStore) -> Experiment:
     """The experiment with the splits of its store. Raises ConfigError if it is configured with others."""
     rule = agreed_rule(store, experiment.data)
     if store.rule is None:

@@ -59,7 +59,7 @@ def load(directory: str | Path, networks: Networks) -> dict[str, Any]:
     folder = Path(directory)
     reader, entries = _PlainReader(folder), _entries(networks)
     progress: dict[str, Any] = {}
-    with refused_together():
+    with raised_on_every_rank():
         for name in (METADATA, PROGRESS):
             if not (folder / name).is_file():
                 raise CheckpointError(
@@ -89,7 +89,7 @@ def read_progress(directory: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def refused_together() -> Iterator[None]:
+def raised_on_every_rank() -> Iterator[None]:
     """Raise one rank's CheckpointError on all ranks. Every rank must enter the block.
 
     Otherwise the other ranks would wait in the next collective, and Ray returns rank 0's result only.
@@ -102,8 +102,8 @@ def refused_together() -> Iterator[None]:
     texts = gather_texts("" if own is None else str(own))
     if not any(texts):
         return
-    told = [f"rank {number}: {text}" for number, text in enumerate(texts) if text]
-    raise CheckpointError(texts[0] if len(set(texts)) == 1 else "; ".join(told)) from own
+    problems = [f"rank {number}: {text}" for number, text in enumerate(texts) if text]
+    raise CheckpointError(texts[0] if len(set(texts)) == 1 else "; ".join(problems)) from own
 
 
 @contextmanager

@@ -194,7 +194,7 @@ class EvaluationResult:
         return paths
 
 
-def together(results: Mapping[str, EvaluationResult]) -> EvaluationResult:
+def combined(results: Mapping[str, EvaluationResult]) -> EvaluationResult:
     """Results of several models on the same subjects as one, for a table: `model` of each becomes `model NAME`."""
     first, *others = results.values()
     if not others:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,7 @@ class TimedPatchMaker(PatchMaker):
 
     @classmethod
     def of(cls, maker: PatchMaker, reports: Path | None = None) -> TimedPatchMaker:
-        return cls(
-            maker.store, maker.plan, maker.degradation, maker.patch_size, maker.min_foreground,
-            maker.augmentation, reports,
-        )  # fmt: skip
+        return cls(**{one.name: getattr(maker, one.name) for one in fields(PatchMaker)}, reports=reports)
 
     def prepare(self, row: Row) -> PreparedRow:
         with self.watch.stage("draw"):

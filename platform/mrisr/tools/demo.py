@@ -112,7 +112,7 @@ def _evaluate(experiment: Experiment, versions: list[Published], home: Path, con
     per stage, the best first; pictures and the command are of the first.
     """
     from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, log_evaluation
-    from mrisr.evaluation.result import together
+    from mrisr.evaluation.result import combined
     from mrisr.evaluation.subject import Evaluation
     from mrisr.inference.model import load_model
     from mrisr.tracking.redaction import mask_secrets
@@ -131,7 +131,7 @@ def _evaluate(experiment: Experiment, versions: list[Published], home: Path, con
     write_low_resolution(store, subject, protocol, low)
 
     console.print()
-    console.print(together(results).table())
+    console.print(combined(results).table())
     model_uri = f"models:/{published.name}@{published.alias}" if published.promoted else published.model_uri
     tools, uri = Path(sys.executable).parent, mask_secrets(published.tracking_uri)
     command = [str(tools / "mrisr"), "superresolve", "--model", model_uri, "--tracking-uri", uri]

@@ -82,7 +82,7 @@ def _explained(error: Exception, place: str) -> AddressError:
     cause: BaseException = error
     while (within_it := cause.__cause__ or cause.__context__) is not None:
         cause = within_it
-    text, told = str(error), first_line(cause)
+    text, reason = str(error), first_line(cause)
     for code, meaning in _STATUS.items():
         phrase = HTTPStatus(code).phrase  # in an answer that is JSON, but not MLflow's
         if f"error code {code}" in text or phrase in text or (status == code and "error code" not in text):
@@ -99,8 +99,8 @@ def _explained(error: Exception, place: str) -> AddressError:
     if "not a database" in text:
         return AddressError(f"{place}: is not a database; give the path of an mlflow.db")
     if isinstance(error, PermissionError) or "unable to open" in text or "readonly database" in text:
-        return AddressError(f"{place}: cannot be opened ({told}); check its permissions and those of its folder")
-    return AddressUnreachable(f"{place}: cannot be reached ({told}); start the server, or correct the address")
+        return AddressError(f"{place}: cannot be opened ({reason}); check its permissions and those of its folder")
+    return AddressUnreachable(f"{place}: cannot be reached ({reason}); start the server, or correct the address")
 
 
 def _ask_server(uri: str) -> None:

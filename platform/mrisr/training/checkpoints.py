@@ -28,7 +28,7 @@ def best_of_stage(stage: str) -> str:
     return f"best-{stage}.safetensors"
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether a checkpoint is complete: progress.json, written last, can be read.
 
     A power failure can truncate files. So DCP's metadata and weights files of the stated length are required too.
@@ -62,10 +62,10 @@ def write_folder(final: Path, networks: Networks, progress: dict[str, Any], file
     """
     part = final.with_name(f".{final.name}.part")
     try:
-        on_every_rank_or_none(lambda: _begin(part, files) if rank() == 0 else None)
-        on_every_rank_or_none(lambda: _require(part))
-        on_every_rank_or_none(lambda: checkpoint.save(part, networks, progress))
-        on_every_rank_or_none(lambda: _finish(part, final) if rank() == 0 else None)
+        done_on_every_rank(lambda: _begin(part, files) if rank() == 0 else None)
+        done_on_every_rank(lambda: _require(part))
+        done_on_every_rank(lambda: checkpoint.save(part, networks, progress))
+        done_on_every_rank(lambda: _finish(part, final) if rank() == 0 else None)
     except StorageStopped as error:
         if rank() == 0:
             shutil.rmtree(part, ignore_errors=True)
@@ -79,7 +79,7 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def on_every_rank_or_none(action: Callable[[], object]) -> None:
+def done_on_every_rank(action: Callable[[], object]) -> None:
     """Run an action that writes files on every rank. Raises StorageStopped on all ranks if it fails on one."""
     problem = ""
     try:
@@ -88,9 +88,9 @@ def on_every_rank_or_none(action: Callable[[], object]) -> None:
         problem = error.strerror or str(error)
     except CheckpointException as error:
         problem = ", ".join(sorted({str(cause).splitlines()[0] for cause, _ in error.failures.values()}))
-    told = [f"rank {number}: {text}" for number, text in enumerate(gather_texts(problem)) if text]
-    if told:
-        raise StorageStopped("; ".join(told))
+    problems = [f"rank {number}: {text}" for number, text in enumerate(gather_texts(problem)) if text]
+    if problems:
+        raise StorageStopped("; ".join(problems))
 
 
 def _begin(part: Path, files: Mapping[str, bytes]) -> None:

@@ -9,14 +9,14 @@ STEPS = 100
 
 class CriticWatch:
     def __init__(self) -> None:
-        self.silent_steps, self.told = 0, False
+        self.silent_steps, self.warned = 0, False
 
     def after_step(self, norm: float, step: int) -> str | None:
         """A warning, once, after STEPS such steps in a row. norm: `interpolate_gradient_norm` of a critic step."""
         self.silent_steps = self.silent_steps + 1 if norm < SILENT else 0
-        if self.told or self.silent_steps < STEPS:
+        if self.warned or self.silent_steps < STEPS:
             return None
-        self.told = True
+        self.warned = True
         return (
             f"step {step:,}: the critic is dead: for {STEPS} critic steps the norm of its gradient has been below "
             f"{SILENT:g} (now {norm:.1e}), so that the generator learns nothing from it; start a new run with another "

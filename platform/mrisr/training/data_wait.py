@@ -12,7 +12,7 @@ from mrisr.training.progress import Tell
 from mrisr.training.run_folder import RunFolder
 
 # Seconds without a batch. A step that still gets its batch ends with a checkpoint, so SIGTERM waits that long.
-PATIENCE_S, TOLD_AFTER_S = 10.0, 20.0
+PATIENCE_S, REPORT_AFTER_S = 10.0, 20.0
 
 
 class DataWait:
@@ -25,7 +25,7 @@ class DataWait:
     def __init__(self, folder: RunFolder, cpus_per_task: float, tell: Tell) -> None:
         self._folder, self._cpus, self._tell = folder, cpus_per_task, tell
         self._probe: Any = None
-        self._told = False
+        self._reported = False
 
     def __call__(self, seconds: float) -> None:
         if seconds < PATIENCE_S:
@@ -37,8 +37,8 @@ class DataWait:
             # Not in the workers' placement group, where no CPU is left.
             options = {"num_cpus": self._cpus, "scheduling_strategy": "DEFAULT", **cluster.task_options()}
             self._probe = ray.remote(**options)(_nothing).remote()
-        elif seconds > TOLD_AFTER_S and not self._told and not ray.wait([self._probe], timeout=0)[0]:
-            self._told = True
+        elif seconds > REPORT_AFTER_S and not self._reported and not ray.wait([self._probe], timeout=0)[0]:
+            self._reported = True
             self._tell(
                 f"no data task could start for {seconds:.0f} s: it needs {self._cpus:g} of the cluster's "
                 f"{cluster.available()[0]:g} logical CPUs, and other work holds them. Training goes on once they are "

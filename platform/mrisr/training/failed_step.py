@@ -44,13 +44,13 @@ def record(
         row = maker.plan.row(index)
         named = {"index": row.index, "epoch": row.epoch, "subject": row.subject, "patch": patch}
         patches.append({**named, "row_seed": maker.plan.row_seed(row)})
-    told = {
+    recorded = {
         "step": error.step, "phase": str(error.phase), "value": error.value, "ranks": error.ranks,
         "world_size": world_size(), "seed": config.seed, "micro_batch": config.micro_batch,
         "batchnorm_over": networks.batchnorm_over, "precision": config.precision, "batch": patches,
         "losses": [{name: _text(value) for name, value in terms.items()} for terms in error.terms],
     }  # fmt: skip
-    return folder.write_failed_step(error.step, networks, {"step": error.step, "replay": told})
+    return folder.write_failed_step(error.step, networks, {"step": error.step, "replay": recorded})
 
 
 def _text(value: float) -> float | str:
@@ -71,28 +71,28 @@ def replay(folder: Path) -> Replayed:
     for damage.
     """
     folder = _record_in(folder)
-    told = checkpoint.read_progress(folder)["replay"]
+    recorded = checkpoint.read_progress(folder)["replay"]
     whole = load_experiment(RunFolder(folder.parent).settings)
     # The patches that several ranks normalised together (synchronised BatchNorm) are one micro-batch here.
-    experiment = on_one_worker(whole, told["batchnorm_over"], told.get("precision", whole.training.precision))
+    experiment = on_one_worker(whole, recorded["batchnorm_over"], recorded.get("precision", whole.training.precision))
     store = open_store(experiment)
     maker = patch_maker(experiment, store.subjects("train"))
     networks = initial_networks(
         experiment, None, device_for_worker(torch.cuda.is_available(), experiment.training.tf32)
     )
     checkpoint.load(folder, networks)
-    phase = Phase(told["phase"])
-    where = f"step {told['step']:,} ({phase}) of {experiment.name!r}"
-    lines = [f"{where}: {told['value']} not finite {on_ranks(told['ranks'])}"]
-    for place, patch in enumerate(told["batch"]):
+    phase = Phase(recorded["phase"])
+    where = f"step {recorded['step']:,} ({phase}) of {experiment.name!r}"
+    lines = [f"{where}: {recorded['value']} not finite {on_ranks(recorded['ranks'])}"]
+    for place, patch in enumerate(recorded["batch"]):
         source = f"row {patch['index']}, {patch['subject']}, epoch {patch['epoch']}, cut {patch['patch']}"
         lines.append(f"  patch {place}: {source}")
     try:
-        train_step(networks, step_config(experiment), phase, told["step"], *_batch(maker, told["batch"]))
+        train_step(networks, step_config(experiment), phase, recorded["step"], *_batch(maker, recorded["batch"]))
     except NonFiniteError as error:
-        then = regrouped(told["losses"], told["batchnorm_over"] // told["micro_batch"])
+        then = regrouped(recorded["losses"], recorded["batchnorm_over"] // recorded["micro_batch"])
         lines += _compared(then, error.terms)
-        same = error.value == told["value"] and _alike(then, error.terms)
+        same = error.value == recorded["value"] and _alike(then, error.terms)
         lines.append("reproduced" if same else f"not finite again ({error.value}), but with other losses")
         return Replayed(lines, same)
     lines.append("not reproduced: every value is finite here")
@@ -114,10 +114,10 @@ def on_one_worker(experiment: Experiment, micro_batch: int, precision: str) -> E
     })  # fmt: skip
 
 
-def regrouped(losses: list[dict[str, float | str]], together: int) -> list[dict[str, float]]:
-    """The means of each `together` consecutive micro-batches. losses: numbers, or the texts `nan` and `inf`."""
+def regrouped(losses: list[dict[str, float | str]], count: int) -> list[dict[str, float]]:
+    """The means of each `count` consecutive micro-batches. losses: numbers, or the texts `nan` and `inf`."""
     numbers = [{name: float(value) for name, value in terms.items()} for terms in losses]
-    groups = [numbers[first : first + together] for first in range(0, len(numbers), together)]
+    groups = [numbers[first : first + count] for first in range(0, len(numbers), count)]
     return [{name: sum(terms[name] for terms in group) / len(group) for name in group[0]} for group in groups]
 
 

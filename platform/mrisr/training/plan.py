@@ -7,7 +7,7 @@ from torch import nn
 from mrisr.config import Experiment
 from mrisr.config.loading import dump_experiment
 from mrisr.data.checks import open_store
-from mrisr.data.splits import settle_splits
+from mrisr.data.splits import resolve_splits
 from mrisr.data.stream import AHEAD, group_bytes, object_store_bytes
 from mrisr.engine.schedule import updates_before
 from mrisr.models import build_critic, build_generator
@@ -19,7 +19,7 @@ from mrisr.training.precision import assumed_precision
 def describe_plan(experiment: Experiment) -> str:
     """The resolved configuration and the plan. Reads the store and starts nothing. Raises ConfigError like `train`."""
     store = open_store(experiment)
-    experiment = settle_splits(experiment, store)
+    experiment = resolve_splits(experiment, store)
     schedule, steps = experiment.schedule, step_config(experiment)
     stream, workers = experiment.stream, experiment.resources.workers
     splits = store.splits()

@@ -13,7 +13,7 @@ from mrisr.training.progress import Tell
 from mrisr.training.run_folder import RunFolder
 
 
-def settle_precision(experiment: Experiment, device: torch.device, tell: Tell = print) -> Experiment:
+def resolve_precision(experiment: Experiment, device: torch.device, tell: Tell = print) -> Experiment:
     """The experiment with bf16 or fp32, the same on every rank. Every rank must call it.
 
     `auto` becomes bf16 if the devices of all ranks of the first group support it natively. The choice is recorded in

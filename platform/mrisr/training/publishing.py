@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mrisr.data.training_subjects import trained_on
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
-from mrisr.evaluation.result import EvaluationResult, together
+from mrisr.evaluation.result import EvaluationResult, combined
 from mrisr.evaluation.subject import Evaluation
 from mrisr.files import write_atomic
 from mrisr.models.weights import TrainedOn, Weights, trained_generator
@@ -72,7 +72,7 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> list[Publ
         versions.append(found)
         _write_record(run, versions)
     if results:
-        Console(highlight=False).print(together(results).table())
+        Console(highlight=False).print(combined(results).table())
     for place, one in enumerate(versions):
         if one.decision == NOT_COMPARED:
             versions[place] = _compared(run, one, evaluation)

@@ -13,7 +13,7 @@ from mrisr import cluster
 from mrisr.config import Experiment
 from mrisr.config.paths import home
 from mrisr.data.checks import open_store
-from mrisr.data.splits import settle_splits
+from mrisr.data.splits import resolve_splits
 from mrisr.engine.checkpoint import read_progress
 from mrisr.files import write_atomic
 from mrisr.tracking import runs as tracking
@@ -78,7 +78,7 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
     TrainingStopped; Terminated after SIGTERM.
     """
     store = open_store(experiment)
-    experiment = settle_splits(experiment, store)
+    experiment = resolve_splits(experiment, store)
     folder = RunFolder.of(experiment)
     if host.dataset not in (None, store.fingerprint()):
         raise StoreChanged(

@@ -20,7 +20,7 @@ from mrisr.engine.networks import Networks
 from mrisr.engine.sharding import rank, world_size
 from mrisr.files import locked, write_atomic
 from mrisr.training.build import step_config
-from mrisr.training.checkpoints import is_whole, on_every_rank_or_none, remove, write_folder
+from mrisr.training.checkpoints import done_on_every_rank, is_complete, remove, write_folder
 from mrisr.training.outcome import StorageStopped
 from mrisr.training.progress import Tell
 from voxelstore import VolumeStore
@@ -176,10 +176,10 @@ class RunFolder:
         if given != "auto":
             return given
         if self._precision.exists():
-            return _computed(self._precision, self._precision.read_text().strip())
+            return _valid(self._precision, self._precision.read_text().strip())
         newest = self.newest()
-        told = None if newest is None else read_progress(newest).get("precision")
-        return None if newest is None or told is None else _computed(newest / PROGRESS, told)
+        recorded = None if newest is None else read_progress(newest).get("precision")
+        return None if newest is None or recorded is None else _valid(newest / PROGRESS, recorded)
 
     def record_precision(self, precision: str) -> None:
         """Write the choice of `auto` into the configuration. Every rank must call it. Raises StorageStopped."""
@@ -189,7 +189,7 @@ class RunFolder:
             write_atomic(self.settings, self.settings.read_text().replace(_AUTO, became, 1))
 
         try:
-            on_every_rank_or_none(lambda: write() if rank() == 0 else None)
+            done_on_every_rank(lambda: write() if rank() == 0 else None)
         except StorageStopped as error:
             raise StorageStopped(
                 f"{self.settings} could not be written: {error}; free space, or give an output that all workers share, "
@@ -204,10 +204,10 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return [folder for folder in self._folders() if is_whole(folder)]
+        return [folder for folder in self._folders() if is_complete(folder)]
 
     def newest(self) -> Path | None:
-        return next((folder for folder in reversed(self._folders()) if is_whole(folder)), None)
+        return next((folder for folder in reversed(self._folders()) if is_complete(folder)), None)
 
     def agreed_checkpoint(self, tell: Tell = print) -> Path | None:
         """The newest complete checkpoint that rank 0 finds. Every rank must call it when a group of workers starts.
@@ -270,7 +270,7 @@ class RunFolder:
         return sorted(self.path.glob("checkpoint_[0-9]*"))
 
 
-def _computed(file: Path, told: str) -> str:
-    if told not in ("bf16", "fp32"):
-        raise ConfigError(f"{file}: {told!r} is no precision; it must be fp32 or bf16, as the run's first output said")
-    return told
+def _valid(file: Path, recorded: str) -> str:
+    if recorded not in ("bf16", "fp32"):
+        raise ConfigError(f"{file}: {recorded!r} is no precision; it must be fp32 or bf16, as in the run's first lines")
+    return recorded

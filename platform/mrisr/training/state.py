@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mrisr.config import Experiment
 from mrisr.config.validation import Validation
-from mrisr.engine.checkpoint import refused_together
+from mrisr.engine.checkpoint import raised_on_every_rank
 from mrisr.engine.networks import Networks
 from mrisr.engine.schedule import ADVERSARIAL, L1, Phase, Schedule
 from mrisr.metrics import METRICS
@@ -59,7 +59,7 @@ class Best:
         Raises CheckpointError on every rank if one rank finds the weights missing or damaged.
         """
         self.step, self.figures = progress["step"], progress["figures"]
-        with refused_together():
+        with raised_on_every_rank():
             if self.step is not None:
                 self.state = best_weights(folder, name)
 

@@ -53,12 +53,12 @@ class Requests:
             found = Request.STOP
         elif rank() == 0 and self._folder.resize_request.exists():
             found = Request.RESIZE
-        told = torch.tensor(
+        seen_by_rank_0 = torch.tensor(
             [found, time.monotonic() - self._asked_ray > PREEMPTION_EVERY_S], dtype=torch.uint8, device=self._device
         )
         if world_size() > 1:
-            dist.broadcast(told, src=0)
-        request, ask_ray = told.tolist()
+            dist.broadcast(seen_by_rank_0, src=0)
+        request, ask_ray = seen_by_rank_0.tolist()
         if request or not ask_ray:
             return Request(request)
         self._asked_ray = time.monotonic()

@@ -112,19 +112,19 @@ class Supervisor:
         self._look_for_sigterm()
         if self.settings.runs > 1 and len(self.counts) == 1:
             return self.counts[0]  # the search has kept room for it
-        told = False
+        reported = False
         while True:
             fitting = self._fitting()
             for workers in fitting or self.counts[-1:]:
                 patience = LARGEST_GROUP_S if workers == max(fitting, default=0) else SMALLER_GROUP_S
                 if self._placed(workers, fitting, patience):
                     return workers
-            if not told and self._fitting() == fitting:
+            if not reported and self._fitting() == fitting:
                 self.tell(
                     f"waiting for nodes: no room for {self.counts[-1]} workers and a data task; add a node, or end "
                     "other jobs of this cluster"
                 )
-                told = True
+                reported = True
 
     def _placed(self, workers: int, fitting: list[int], seconds: float) -> bool:
         """Whether a group can be placed within `seconds` and before the nodes change."""

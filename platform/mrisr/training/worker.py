@@ -42,7 +42,7 @@ from mrisr.training.outcome import (
     TrainingStopped,
 )
 from mrisr.training.placement_groups import note_group
-from mrisr.training.precision import settle_precision
+from mrisr.training.precision import resolve_precision
 from mrisr.training.progress import ProgressLog
 from mrisr.training.run_folder import RunFolder
 from mrisr.training.state import RunState, Window
@@ -106,7 +106,7 @@ class Rank:
             note_group(self.folder.path)
         self.log = ProgressLog(self.folder.progress, f"rank-{self.rank}")
         newest = self.folder.agreed_checkpoint(self.log.note)
-        self.experiment = experiment = settle_precision(experiment, self.device, self.log.note)
+        self.experiment = experiment = resolve_precision(experiment, self.device, self.log.note)
         self.schedule, self.config = experiment.schedule, step_config(experiment, self.device)
         self.networks = initial_networks(experiment, settings.initial_weights, self.device, self.log.note)
         self.evaluated = build_generator(experiment.generator.architecture)
@@ -292,18 +292,18 @@ def agreed_store(path: Path, fingerprint: str, folder: RunFolder) -> VolumeStore
             problem = folder.other_data(path)
     except (StoreError, OSError) as error:
         problem = f"data.store = {path}: {error}; the same command goes on when the store is there"
-    if told := [text for text in gather_texts(problem) if text]:
-        raise StoreChanged(told[0])
+    if problems := [text for text in gather_texts(problem) if text]:
+        raise StoreChanged(problems[0])
     return store
 
 
 def require_finite(figures: dict[str, float], step: int, folder: RunFolder) -> None:
     """Raise TrainingStopped if validation figures are not finite. The figures are the same on every rank."""
-    told = {key: value for key, value in figures.items() if key.rpartition("/")[2] in METRICS}
-    if not all(math.isfinite(value) for value in told.values()):
+    measured = {key: value for key, value in figures.items() if key.rpartition("/")[2] in METRICS}
+    if not all(math.isfinite(value) for value in measured.values()):
         raise TrainingStopped(
-            f"after step {step} the validation figures are not finite: {told}; start a new run from the best weights "
-            f"with a smaller learning rate: name=... generator.init_from={folder.path}"
+            f"after step {step} the validation figures are not finite: {measured}; start a new run from the best "
+            f"weights with a smaller learning rate: name=... generator.init_from={folder.path}"
         )
 
 

@@ -15,7 +15,7 @@ from mrisr import cluster
 from mrisr.config import ConfigError
 from mrisr.config.paths import home
 from mrisr.data.checks import open_store
-from mrisr.data.splits import settle_splits
+from mrisr.data.splits import resolve_splits
 from mrisr.files import locked, write_atomic
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.addresses import check_address
@@ -65,7 +65,7 @@ def search(plan: SearchPlan, console: Console) -> Iterator[Search]:
     )
     with locked(plan.folder / ".lock", refusal), sigterm_interrupts():
         begin_or_resume(plan, store.fingerprint())
-        config = settle_splits(plan.base, store).model_dump(mode="json")
+        config = resolve_splits(plan.base, store).model_dump(mode="json")
         config["space"] = {key: repr(space) for key, space in plan.spaces.items()}
         parent = tracked_run(config, store, uri, RunFolder(plan.folder), tags={"tuning.kind": "search"})
         with ending_in_tracking(uri, parent):

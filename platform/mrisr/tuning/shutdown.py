@@ -37,11 +37,11 @@ def sigterm_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may have signal handlers
         return
-    told = False
+    terminated = False
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        told = True
+        nonlocal terminated
+        terminated = True
         os.write(2, b"SIGTERM: the search stops\n")
         if not callable(signal.getsignal(signal.SIGINT)):
             raise KeyboardInterrupt  # Ctrl-C is ignored in a command that a shell started in the background
@@ -51,7 +51,7 @@ def sigterm_interrupts() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if not told:
+        if not terminated:
             raise
         raise Terminated("the search was stopped by SIGTERM") from None
     finally:

@@ -69,10 +69,10 @@ def build_sampler(plan: SearchPlan, trials_before: int) -> optuna.samplers.BaseS
                     warn_independent_sampling=False,
                 )  # fmt: skip
             case _:
-                together = t.sampler == "multivariate"
+                multivariate = t.sampler == "multivariate"
                 # group: without it, keys with conditions would be drawn at random.
                 return optuna.samplers.TPESampler(
-                    seed=seed, n_startup_trials=t.startup_trials, multivariate=together, group=together
+                    seed=seed, n_startup_trials=t.startup_trials, multivariate=multivariate, group=multivariate
                 )
 
 
