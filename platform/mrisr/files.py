@@ -12,8 +12,6 @@ from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 
-from voxelstore.errors import printable
-
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write a file through a hidden file in its folder, so that readers see its old content or its new one, never a
@@ -50,9 +48,11 @@ def describe_os_error(error: OSError, path: str | Path | None = None) -> str:
     """An OSError as one line: the file (or `path`), the reason and the remedy."""
     if error.errno is None:
         return str(error)
-    place = path or error.filename
+    place = str(path or error.filename or "")
+    if not place.isprintable():
+        place = repr(place)[1:-1]  # a name may hold characters that a terminal acts on
     remedy = _REMEDIES.get(error.errno, "check the disk and the path")
-    return f"{'' if place is None else f'{printable(place)}: '}{error.strerror}; {remedy}"
+    return f"{place and f'{place}: '}{error.strerror}; {remedy}"
 
 
 def check_output(path: Path, *, folder: bool = False, space: int = 0) -> None:
