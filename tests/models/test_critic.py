@@ -25,6 +25,15 @@ def test_parameter_counts_are_exact() -> None:
     assert count(separable) == 1_090_049 <= 1_200_000
 
 
+def test_the_width_scales_every_layer() -> None:
+    """Biases and affine parameters grow linearly with the width, the products of two layers with its square."""
+    for kind in KINDS:
+        narrow, wide = (build_critic(kind, 16, width) for width in (8, 16))
+        grown = [b.numel() / a.numel() for a, b in zip(narrow.parameters(), wide.parameters(), strict=True)]
+        assert set(grown) == {1, 2, 4}  # 1: the bias of the score
+        assert narrow(torch.zeros(2, 1, 16, 16, 16)).shape == (2,)
+
+
 def test_separable_has_one_set_of_weights_for_every_patch_size() -> None:
     small, large = build_critic("separable", 16, seed=3), build_critic("separable", 40, seed=3)
     small.load_state_dict(large.state_dict())

@@ -103,6 +103,7 @@ class Critic(Section):
     kind: Annotated[str, one_of(CRITICS, "kind of critic")] = Field(
         "separable", description="architecture (design: 4.5)"
     )
+    width: Positive = Field(64, description="channels of its first convolution; the others grow with it")
     samples_at_once: Positive | None = Field(
         1, description="patches the critic scores at a time: memory, same numbers; null: a whole forward pass"
     )

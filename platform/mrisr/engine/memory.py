@@ -19,6 +19,7 @@ from mrisr.engine.schedule import Phase
 from mrisr.engine.step import TERMS, MicroBatch, generate
 from mrisr.engine.step_settings import StepConfig
 from mrisr.models import build_critic, build_generator
+from mrisr.models.critic import WIDTH
 from mrisr.models.torch_private import TorchDispatchMode, fake_tensors
 
 
@@ -70,7 +71,7 @@ class MemorySettings:
 
     generator: its configuration; critic: its kind, None for pretraining only. accumulates: a step has several
     micro-batches, so the gradients of the first exist during the others. validation_patch: edge of the validation cubes
-    in voxels, None without validation.
+    in voxels, None without validation. critic_width: channels of its first convolution.
     """
 
     generator: Mapping[str, Any]
@@ -79,6 +80,7 @@ class MemorySettings:
     step: StepConfig
     accumulates: bool = False
     validation_patch: int | None = None
+    critic_width: int = WIDTH
 
 
 def peak_bytes(settings: MemorySettings) -> dict[str, int]:
@@ -94,7 +96,7 @@ def peak_bytes(settings: MemorySettings) -> dict[str, int]:
     generator.recompute = step.recompute
     objective = None
     if settings.critic is not None:
-        critic = build_critic(settings.critic, settings.patch_size)
+        critic = build_critic(settings.critic, settings.patch_size, settings.critic_width)
         objective = CriticObjective(critic, step.gp_weight, step.critic_samples)
     with counting() as counter:
         for module in (generator, evaluated.eval(), objective):

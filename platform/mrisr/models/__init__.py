@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
-from mrisr.models.critic import Critic, FullCritic, PointwiseCritic, SeparableCritic
+from mrisr.models.critic import WIDTH, Critic, FullCritic, PointwiseCritic, SeparableCritic
 from mrisr.models.generator import Generator
 from mrisr.models.mdcsrn import MDCSRN
 from mrisr.models.rrdb import RRDBNet3D
@@ -50,15 +50,15 @@ def _checked(config: Mapping[str, Any]) -> tuple[str, type[Generator], Any]:
     return kind, network, network.Config(**values)
 
 
-def build_critic(kind: str, patch_size: int = 64, *, seed: int = 0) -> Critic:
-    """The critic of that kind for patches of patch_size^3, with seeded weights.
+def build_critic(kind: str, patch_size: int = 64, width: int = WIDTH, *, seed: int = 0) -> Critic:
+    """The critic of that kind for patches of patch_size^3, with seeded weights. width: channels of its first layer.
 
     Raises ValueError for an unknown kind, or a patch size that the kind does not support.
     """
     network = _entry(CRITICS, "critic", kind)
     if (rule := network.unmet_patch_rule(patch_size)) is not None:
         raise ValueError(f"patch_size is {patch_size}; the {kind} critic needs {rule}")
-    return network(patch_size, seed=seed)
+    return network(patch_size, width, seed=seed)
 
 
 def _entry(table: Mapping[str, _Network], section: str, kind: str) -> _Network:

@@ -14,23 +14,18 @@ from mrisr.models.depthwise import DepthwiseConv3d
 from mrisr.models.seeding import initialise, uninitialised, uninitialised_conv3d
 
 SLOPE = 0.2
-#: (channels in, channels out, stride) of the layers between the first convolution and the head.
-LAYERS = (
-    (64, 64, 2),
-    (64, 128, 1),
-    (128, 128, 2),
-    (128, 256, 1),
-    (256, 256, 2),
-    (256, 512, 1),
-    (512, 512, 2),
-)
+#: (channels in, channels out, stride) of the layers between the first convolution and the head, in units of the width.
+LAYERS = ((1, 1, 2), (1, 2, 1), (2, 2, 2), (2, 4, 1), (4, 4, 2), (4, 8, 1), (8, 8, 2))
+#: Channels of the first convolution in the published critic.
+WIDTH = 64
 
 
 class Critic(nn.Module):
     """Scores patches: the more a patch looks like a real high-resolution one, the higher its score.
 
     Input (B, 1, P, P, P) float32, output (B,); samples do not influence each other's scores. A subclass is built as
-    `Class(patch_size, seed=0)`; its initial weights depend on the seed only.
+    `Class(patch_size, width, seed=0)`, with `width` channels in its first convolution; its initial weights depend on
+    the seed only.
     """
 
     least_patch: ClassVar[int] = 1
@@ -43,7 +38,7 @@ class Critic(nn.Module):
             return None
         return f"a multiple of {cls.patch_multiple}" if cls.patch_multiple > 1 else f"{cls.least_patch} or more"
 
-    def __init__(self, patch_size: int, *, seed: int = 0) -> None:
+    def __init__(self, patch_size: int, width: int = WIDTH, *, seed: int = 0) -> None:
         super().__init__()
         self.patch_size = patch_size
 
@@ -53,23 +48,23 @@ class _Pyramid(Critic):
 
     least_patch = 16
 
-    def __init__(self, patch_size: int, *, seed: int = 0) -> None:
+    def __init__(self, patch_size: int, width: int = WIDTH, *, seed: int = 0) -> None:
         super().__init__(patch_size)
-        layers: list[nn.Module] = [uninitialised_conv3d(1, 64, kernel_size=3, padding=1), nn.LeakyReLU(SLOPE)]
+        layers: list[nn.Module] = [uninitialised_conv3d(1, width, kernel_size=3, padding=1), nn.LeakyReLU(SLOPE)]
         side = patch_size
         for channels_in, channels_out, stride in LAYERS:
             side //= stride
             layers += [
-                *self._convolutions(channels_in, channels_out, stride),
-                self._norm(channels_out, side),
+                *self._convolutions(width * channels_in, width * channels_out, stride),
+                self._norm(width * channels_out, side),
                 nn.LeakyReLU(SLOPE),
             ]
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(
             nn.AdaptiveAvgPool3d(1),
-            uninitialised_conv3d(512, 1024, kernel_size=1),
+            uninitialised_conv3d(8 * width, 16 * width, kernel_size=1),
             nn.LeakyReLU(SLOPE),
-            uninitialised_conv3d(1024, 1, kernel_size=1),
+            uninitialised_conv3d(16 * width, 1, kernel_size=1),
         )
         initialise(self, seed, negative_slope=SLOPE)
 

@@ -56,7 +56,8 @@ def initial_networks(
     generator = build_generator(experiment.generator.architecture, seed=experiment.seed)
     critic = None
     if experiment.schedule.needs_critic:
-        critic = build_critic(experiment.critic.kind, experiment.stream.patch_size, seed=experiment.seed)
+        kind, width = experiment.critic.kind, experiment.critic.width
+        critic = build_critic(kind, experiment.stream.patch_size, width, seed=experiment.seed)
     if initial is not None:
         generator.load_state_dict(load_file(initial))
     config = step_config(experiment, device)

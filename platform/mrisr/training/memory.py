@@ -126,6 +126,7 @@ def _peaks_by_patches(experiment: Experiment) -> Callable[[int], dict[str, int]]
         replace(step_config(experiment), precision=assumed_precision(experiment).precision),
         accumulates=experiment.training.batch_size > experiment.worker_counts[-1] * experiment.micro_batch,
         validation_patch=experiment.validation.patch_size,
+        critic_width=experiment.critic.width,
     )
 
     @cache

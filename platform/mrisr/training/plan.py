@@ -32,7 +32,7 @@ def describe_plan(experiment: Experiment) -> str:
     }
     if schedule.needs_critic:
         kind = experiment.critic.kind
-        networks[f"critic {kind}"] = build_critic(kind, stream.patch_size)
+        networks[f"critic {kind}"] = build_critic(kind, stream.patch_size, experiment.critic.width)
     parameters = ", ".join(
         f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items()
     )
