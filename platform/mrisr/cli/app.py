@@ -24,6 +24,7 @@ app = typer.Typer(
     help="3D brain-MRI super-resolution on Ray: convert -> train -> evaluate -> super-resolve.",
 )  # fmt: skip
 
+MODEL = "pretrained, models:/NAME@champion, models:/NAME/VERSION, or a weights file"
 PROTOCOL_NAMES = " | ".join(PROTOCOLS)
 
 
@@ -125,7 +126,7 @@ def replay(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION, or a weights file")],
+    model: Annotated[str, typer.Option(help=MODEL)],
     store: Annotated[Path, typer.Option(help="Zarr store")],
     split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
     protocol: Annotated[str, typer.Option(help=PROTOCOL_NAMES)] = "chen2018",
@@ -161,7 +162,7 @@ def evaluate(
 def superresolve(
     source: Annotated[Path, typer.Argument(help="NIfTI file, or a folder of them")],
     target: Annotated[Path, typer.Argument(help="output file, or folder if the source is one")],
-    model: Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION, or a weights file")],
+    model: Annotated[str, typer.Option(help=MODEL)] = "pretrained",
     data_consistency: Annotated[
         str | None,
         typer.Option(help=f"put the acquired band back; the protocol that names it: {PROTOCOL_NAMES}"),

@@ -53,7 +53,8 @@ class Generator(Section):
         None, gt=0, lt=1, description="evaluate and register a moving average of the weights, 0.999 say; null: off"
     )
     init_from: str | None = Field(
-        None, description="start from: state_dict file (.pt, .safetensors), run folder, or models:/NAME@ALIAS"
+        None,
+        description="start from: pretrained, a state_dict file (.pt, .safetensors), a run folder, models:/NAME@ALIAS",
     )
 
     @staticmethod

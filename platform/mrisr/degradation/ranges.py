@@ -24,6 +24,11 @@ PROTOCOLS: dict[str, Degradation] = {
     # The project report's third way at its zeroing range 160 of (256, 320, 320), equal parts of both weights.
     "report160": Degradation("mixed", axes=(0, 1, 2), fraction=(0.625, 0.5, 0.5), mix=0.5),
 }
+# The two of in-plane scans, for scans whose planes lie along other axes.
+PROTOCOLS |= {
+    f"{name}-axes{first}{second}": PROTOCOLS[name]._replace(axes=(first, second))
+    for name in ("chen2018", "hz2538") for first, second in ((0, 1), (0, 2))
+}  # fmt: skip
 
 # In drawing order; the parameters of an acquisition have a random generator of their own.
 _DRAWN, _ACQUISITION = ("fraction", "mix", "sigma"), ("taper", "slice_thickness", "noise")

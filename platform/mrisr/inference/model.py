@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 from mrisr.config import ConfigError
@@ -29,7 +28,7 @@ class Model(NamedTuple):
 
 
 def load_model(model: str, tracking_uri: str | None) -> Model:
-    """The model behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a weights file.
+    """The model behind `pretrained`, `pretrained:NAME`, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a weights file.
 
     A file without a configuration (a state_dict of the public port) is read as the published network. Raises
     ConfigError that names the model and what exists.
@@ -40,7 +39,7 @@ def load_model(model: str, tracking_uri: str | None) -> Model:
             options = InferenceOptions(precision=found.tags.get("precision", "auto"))
             protocol = found.tags.get(registry.PROTOCOL)
             return Model(found.generator, found.trained_on, options, found.run_id, found.version, protocol)
-        weights = registry.load_generator_weights(Path(model).expanduser())
+        weights = registry.load_generator_weights(model)
         if weights.config is not None:
             generator = trained_generator(weights.config, weights.state)
             return Model(generator, weights.trained_on, protocol=weights.protocol)

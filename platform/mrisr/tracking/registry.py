@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mrisr.models.generator import Generator
+from mrisr.models.pretrained import shipped_weights
 from mrisr.models.weights import (
     WEIGHTS,
     TrainedOn,
@@ -153,9 +154,11 @@ def load(model_uri: str, uri: str) -> LoadedModel:
 
 
 def load_generator_weights(source: str | Path, uri: str | None = None) -> Weights:
-    """Weights from a file (see `read_weights_file`) or from the registry (`models:/...`, then `uri` is needed)."""
+    """Weights from a file (see `read_weights_file`), from the registry (`models:/...`, then `uri` is needed), or those
+    that ship (`pretrained`, `pretrained:NAME`).
+    """
     if not str(source).startswith("models:/"):
-        file = Path(source)
+        file = shipped_weights(str(source)) or Path(source).expanduser()
         return Weights(*read_weights_file(file), read_trained_on(file), read_protocol(file))
     if uri is None:
         raise ValueError(f"model {source!r}: a tracking URI is needed to read the registry")

@@ -9,6 +9,7 @@ from mrisr.config.paths import home
 from mrisr.data.training_subjects import UNKNOWN, named, seen_in_training
 from mrisr.files import write_atomic
 from mrisr.models import build_generator, complete_config
+from mrisr.models.pretrained import shipped_weights
 from mrisr.models.weights import TrainedOn, Weights, serialised
 from mrisr.tracking.registry import load_generator_weights
 from mrisr.training.checkpoints import BEST_WEIGHTS
@@ -52,7 +53,8 @@ def read_initial_weights(experiment: Experiment, source: str, uri: str) -> Weigh
     """The weights of `models:/...`, a folder of a run or checkpoint, or a weights file. Raises ConfigError."""
     config = experiment.generator.architecture
     try:
-        resolved = source if source.startswith("models:/") else _file(source)
+        registered = source.startswith("models:/") or shipped_weights(source) is not None
+        resolved = source if registered else _file(source)
         found, state, seen, _ = load_generator_weights(resolved, uri)
         generator = build_generator(config)
         if found is None:
