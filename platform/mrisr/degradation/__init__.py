@@ -14,9 +14,10 @@ Notation: N is an axis' length, k its integer frequency (-N/2 < k <= N/2), f the
 | shift_fft_shift | an alias of `shift`: shifting the image before and after changes nothing on even axes            |
 | mixed           | (1-a) W_box + a W_shift                                                                          |
 | gaussian        | W_base * exp(-2 pi^2 sigma^2 |nu|^2), nu = k/N in cycles per voxel, base `box` or `truncate`     |
+| slices          | not a weight: thick slices 1/(1-f) voxels apart, interpolated (`slices.py`)                      |
 | report_literal  | not a weight: the project report's code as it runs, for comparison only (`report_literal.py`)    |
 
-Effects of real acquisitions combine with any kind but `report_literal`; all are off by default: a taper of the acquired
+Effects of real acquisitions combine with any kind that is a weight; all are off by default: a taper of the acquired
 band (`apodisation`), a Gaussian slice profile along one axis (`slice_axis`, `slice_thickness`), and complex Gaussian
 noise before the magnitude (`noise`, which gives Rician noise).
 """

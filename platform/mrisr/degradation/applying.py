@@ -123,11 +123,14 @@ def received_noise(shape: tuple[int, ...], degradation: Degradation) -> np.ndarr
 
 
 def enforce_consistency(estimate: np.ndarray, observed: np.ndarray, degradation: Degradation) -> np.ndarray:
-    """Replace the estimate's spectrum by the observed one where the observed one is exact.
+    """Replace the estimate's spectrum by the observed one where the observed one is exact; for `slices`, correct the
+    estimate so that its slices are the observed ones.
 
     estimate, observed: (D, H, W) on one intensity scale; observed = degrade(truth, degradation) without noise. The
     squared error can only fall (Parseval): it becomes 0 in the kept band and stays the same elsewhere.
     """
+    if (consistent := KINDS[degradation.kind].consistent) is not None:
+        return consistent(estimate, observed, degradation)
     kept = kept_band(observed.shape, degradation).astype(np.float32)
     difference = np.asarray(observed, np.float32) - np.asarray(estimate, np.float32)
     return np.asarray(estimate, np.float32) + apply_weight(difference, kept, degradation.transform_axes)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mrisr.degradation.parameters import Degradation
 from mrisr.degradation.report_literal import report_literal
+from mrisr.degradation.slices import consistent_with_slices, slices
 
 Shape = tuple[int, ...]
 # Kinds that may be the base of `gaussian`.
@@ -20,16 +21,19 @@ class Kind(NamedTuple):
     """One way to degrade a volume: a spectral weight or a program.
 
     weight: (volume shape, degradation) -> the acquired share of each sample, float32 in [0, 1], shaped as by
-    `spectral_weight`; None for a kind with a program. program: (volume, degradation) -> degraded volume, float32. blur:
-    (volume shape, degradation) -> a further factor of the weight that acts before the receiver adds its noise.
-    band_end: (f, degradation) -> where the acquired band and its taper end, as a share of the axis' Nyquist frequency.
-    uses: further parameters that the kind reads. needs: parameters that must be above 0 for the kind to have an effect
-    of its own. example: parameters for the preview gallery; None for an alias.
+    `spectral_weight`; None for a kind with a program. program: (volume, degradation) -> degraded volume, float32.
+    consistent: for a program that keeps the mean intensity, (estimate, observed, degradation) -> the estimate,
+    corrected so that the program gives what was observed. blur: (volume shape, degradation) -> a further factor of the
+    weight that acts before the receiver adds its noise. band_end: (f, degradation) -> where the acquired band and its
+    taper end, as a share of the axis' Nyquist frequency. uses: further parameters that the kind reads. needs:
+    parameters that must be above 0 for the kind to have an effect of its own. example: parameters for the preview
+    gallery; None for an alias.
     """
 
     weight: Callable[[Shape, Degradation], np.ndarray] | None
     example: dict[str, Any] | None
     program: Callable[[np.ndarray, Degradation], np.ndarray] | None = None
+    consistent: Callable[[np.ndarray, np.ndarray, Degradation], np.ndarray] | None = None
     blur: Callable[[Shape, Degradation], np.ndarray] | None = None
     band_end: Callable[[float, Degradation], float] = lambda f, d: 1.0
     uses: tuple[str, ...] = ()
@@ -98,6 +102,7 @@ KINDS: dict[str, Kind] = {
     "mixed": Kind(mixed, {"fraction": 0.5, "mix": 0.5}, uses=("mix",)),
     "shift": Kind(shift, {"fraction": 0.05}),
     "shift_fft_shift": Kind(shift, None),  # to shift the image before and after changes nothing on even axes
+    "slices": Kind(None, {"axes": (2,), "fraction": 0.75}, program=slices, consistent=consistent_with_slices),
     "report_literal": Kind(
         None, {"axes": (0, 1, 2), "fraction": 0.5, "mix": 0.5}, program=report_literal, uses=("mix",)
     ),

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Full width at half maximum of a Gaussian of standard deviation 1.
+FWHM = 2.0 * float(np.sqrt(2.0 * np.log(2.0)))
 APODISATIONS = ("none", "tukey", "hamming")
 
 

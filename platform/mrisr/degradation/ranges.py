@@ -24,10 +24,13 @@ PROTOCOLS: dict[str, Degradation] = {
     # The project report's third way at its zeroing range 160 of (256, 320, 320), equal parts of both weights.
     "report160": Degradation("mixed", axes=(0, 1, 2), fraction=(0.625, 0.5, 0.5), mix=0.5),
 }
-# The two of in-plane scans, for scans whose planes lie along other axes.
+# Axial slices of 3 and 5 voxels.
+PROTOCOLS |= {f"slices{voxels}": Degradation("slices", axes=(2,), fraction=1 - 1 / voxels) for voxels in (3, 5)}
+# The same along other axes, for scans that were acquired in another orientation.
 PROTOCOLS |= {
-    f"{name}-axes{first}{second}": PROTOCOLS[name]._replace(axes=(first, second))
-    for name in ("chen2018", "hz2538") for first, second in ((0, 1), (0, 2))
+    f"{name}-axes{''.join(map(str, axes))}": PROTOCOLS[name]._replace(axes=axes)
+    for names, orientations in ((("chen2018", "hz2538"), ((0, 1), (0, 2))), (("slices3", "slices5"), ((0,), (1,))))
+    for name in names for axes in orientations
 }  # fmt: skip
 
 # In drawing order; the parameters of an acquisition have a random generator of their own.

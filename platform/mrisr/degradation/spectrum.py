@@ -6,10 +6,7 @@ import numpy as np
 
 from mrisr.degradation.checks import check
 from mrisr.degradation.kinds import KINDS
-from mrisr.degradation.parameters import Degradation, frequencies
-
-# Full width at half maximum of a Gaussian of standard deviation 1.
-_FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))
+from mrisr.degradation.parameters import FWHM, Degradation, frequencies
 
 
 def spectral_weight(shape: tuple[int, ...], degradation: Degradation) -> np.ndarray:
@@ -25,7 +22,7 @@ def spectral_weight(shape: tuple[int, ...], degradation: Degradation) -> np.ndar
         weight = (weight * blur(shape, d)).astype(np.float32)
     if d.slice_axis is not None and d.slice_thickness > 0:
         nu = frequencies(shape, d.transform_axes)[d.slice_axis] / shape[d.slice_axis]
-        sigma = d.slice_thickness / _FWHM
+        sigma = d.slice_thickness / FWHM
         weight = (weight * np.exp(-2.0 * np.pi**2 * sigma**2 * nu**2)).astype(np.float32)
     return weight
 
@@ -43,6 +40,8 @@ def noise_weight(shape: tuple[int, ...], degradation: Degradation) -> np.ndarray
 
 def brightness(shape: tuple[int, ...], degradation: Degradation) -> float:
     """W(0), the factor of the mean intensity: 1 but for `mixed` (1 - mix) and `shift` (0)."""
+    if KINDS[degradation.kind].consistent is not None:
+        return 1.0
     return float(spectral_weight(shape, degradation).flat[0])
 
 

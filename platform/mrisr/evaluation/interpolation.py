@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import fft, ndimage
 
-from mrisr.degradation import Degradation, kept_band
+from mrisr.degradation import KINDS, Degradation, kept_band
 
 
 def low_resolution_shape(shape: tuple[int, ...], degradation: Degradation) -> tuple[int, ...]:
@@ -52,8 +52,11 @@ def spline_matrix(length: int, n: int) -> np.ndarray:
 
 def cubic_spline(lr: np.ndarray, degradation: Degradation) -> np.ndarray | None:
     """Crop k-space to the kept band, then interpolate the small volume back, axis by axis (1.5 s for 256x320x320). lr:
-    (D, H, W) float32, zero-filled. Returns the same shape, or None if no smaller grid holds the band.
+    (D, H, W) float32, zero-filled. Returns the same shape, or None if no smaller grid holds the band, or if the input
+    is interpolated already (`slices`).
     """
+    if KINDS[degradation.kind].weight is None:
+        return None
     small = low_resolution_shape(lr.shape, degradation)
     if small == lr.shape:
         return None
