@@ -196,6 +196,8 @@ def test_a_name_acts_on_no_terminal(tmp_path: Path) -> None:
     lines = [file.describe() for file in summary.files]
     assert all(line.isprintable() for line in lines)
     assert [line.split(".nii")[0] for line in lines] == [r"a\n\x1b[2J", r"b\u202e", r"c\r"]
+    with pytest.raises(FileNotFoundError, match=r"d\\n\.nii: no volume found"):
+        superresolve_files(tmp_path / "d\n.nii", tmp_path / "out", SuperResolver(nn.Identity(), OPTIONS))
 
 
 class Unused(nn.Module):

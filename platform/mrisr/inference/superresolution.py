@@ -152,7 +152,7 @@ def _files(
             return [(source, target)]
         if target.suffix and not target.is_dir():
             raise ValueError(
-                f"{target}: extension {target.suffix!r} is not one of {', '.join(EXTENSIONS)}; "
+                f"{printable(target)}: extension {target.suffix!r} is not one of {', '.join(EXTENSIONS)}; "
                 "for a folder of that name, make it first"
             )
         return [(source, target / source.name)]
@@ -164,7 +164,7 @@ def _files(
     if not inputs:
         fits = "" if pattern == "*" else f" that fits the pattern {pattern!r}"
         raise FileNotFoundError(
-            f"{source}: no volume found{fits}; expected a {', '.join(EXTENSIONS)} file or a folder of them"
+            f"{printable(source)}: no volume found{fits}; expected a {', '.join(EXTENSIONS)} file or a folder of them"
         )
     return [(file, target / file.relative_to(source)) for file in inputs]
 
