@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from mrisr.cluster import worker_environment
 from mrisr.engine.compiling import compile_generator, distance, gradients
 from mrisr.engine.objectives import CriticObjective
-from mrisr.engine.precision import chosen, native_bf16
+from mrisr.engine.precision import native_bf16, precision_on
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import float32_convolutions
 from mrisr.models import build_critic, build_generator
@@ -73,7 +73,7 @@ def convolution_backward_flops(  # noqa: PLR0913  # the signature that FlopCount
 
 def layouts(size: int, repeats: int, device: torch.device, phases: Sequence[Phase]) -> list[str]:
     """Table of steps in one process; returns the lines of the ratios."""
-    rate, fast = matmul_rate(device), chosen("auto", device)
+    rate, fast = matmul_rate(device), precision_on("auto", device)
     names = [f"{whose}, {fast}, channels_last_3d" for whose in ("plain loop", "ours")]
     fast_plain, ours = names
     recomputing, rounded = f"{ours}, recompute", f"{ours}, TF32"
@@ -184,7 +184,7 @@ def ceiling(size: int, repeats: int, pair: list[list[int]]) -> list[str]:
 def compiled(size: int, repeats: int, device: torch.device) -> list[str]:
     """torch.compile: the generator's gradients and time against eager's, and the critic's second derivative."""
     lr, hr = patches(PATCHES, size, device)
-    precision = chosen("auto", device)
+    precision = precision_on("auto", device)
     generator = build_generator(PUBLISHED).to(device).train()
     generator.channels_last = True
     times = []

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mrisr.engine.memory import whole_volume_bytes
-from mrisr.engine.precision import PRECISIONS, chosen
+from mrisr.engine.precision import PRECISIONS, precision_on
 from mrisr.inference.whole_volume import InferenceOptions, superresolve_array
 from mrisr.models import build_generator
 from mrisr.models.generator import Generator
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=(256, 320, 320))
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     options = parser.parse_args()
-    shape, precision = tuple(options.shape), chosen(options.precision, CPU)
+    shape, precision = tuple(options.shape), precision_on(options.precision, CPU)
     print(f"{'x'.join(map(str, shape))}, {precision}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     columns = (
         "seconds", "seconds of cores", "peak memory, GiB", "difference to one piece, fp32", "bf16"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mrisr.engine.networks import build_networks
-from mrisr.engine.precision import chosen, native_bf16
+from mrisr.engine.precision import native_bf16, precision_on
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import float32_convolutions
 from mrisr.engine.step import train_step
@@ -90,7 +90,7 @@ def our_loop(
     batch_size: over all ranks; own_depthwise=False: the critic uses torch's depthwise convolutions.
     """
     own: dict[str, Any] = {"batch_size": batch_size or lr.shape[0], "micro_batch": lr.shape[0]}
-    own["precision"] = chosen("auto", lr.device)
+    own["precision"] = precision_on("auto", lr.device)
     config = StepConfig(**own | options)
     critic = build_critic("separable", lr.shape[-1])
     for part in critic.modules():

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from mrisr.config import load_experiment
-from mrisr.engine.precision import chosen
+from mrisr.engine.precision import precision_on
 from mrisr.training.run_folder import RunFolder
 from voxelstore import VolumeStore
 from voxelstore.subject import write_array
@@ -186,7 +186,7 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_replayed(
         train(experiment)
     (folder,) = bench.run.glob("nonfinite_*")
     told = json.loads((folder / "progress.json").read_text())["replay"]
-    assert told["precision"] == RunFolder(bench.run).precision() == chosen("auto", torch.device("cpu"))
+    assert told["precision"] == RunFolder(bench.run).precision() == precision_on("auto", torch.device("cpu"))
     assert len(told["batch"]) == len(told["losses"]) == 2
     bad = [place for place, losses in enumerate(told["losses"]) if not np.isfinite(float(losses["loss"]))]
     assert bad == told["ranks"] == [place for place, patch in enumerate(told["batch"]) if patch["subject"] == subject]

@@ -11,19 +11,26 @@ from PIL import Image
 from mrisr.cli.app import main
 from mrisr.config import load_experiment
 from mrisr.degradation import PROTOCOLS, degrade
-from mrisr.tools.preview import central_plane, contact_sheet, gallery_entries, log_spectrum, planned, shown_axis
+from mrisr.tools.preview import (
+    central_plane,
+    contact_sheet,
+    gallery_entries,
+    log_spectrum,
+    planned_degradations,
+    shown_axis,
+)
 
 
 def test_rows_are_the_ends_the_draws_and_the_protocol() -> None:
     experiment = load_experiment(None, ["degradation.fraction=[0.3,0.7]", "degradation.noise=[0.0,0.02]"])
-    entries = planned(experiment, samples=2)
+    entries = planned_degradations(experiment, samples=2)
     assert [name for name, _ in entries] == ["lower end", "drawn 1", "drawn 2", "upper end", "validation: chen2018"]
     assert entries[0][1].fraction == 0.3
     assert entries[3][1].fraction == 0.7
     assert entries[1][1] != entries[2][1]
-    assert entries == planned(experiment, samples=2)
+    assert entries == planned_degradations(experiment, samples=2)
     assert entries[-1][1] == PROTOCOLS["chen2018"]
-    fixed = planned(load_experiment(None), samples=3)
+    fixed = planned_degradations(load_experiment(None), samples=3)
     assert [name for name, _ in fixed] == ["training", "validation: chen2018"]
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from mrisr.config import ConfigError, Experiment, load_experiment
 from mrisr.config.loading import dump_experiment
 from mrisr.engine.checkpoint import METADATA, PROGRESS
-from mrisr.engine.precision import chosen, native_bf16
+from mrisr.engine.precision import native_bf16, precision_on
 from mrisr.inference.whole_volume import InferenceOptions, superresolve_array
 from mrisr.models import MDCSRN
 from mrisr.models.mdcsrn import MDCSRNConfig
@@ -43,14 +43,14 @@ def test_a_processor_is_asked() -> None:
 @pytest.mark.parametrize(("native", "auto"), [(True, "bf16"), (False, "fp32")])
 def test_auto_is_what_the_device_is_made_for(monkeypatch: pytest.MonkeyPatch, native: bool, auto: str) -> None:
     bf16_processor(monkeypatch, native)
-    assert [chosen(given, CPU) for given in ("auto", "fp32", "bf16")] == [auto, "fp32", "bf16"]
+    assert [precision_on(given, CPU) for given in ("auto", "fp32", "bf16")] == [auto, "fp32", "bf16"]
     assert step_config(load_experiment(None)).precision == auto
     assert step_config(load_experiment(None, ["training.precision=fp32"])).precision == "fp32"
 
 
 def test_a_torch_that_cannot_ask_the_processor_computes_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert chosen("auto", CPU) == "fp32"
+    assert precision_on("auto", CPU) == "fp32"
 
 
 @pytest.mark.parametrize(("native", "auto"), [(True, "bf16"), (False, "fp32")])

@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 
 from mrisr.tuning.plan import SearchPlan, plan_search
-from mrisr.tuning.scheduler import Histories, build_scheduler, grace_steps, judged, rungs
+from mrisr.tuning.scheduler import Histories, build_scheduler, grace_steps, judged_results, rungs
 from mrisr.tuning.study import RUN
 
 
@@ -50,16 +50,16 @@ def test_asha_does_not_judge_a_trial_that_resumes_again_where_it_was_judged(tmp_
     others = {f"trial-{i}": results(30.0 + i, 64) for i in range(4)}
     assert verdicts(plan, others, "late", results(1.0, 64)) == ["STOP"]
     for last in (60, 64):
-        known = others | {"late": judged(False, results(1.0, last))}
+        known = others | {"late": judged_results(False, results(1.0, last))}
         assert verdicts(plan, known, "late", results(1.0, 64)) == ["CONTINUE"] * 16
 
     # It resumes between two rungs: the next one, at step 16, is decided as ever.
-    known = others | {"late": judged(False, results(1.0, 12))}
+    known = others | {"late": judged_results(False, results(1.0, 12))}
     assert verdicts(plan, known, "late", results(1.0, 64)) == ["CONTINUE"] * 3 + ["STOP"]
     assert verdicts(plan, known, "late", results(1.0, 12) + results(50.0, 64)[3:]) == ["CONTINUE"] * 16
 
     # What was written down last was not judged before the kill, perhaps.
-    known = others | {"late": judged(False, results(1.0, 16))}
+    known = others | {"late": judged_results(False, results(1.0, 16))}
     assert verdicts(plan, known, "late", results(1.0, 64)) == ["CONTINUE"] * 3 + ["STOP"]
 
 

@@ -197,14 +197,14 @@ def preview(
 ) -> None:
     """Draw what a configuration trains on: one row per degradation, LR, difference and log-spectrum."""
     experiment = load_experiment(config, overrides or [])
-    from mrisr.tools.preview import contact_sheet, gallery_entries, load_volume, planned, write_sheet
+    from mrisr.tools.preview import contact_sheet, gallery_entries, load_volume, planned_degradations, write_sheet
 
     target = output_path(output, "preview.png", "--output")
     if target.suffix.lower() != ".png":
         raise ConfigError(f"--output {target}: extension {target.suffix!r}; the picture is a .png file")
     check_output(target)
     name, hr, no_signal = load_volume(experiment, None if volume is None else absolute(volume, "--volume"))
-    entries = gallery_entries() if gallery else planned(experiment, samples)
+    entries = gallery_entries() if gallery else planned_degradations(experiment, samples)
     write_sheet(contact_sheet(hr, entries, name, 2 if len(entries) > 6 else 1, no_signal), target, dpi=90)
     typer.echo("\n".join([*(f"{title:<24} {describe(degradation)}" for title, degradation in entries), str(target)]))
 

@@ -100,7 +100,7 @@ def sample_corners(
     return [(int(d), int(h), int(w)) for d, h, w in corners]
 
 
-def spanned(
+def bounding_region(
     corners: list[Corner], patch: int, shape: tuple[int, ...], axes: tuple[int, ...]
 ) -> tuple[tuple[slice, slice, slice], list[Corner]]:
     """The part of the volume that contains all cubes, cropped along `axes` only, and the corners inside that part."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mrisr.augmentation import Augmentation, Orientation
-from mrisr.data.patches import Corner, copy_overlaps, sample_corners, spanned
+from mrisr.data.patches import Corner, bounding_region, copy_overlaps, sample_corners
 from mrisr.degradation import DegradationRange, degrader
 from voxelstore import StoreError, VolumeStore
 from voxelstore.manifest import MANIFEST
@@ -136,7 +136,7 @@ class PatchMaker:
             self.plan.patches_per_row, self.min_foreground, rng,
         )  # fmt: skip
         free = degradation.independent_axes
-        region, corners = spanned(corners, self.patch_size, record.shape, free)
+        region, corners = bounding_region(corners, self.patch_size, record.shape, free)
         axis, voxels = (free[0], PART_VOXELS) if free else (0, None)
         parts = store.normalised_parts(row.subject, region, axis, voxels)
         apply = degrader(record.shape, degradation, no_signal=record.intensity.no_signal)

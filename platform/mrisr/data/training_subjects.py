@@ -23,7 +23,7 @@ def seen_in_training(store: VolumeStore, subjects: Sequence[str], trained_on: Tr
     return tuple(name for name in subjects if _hashes(store, name) & trained_on.contents)
 
 
-def named(subjects: Sequence[str]) -> str:
+def count_and_names(subjects: Sequence[str]) -> str:
     """`3 (a, b, c)`, with at most five names."""
     return f"{len(subjects)} ({', '.join(subjects[:5])}{', ...' if len(subjects) > 5 else ''})"
 

@@ -43,7 +43,7 @@ def save(directory: str | Path, networks: Networks, progress: dict[str, Any]) ->
     text = json.dumps(progress, indent=1, sort_keys=True)
     folder = Path(directory)
     average_statistics(networks)
-    with _alone() as no_dist:  # DCP makes the folder, and tells every rank if one cannot
+    with _in_one_process() as no_dist:  # DCP makes the folder, and tells every rank if one cannot
         dcp.save(_entries(networks), storage_writer=FileSystemWriter(folder, overwrite=True), no_dist=no_dist)
     if rank() == 0:
         write_synced(folder / PROGRESS, text)
@@ -71,7 +71,7 @@ def load(directory: str | Path, networks: Networks) -> dict[str, Any]:
         except (OSError, EOFError, json.JSONDecodeError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{folder} cannot be read: {error}; {REMEDY}") from error
     try:
-        with _alone() as no_dist:
+        with _in_one_process() as no_dist:
             dcp.load(entries, storage_reader=reader, no_dist=no_dist)
     except (OSError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}; {REMEDY}") from error
@@ -107,7 +107,7 @@ def raised_on_every_rank() -> Iterator[None]:
 
 
 @contextmanager
-def _alone() -> Iterator[bool]:
+def _in_one_process() -> Iterator[bool]:
     """Whether this is the only rank. In the block, DCP does not warn about that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mrisr.engine.objectives import PretrainObjective, widened
+from mrisr.engine.objectives import PretrainObjective, at_least_float32
 from mrisr.engine.sharding import on_every_rank
 from mrisr.models.batchnorm import frozen_statistics
 from mrisr.models.generator import Generator
@@ -65,7 +65,7 @@ def gradients(generator: nn.Module, lr: Tensor, hr: Tensor, precision: str) -> d
     """
     parameters = dict(generator.named_parameters())
     with frozen_statistics(generator), torch.autocast(lr.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        loss = PretrainObjective()(widened(generator(lr)), hr)
+        loss = PretrainObjective()(at_least_float32(generator(lr)), hr)
     found = torch.autograd.grad(loss, list(parameters.values()))
     return {name: value.detach().double() for name, value in zip(parameters, found, strict=True)}
 
@@ -99,7 +99,7 @@ def compile_generator(
     units, mode = generator.compilable(), generator.training
     generator.train()
     try:
-        with _filled(generator, noise):
+        with _random_instead_of_zeros(generator, noise):
             expected = gradients(generator, lr, hr, precision)
             for unit in units:
                 unit.forward = torch.compile(unit.forward, backend=backend, dynamic=False)
@@ -118,7 +118,7 @@ def compile_generator(
 
 
 @contextmanager
-def _filled(generator: nn.Module, noise: torch.Generator) -> Iterator[None]:
+def _random_instead_of_zeros(generator: nn.Module, noise: torch.Generator) -> Iterator[None]:
     """In the block, all-zero weights are random. A last layer of zeros would make all other gradients zero."""
     zeros = [weight for weight in generator.parameters() if weight.ndim > 1 and not weight.any()]
     with torch.no_grad():

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 
-def widened(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """float16 and bfloat16 as float32; float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -65,9 +65,9 @@ class CriticObjective(nn.Module):
         """
         with torch.autocast(fake.device.type, enabled=False):
             if real is None:
-                return self._scores(widened(fake))
+                return self._scores(at_least_float32(fake))
             assert coefficients is not None, "the penalty needs one interpolation coefficient per sample"
-            return self._terms(widened(fake.detach()), widened(real), widened(coefficients))
+            return self._terms(at_least_float32(fake.detach()), at_least_float32(real), at_least_float32(coefficients))
 
     def _slices(self, count: int) -> list[slice]:
         size = self.samples_at_once or count
@@ -169,7 +169,7 @@ class PretrainObjective(nn.Module):
     """Mean absolute error of (B, 1, D, H, W) estimates, in float32 or wider."""
 
     def forward(self, estimate: Tensor, reference: Tensor) -> Tensor:
-        return (widened(estimate) - widened(reference)).abs().mean()
+        return (at_least_float32(estimate) - at_least_float32(reference)).abs().mean()
 
 
 class GeneratorObjective(nn.Module):
@@ -183,5 +183,5 @@ class GeneratorObjective(nn.Module):
     def forward(self, estimate: Tensor, reference: Tensor, scores: Tensor) -> GeneratorTerms:
         """estimate, reference: (B, 1, P, P, P); scores: (B,), the critic's scores of `estimate`."""
         l1 = self.pixel(estimate, reference)
-        adversarial = -widened(scores).mean()
+        adversarial = -at_least_float32(scores).mean()
         return GeneratorTerms(l1 + self.adversarial_weight * adversarial, l1.detach(), adversarial.detach())

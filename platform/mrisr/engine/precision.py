@@ -26,6 +26,6 @@ def native_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16", False))
 
 
-def chosen(precision: str, device: torch.device) -> str:
+def precision_on(precision: str, device: torch.device) -> str:
     """`auto` becomes bf16 if that is native to the device, else fp32. Other values are unchanged."""
     return "bf16" if precision == "bf16" or (precision == "auto" and native_bf16(device)) else "fp32"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mrisr.engine.networks import Networks, clipped_weights
-from mrisr.engine.objectives import CriticTerms, GeneratorObjective, PretrainObjective, widened
+from mrisr.engine.objectives import CriticTerms, GeneratorObjective, PretrainObjective, at_least_float32
 from mrisr.engine.schedule import Phase
 from mrisr.engine.sharding import (
     accumulating,
@@ -78,7 +78,7 @@ class MicroBatch:
 def generate(generator: nn.Module, lr: Tensor, precision: str) -> Tensor:
     """The generator's output for lr, computed in that precision and converted to float32."""
     with torch.autocast(lr.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return widened(generator(lr))
+        return at_least_float32(generator(lr))
 
 
 def pretrain_terms(networks: Networks, config: StepConfig, part: MicroBatch) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from mrisr import cluster
 from mrisr.config import ConfigError
-from mrisr.data.training_subjects import UNKNOWN, named, seen_in_training
+from mrisr.data.training_subjects import UNKNOWN, count_and_names, seen_in_training
 from mrisr.degradation import describe
 from mrisr.evaluation.result import EvaluationResult, SubjectResult
 from mrisr.evaluation.subject import Evaluation, evaluate_subject
@@ -41,9 +41,9 @@ def evaluate_on_cluster(
     seen = seen_in_training(store, subjects, trained_on)
     if seen and not evaluation.allow_trained_on:
         raise ConfigError(
-            f"split = {split!r}: {named(seen)} of its {len(subjects)} subjects in {store.path} are among those that "
-            "the model was trained on, so its figures would say nothing about other people; evaluate another split or "
-            "store, or mark them: --allow-trained-on (in training validation.allow_trained_on=true)"
+            f"split = {split!r}: {count_and_names(seen)} of its {len(subjects)} subjects in {store.path} are "
+            "among those that the model was trained on, so its figures would say nothing about other people; evaluate "
+            "another split or store, or mark them: --allow-trained-on (in training validation.allow_trained_on=true)"
         )
     console = console or Console()
     if not trained_on.complete:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mrisr.engine.plane_by_plane import forward_by_planes, longest_axis, runs_by_planes
-from mrisr.engine.precision import chosen
+from mrisr.engine.precision import precision_on
 
 Progress = Callable[[int, int], None]  # (planes done, planes in total)
 
@@ -53,7 +53,7 @@ def superresolve_array(
     source = torch.from_numpy(np.array(volume, np.float32))
     first = next(generator.parameters(), None)
     device = first.device if first is not None else torch.device(options.device or "cpu")
-    half = chosen(options.precision, device) == "bf16"
+    half = precision_on(options.precision, device) == "bf16"
     axis = longest_axis(volume.shape)
     result = np.empty_like(source.numpy())
     target, done = np.moveaxis(result, axis, 0), 0

@@ -33,7 +33,7 @@ def gallery_entries() -> list[Entry]:
     return [*kinds, *_ACQUISITIONS]
 
 
-def planned(experiment: Experiment, samples: int) -> list[Entry]:
+def planned_degradations(experiment: Experiment, samples: int) -> list[Entry]:
     """The training degradations of an experiment (both ends, seeded draws between them), then its protocol."""
     ranges = experiment.degradation
     low, high = ranges.end(0), ranges.end(1)

@@ -10,7 +10,7 @@ from mrisr.tracking.redaction import mask_message
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
 
 
-def refused(error: BaseException) -> bool:
+def is_refusal(error: BaseException) -> bool:
     """Whether MLflow refused the call (for example because the run is deleted), so that waiting is useless."""
     from mlflow.exceptions import MlflowException
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from mrisr.files import write_atomic
-from mrisr.tracking.availability import first_line, refused
+from mrisr.tracking.availability import first_line, is_refusal
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.tracking.runs import RunLogger
 
@@ -139,7 +139,7 @@ class Outbox:
                 time.sleep(RETRY_SECONDS[0])
                 continue
             except Exception as error:  # MLflow, its database and the network raise many types
-                if found and refused(error) and self._is_for_a_record(found, error):
+                if found and is_refusal(error) and self._is_for_a_record(found, error):
                     continue
                 self._tell(error)
                 time.sleep(wait)
@@ -213,7 +213,7 @@ class Outbox:
             del self._queue[place]
 
     def _tell(self, error: Exception) -> None:
-        verb = f"refuses run {self.run_id}" if refused(error) else "is away"
+        verb = f"refuses run {self.run_id}" if is_refusal(error) else "is away"
         trouble = f"MLflow at {mask_secrets(self.uri)} {verb} ({first_line(error)})"
         if not self._trouble:
             self._since = time.monotonic()

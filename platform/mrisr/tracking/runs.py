@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 
-from mrisr.tracking.availability import first_line, refused, within
+from mrisr.tracking.availability import first_line, is_refusal, within
 from mrisr.tracking.provenance import SOURCES, code_version, flatten, plain
 from mrisr.tracking.redaction import mask_secrets
 
@@ -152,7 +152,7 @@ def finish_if_reachable(uri: str, run_id: str, status: Status) -> None:
     try:
         within(FINISH_S, lambda: finish(uri, run_id, status))
     except Exception as error:  # a locked database raises errors of its own
-        how = "says no" if refused(error) else "is away"
+        how = "says no" if is_refusal(error) else "is away"
         print(f"MLflow at {mask_secrets(uri)} {how}: run {run_id} keeps its old status there ({first_line(error)})",
               file=sys.stderr, flush=True)  # fmt: skip
 
@@ -165,7 +165,7 @@ def resume_if_reachable(uri: str, run_id: str, file: Path) -> None:
     try:
         within(RESUME_S, lambda: client(uri).update_run(run_id, status="RUNNING"))
     except Exception as error:
-        if refused(error):
+        if is_refusal(error):
             raise ValueError(
                 f"tracking.uri = {place}: MLflow refuses run {run_id} ({first_line(error)}); use the address that the "
                 f"run began with, restore the run, or delete {file} to go on in a new one"

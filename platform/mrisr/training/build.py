@@ -12,7 +12,7 @@ from mrisr.config import Experiment
 from mrisr.data.rows import PatchMaker, RowPlan
 from mrisr.engine.compiling import compile_generator, different_units, why_eager
 from mrisr.engine.networks import Networks, build_networks
-from mrisr.engine.precision import chosen
+from mrisr.engine.precision import precision_on
 from mrisr.engine.sharding import rank, world_size
 from mrisr.engine.step_settings import StepConfig, StepSettings
 from mrisr.models import build_critic, build_generator
@@ -26,7 +26,7 @@ def step_config(experiment: Experiment, device: torch.device = torch.device("cpu
     shared = {one.name: getattr(t, one.name) for one in fields(StepSettings)}
     return StepConfig(**shared | {
         "micro_batch": experiment.micro_batch,
-        "precision": chosen(t.precision, device),
+        "precision": precision_on(t.precision, device),
         "seed": experiment.seed,
         "recompute": experiment.generator.recompute,
         "critic_samples": experiment.critic.samples_at_once,

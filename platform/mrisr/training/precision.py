@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from mrisr.config import Experiment
-from mrisr.engine.precision import chosen, native_bf16
+from mrisr.engine.precision import native_bf16, precision_on
 from mrisr.engine.sharding import gather_texts, on_every_rank, rank
 from mrisr.training.progress import Tell
 from mrisr.training.run_folder import RunFolder
@@ -68,4 +68,4 @@ def precision_here(experiment: Experiment) -> Assumed:
     if gpus and not has_gpu:
         return Assumed("fp32", "which needs more than bf16, since there is no GPU here to ask")
     device = torch.device("cuda" if has_gpu and gpus is not False else "cpu")
-    return Assumed(chosen("auto", device), "if the workers are like this machine")
+    return Assumed(precision_on("auto", device), "if the workers are like this machine")

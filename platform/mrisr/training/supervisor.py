@@ -180,7 +180,7 @@ class Failures:
             self.newest, self.count, self.pause = newest, 0, 1.0
         if not self.in_search and _not_placed(error):
             return 0.0  # another job took the room: wait for it again
-        self.count += not announced(error)
+        self.count += not was_announced(error)
         since = newest.name if newest else "the start"
         if 0 <= self.most < self.count:
             self.tell(
@@ -189,7 +189,7 @@ class Failures:
             )
             raise error
         self.tell(f"the workers failed ({reason(error)}); they are started again from {since}")
-        if isinstance(error, WorkerGroupError) or announced(error):
+        if isinstance(error, WorkerGroupError) or was_announced(error):
             return 0.0
         # The group did not start or its process died. Ray notices a dead node only after some time.
         pause, self.pause = self.pause, min(2 * self.pause, LONGEST_PAUSE_S)
@@ -206,7 +206,7 @@ def reserved(workers: int, share: cluster.Share) -> Iterator[Any]:
         remove_placement_group(group)
 
 
-def announced(error: Exception) -> bool:
+def was_announced(error: Exception) -> bool:
     """Whether Ray had announced the loss of the node. Such a failure does not count."""
     causes = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
     preempted = getattr(ray.train, "PreemptionError", ())  # since Ray 2.60

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.paths import home
-from mrisr.data.training_subjects import UNKNOWN, named, seen_in_training
+from mrisr.data.training_subjects import UNKNOWN, count_and_names, seen_in_training
 from mrisr.files import write_atomic
 from mrisr.models import build_generator, complete_config
 from mrisr.models.pretrained import shipped_weights
@@ -41,7 +41,7 @@ def _refuse_seen(experiment: Experiment, store: VolumeStore, trained_on: Trained
     seen = seen_in_training(store, subjects, trained_on)
     if seen and not experiment.validation.allow_trained_on:
         raise ConfigError(
-            f"{key}: these weights were trained on {named(seen)} of the {len(subjects)} subjects of "
+            f"{key}: these weights were trained on {count_and_names(seen)} of the {len(subjects)} subjects of "
             f"validation.split = {split!r}, so figures would not be about unseen people; use other weights or another "
             "store, or set validation.allow_trained_on=true (then no version of the run becomes champion)"
         )

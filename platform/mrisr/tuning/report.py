@@ -42,7 +42,7 @@ def _table(plan: SearchPlan, summary: SearchSummary, *, one_column: bool) -> Tab
     for name in ["values"] if one_column else names.values():
         table.add_column(name, overflow="fold", justify="left" if one_column else "right")
     winners = {trial.number for trial in summary.best}
-    for trial in ordered(plan, summary):
+    for trial in best_first(plan, summary):
         values = [short(trial.values.get(key)) for key in names]
         if one_column:
             named = zip(names.values(), values, strict=True)
@@ -63,7 +63,7 @@ def scale(plan: SearchPlan) -> str:
     return f"{'mean over ' if len(protocols) > 1 else ''}{', '.join(protocols)}"
 
 
-def ordered(plan: SearchPlan, summary: SearchSummary) -> list[TrialSummary]:
+def best_first(plan: SearchPlan, summary: SearchSummary) -> list[TrialSummary]:
     """The trials, best first. Failed trials and those without a figure come last."""
     metric = METRICS[plan.base.tuning.metrics[0]]
 

@@ -19,7 +19,7 @@ from mrisr.files import write_atomic
 from mrisr.tracking.redaction import MASK, mask_secrets
 from mrisr.training.run_folder import RunFolder
 from mrisr.tuning.plan import SearchPlan
-from mrisr.tuning.study import LEARNT, begun, open_storage, storage_in, stored_study
+from mrisr.tuning.study import LEARNT, open_storage, started_trials, storage_in, stored_study
 
 DESCRIPTION = "search.yaml"
 # Keys that may differ when a search is resumed: they do not change what is compared.
@@ -48,7 +48,7 @@ def begin_or_resume(plan: SearchPlan, fingerprint: str) -> None:
     """
     file = plan.folder / DESCRIPTION
     text = yaml.safe_dump(description(plan, fingerprint), sort_keys=False)
-    if file.exists() and not _trained(plan):
+    if file.exists() and not _has_trained(plan):
         _forget(plan)
     elif file.exists():
         # Masked again: older versions masked less.
@@ -86,12 +86,12 @@ def _changes(
             yield key, was, is_now
 
 
-def _trained(plan: SearchPlan) -> bool:
+def _has_trained(plan: SearchPlan) -> bool:
     """Whether an earlier start trained anything. The study knows this even if the folders were deleted."""
     if plan.trials_folder.exists() or plan.pretrained_folder.exists():
         return True
     study = stored_study(plan, open_storage(plan))
-    return study is not None and bool(begun(study))
+    return study is not None and bool(started_trials(study))
 
 
 def _forget(plan: SearchPlan) -> None:
@@ -108,19 +108,19 @@ def learn(plan: SearchPlan, fingerprint: str, study: optuna.Study) -> int:
     They inform the sampler only and cannot win. Raises ConfigError for a folder without a search, or with a search of
     another experiment, because those figures do not compare.
     """
-    if not begun(study):
+    if not started_trials(study):
         known = {trial.user_attrs.get(LEARNT) for trial in study.get_trials(deepcopy=False)}
         for entry in plan.base.tuning.learn_from:
             folder = Path(entry).expanduser().absolute()
-            for trial in begun(_earlier_study(plan, folder, fingerprint)):
+            for trial in started_trials(_earlier_study(plan, folder, fingerprint)):
                 source = f"{folder}/{trial.number}"
                 ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-                if ended and source not in known and (copy := _copied(plan, trial, source)) is not None:
+                if ended and source not in known and (copy := _in_this_space(plan, trial, source)) is not None:
                     study.add_trial(copy)
     return sum(LEARNT in trial.user_attrs for trial in study.get_trials(deepcopy=False))
 
 
-def _copied(plan: SearchPlan, trial: FrozenTrial, source: str) -> FrozenTrial | None:
+def _in_this_space(plan: SearchPlan, trial: FrozenTrial, source: str) -> FrozenTrial | None:
     """The trial in this search's space; None if a key is missing, no longer searched, or out of range."""
     fixed = optuna.trial.FixedTrial(trial.params)
     try:

@@ -48,7 +48,7 @@ class ASHA(FIFOScheduler):
         return not stops
 
 
-def judged(ended: bool, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def judged_results(ended: bool, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The results that the scheduler has surely judged. A running trial may have been killed before that."""
     return results if ended else results[:-1]
 

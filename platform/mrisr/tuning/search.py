@@ -26,7 +26,7 @@ from mrisr.tuning.concurrency import trials_at_once
 from mrisr.tuning.plan import SearchPlan, extremes
 from mrisr.tuning.progress import Progress
 from mrisr.tuning.resume import begin_or_resume, learn
-from mrisr.tuning.scheduler import build_scheduler, judged
+from mrisr.tuning.scheduler import build_scheduler, judged_results
 from mrisr.tuning.searcher import StudySearcher
 from mrisr.tuning.shutdown import end_trials, sigterm_interrupts, tune_interruptible
 from mrisr.tuning.study import open_storage, open_study
@@ -119,7 +119,7 @@ def _run_trials(settings: TrialSettings, console: Console) -> None:
     if not earlier.missing:
         return
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    histories = {trial.run: judged(trial.ended, trial.results) for trial in earlier.trials}
+    histories = {trial.run: judged_results(trial.ended, trial.results) for trial in earlier.trials}
     progress = Progress(plan, done)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, settings=settings), {"CPU": DRIVER_CPUS}),

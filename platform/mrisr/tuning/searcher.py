@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 
 from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan
-from mrisr.tuning.study import RUN, begun, build_sampler, open_storage, running_trial
+from mrisr.tuning.study import RUN, build_sampler, open_storage, running_trial, started_trials
 
 
 class StudySearcher(Searcher):
@@ -24,7 +24,7 @@ class StudySearcher(Searcher):
         super().__init__()
         self._plan, self._study = plan, study
         self._trials: dict[str, optuna.Trial] = {}  # by Tune's id
-        study.sampler = build_sampler(plan, len(begun(study)))
+        study.sampler = build_sampler(plan, len(started_trials(study)))
         # These include a trial that was killed while its parameters were drawn. Missing parameters are drawn now.
         self._unfinished = [t.number for t in study.get_trials(deepcopy=False) if t.state is TrialState.RUNNING]
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from mrisr.tracking import runs as tracking
-from mrisr.tracking.availability import first_line, refused, within
+from mrisr.tracking.availability import first_line, is_refusal, within
 from mrisr.tracking.outbox import Outbox
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.tracking.runs import Status
@@ -90,10 +90,10 @@ def end_trials(uri: str, summary: SearchSummary, parent: str, seconds: float) ->
         try:
             _end_trial(uri, trial, run_id, parent, seconds)
         except Exception as error:  # databases raise their own errors, not MLflow's
-            how = "says no" if refused(error) else "is away"
+            how = "says no" if is_refusal(error) else "is away"
             print(f"MLflow at {mask_secrets(uri)} {how}: run {run_id} of {trial.run} may still show as running "
                   f"({first_line(error)})", file=sys.stderr, flush=True)  # fmt: skip
-            if not refused(error):
+            if not is_refusal(error):
                 return  # the other trials could not reach it either
 
 

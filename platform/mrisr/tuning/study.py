@@ -118,7 +118,7 @@ def stored_study(plan: SearchPlan, storage: BaseStorage) -> optuna.Study | None:
     return study
 
 
-def begun(study: optuna.Study) -> list[FrozenTrial]:
+def started_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that this search has started, finished or not, in order. Learnt trials are excluded."""
     return [t for t in study.get_trials(deepcopy=False) if t.state is not TrialState.WAITING and RUN in t.user_attrs]
 

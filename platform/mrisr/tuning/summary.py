@@ -12,7 +12,7 @@ from mrisr.metrics import METRICS
 from mrisr.training.run_folder import RunFolder
 from mrisr.tuning.history import TrialHistory
 from mrisr.tuning.plan import SearchPlan
-from mrisr.tuning.study import RUN, begun, open_study
+from mrisr.tuning.study import RUN, open_study, started_trials
 
 _STATES = {
     TrialState.COMPLETE: "finished",
@@ -56,7 +56,7 @@ class SearchSummary(NamedTuple):
 
 
 def summarize(plan: SearchPlan, study: optuna.Study | None = None) -> SearchSummary:
-    trials = [_summarize_trial(plan, frozen) for frozen in begun(study or open_study(plan))]
+    trials = [_summarize_trial(plan, frozen) for frozen in started_trials(study or open_study(plan))]
     ended = [trial for trial in trials if trial.ended]
     return SearchSummary(trials, _best(ended, plan.base.tuning.metrics), max(0, plan.trials - len(ended)))
 

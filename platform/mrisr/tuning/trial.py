@@ -132,13 +132,13 @@ def run_trial(config: dict[str, Any], settings: TrialSettings) -> None:
         host = Host(settings.concurrent, DRIVER_CPUS, (report,), settings.parent_run_id, settings.dataset)
         train(experiment, host._replace(displays=True))
     except Exception as error:
-        if not _stopped():
+        if not _is_stopped():
             with suppress(OSError):  # a full disk may refuse the note too; the trial's own error matters more
                 (history.interrupt if isinstance(error, OUTSIDE_CAUSES) else history.fail)(reason(error))
         raise
 
 
-def _stopped() -> bool:
+def _is_stopped() -> bool:
     """Whether Tune has stopped this trial. Its process is ending, so errors in its thread are not failures."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tune warns that there is no session, which is what is asked here
