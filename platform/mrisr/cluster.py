@@ -32,6 +32,8 @@ KEEP_MEMORY = {
 }
 # A Ray that mrisr starts listens on loopback only.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# It has one machine, which nobody takes away with notice: no process needs to watch for that.
+OWN = {**LOOPBACK, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 # Joining a cluster: Ray gives up after 20 s instead of 20 times 40 s if the address is not a cluster.
 JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "10"}
 CPUS_WITHIN_S = 10
@@ -79,7 +81,7 @@ def connect() -> None:
 def prepare_environment() -> None:
     """Set the variables that Ray and MLflow read at import. Variables that the user has set stay."""
     own = _address() is None
-    for key, value in {**ENVIRONMENT, **(LOOPBACK if own else JOINING)}.items():
+    for key, value in {**ENVIRONMENT, **(OWN if own else JOINING)}.items():
         os.environ.setdefault(key, value)
     # By default Ray requires the token in clusters that it starts, but does not send it to a cluster that it joins.
     if not own and (Path.home() / ".ray" / "auth_token").exists():
@@ -169,7 +171,8 @@ def _start() -> None:
     # This logger reports at every start that the token is in use.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
-        ray.init("local", logging_level=logging.WARNING, log_to_driver=False)
+        # The dashboard's ten processes take 4 s of a core, and Ray waits for them; `ray start --head` gives one.
+        ray.init("local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
         folder = os.environ.get("RAY_TMPDIR")
         if "AF_UNIX" in str(error) and folder:

@@ -91,11 +91,8 @@ class FakeRay:
         self.endings, self.started, self.killed = list(endings), list[int](), 0
         self.look: Callable[[], bool] = lambda: True  # whether the group has ended
         launcher = SimpleNamespace(fit=SimpleNamespace(remote=self.fit))
-        actor = SimpleNamespace(remote=lambda environment: launcher)
-        monkeypatch.setattr(supervisor, "NodeAffinitySchedulingStrategy", lambda *args, **options: None)
+        monkeypatch.setattr(supervisor, "start_launcher", lambda: launcher)
         monkeypatch.setattr(supervisor, "ray", SimpleNamespace(
-            get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "node", gcs_address="127.0.0.1:1"),
-            remote=lambda **options: lambda kind: actor,
             wait=self.wait, get=lambda ending: ending, kill=self.kill, train=supervisor.ray.train,
         ))  # fmt: skip
 
@@ -255,7 +252,7 @@ def test_ray_itself_restarts_and_resumes_nothing(tmp_path: Path, monkeypatch: py
         fitted.append(options)
         return SimpleNamespace(fit=lambda: SimpleNamespace(return_value=MORE))
 
-    monkeypatch.setattr("mrisr.training.launcher.TorchTrainer", trainer)
+    monkeypatch.setattr("mrisr.training.trainer.Trainer", trainer)
     launcher, settings = Launcher({}), settings_of(Experiment(), cluster.Share(0.5, True, 1.0))
     for workers in (2, 1):
         assert launcher.fit(workers, settings, tmp_path, ()) == (MORE, None)

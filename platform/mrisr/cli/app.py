@@ -80,10 +80,12 @@ def train(
 
         typer.echo(describe_plan(experiment))
         return
-    from mrisr.training.publishing import publish
     from mrisr.training.run import train as run
 
-    for published in publish(run(experiment)):
+    trained = run(experiment)
+    from mrisr.training.publishing import publish  # not before torch is needed: it delays the first step
+
+    for published in publish(trained):
         typer.echo("\n".join(published.lines()))
 
 

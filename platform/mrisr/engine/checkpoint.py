@@ -22,16 +22,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import StorageMeta
 
 from mrisr.engine.networks import Networks, average_statistics
+from mrisr.engine.progress import METADATA, PROGRESS, REMEDY, CheckpointError, read_progress
 from mrisr.engine.sharding import gather_texts, plain, rank, release, world_size
 from mrisr.files import write_synced
-
-PROGRESS = "progress.json"
-METADATA = ".metadata"
-REMEDY = "delete this folder to resume from the checkpoint before it"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of other networks than the ones to load it into."""
 
 
 def save(directory: str | Path, networks: Networks, progress: dict[str, Any]) -> None:
@@ -79,12 +72,6 @@ def load(directory: str | Path, networks: Networks) -> dict[str, Any]:
         causes = {f"rank {number}: {type(cause).__name__} {cause}" for number, (cause, _) in error.failures.items()}
         reason = ", ".join(sorted(causes))
         raise CheckpointError(f"{folder} cannot be read: {reason}; {REMEDY}") from error
-    return progress
-
-
-def read_progress(directory: str | Path) -> dict[str, Any]:
-    """The progress that `save` wrote. Raises OSError, or ValueError for text that is not JSON."""
-    progress: dict[str, Any] = json.loads((Path(directory) / PROGRESS).read_text())
     return progress
 
 

@@ -27,6 +27,8 @@ from mrisr.tracking.runs import RunLogger
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Seconds to wait for an unresponsive MLflow at the end of a run, and after SIGTERM. The next start delivers the rest.
+LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S = 60.0, 3.0
 RETRY_SECONDS = (0.5, 30.0)  # the first and the longest wait after a failure; each wait is twice the one before
 LOCK_RELEASE_S = 1.0  # how long close() waits for the thread to release the folder's lock
 AT_ONCE = 200  # records of metrics in one delivery, at most
@@ -37,12 +39,15 @@ _Item = Path | dict[str, Any]  # a record's file, or the record itself if the di
 class Outbox:
     """The queue of one run's records. A lock in the folder lets one process at a time deliver.
 
+    first_after_s: seconds before the first delivery, for which MLflow is imported, or until `close`.
     folder: made if missing; holds one file per record until it is delivered. A record that is delivered twice appears
     once (see RunLogger). No method raises because of MLflow. An unreadable or refused record becomes a .bad file. tell:
     takes warnings for the user.
     """
 
-    def __init__(self, uri: str, run_id: str, folder: Path, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, uri: str, run_id: str, folder: Path, tell: Callable[[str], None] | None = None, first_after_s: float = 0.0
+    ) -> None:
         self.uri, self.run_id, self.folder, self._warn = uri, run_id, folder, tell or _to_stderr
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         self._next = 1 + max((int(file.stem) for file in self._files()), default=0)
@@ -53,6 +58,7 @@ class Outbox:
         self._logger: RunLogger | None = None
         self._trouble = ""
         self._since = 0.0
+        self._first_after_s = first_after_s
         self._thread = threading.Thread(target=self._deliver_all, name="mlflow-outbox", daemon=True)
         self._thread.start()
 
@@ -116,6 +122,8 @@ class Outbox:
             self._changed.notify()
 
     def _deliver_all(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, self._first_after_s)
         lock = FileLock(self.folder / ".lock")
         wait = RETRY_SECONDS[0]
         while True:

@@ -1,7 +1,7 @@
-"""The placement groups of a trial's workers. They are recorded when the workers start and removed after the trial.
+"""The placement groups of a run's workers. They are recorded when the workers start and removed after the run.
 
-When Tune stops a trial, the controller of its training run dies too, and nothing removes the workers' group: Ray
-Train's cleaner needs the dashboard. Without this module, the resources would be reserved until the search ends.
+When Ray Train's controller dies, or Tune stops a trial and its controller with it, nothing else removes the workers'
+group: Ray Train's own cleaner needs a process and the dashboard. The resources would be reserved until the driver ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GROUPS = "placement_groups.txt"
 
 
 def note_group(run_folder: Path) -> None:
-    """In a worker: write the id of its placement group into the run's folder."""
+    """In a worker: append the id of its placement group to a file of the run's folder."""
     if (group := get_current_placement_group()) is not None:
         with (run_folder / GROUPS).open("a") as file:
             file.write(f"\n{group.id.hex()}\n")
@@ -33,8 +33,11 @@ def release_groups(run_folder: Path, *, now: bool = False) -> bool:
     now: remove groups with living workers too. By default a later call removes them: a living controller would count
     the loss of its workers as a failure and might request a new group.
     """
-    file, states, busy = run_folder / GROUPS, placement_group_table(), False
-    for group in file.read_text().split() if file.exists() else []:
+    file, busy = run_folder / GROUPS, False
+    if not file.exists():
+        return True
+    states = placement_group_table()
+    for group in dict.fromkeys(file.read_text().split()):
         # A kill truncates an id.
         if len(group) != 2 * PlacementGroupID.size() or states.get(group, {}).get("state", "REMOVED") == "REMOVED":
             continue

@@ -5,32 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mrisr import cluster
 from mrisr.config import Experiment
 from mrisr.config.paths import home
 from mrisr.data.checks import open_store
 from mrisr.data.splits import resolve_splits
-from mrisr.engine.checkpoint import read_progress
+from mrisr.engine.progress import read_progress
 from mrisr.files import write_atomic
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.addresses import AddressUnreachable, check_address
 from mrisr.tracking.availability import first_line
-from mrisr.tracking.outbox import Outbox
+from mrisr.tracking.outbox import LAST_DELIVERY_S, Outbox
 from mrisr.tracking.redaction import mask_secrets
 from mrisr.training.checkpoints import best_of_stage, best_weights
 from mrisr.training.display import shown
+from mrisr.training.launcher import start_launcher
 from mrisr.training.outcome import StoreChanged, Terminated, TrackingUnreachable
 from mrisr.training.progress import ProgressLog
 from mrisr.training.run_folder import RunFolder
-from mrisr.training.supervisor import Supervisor
-from mrisr.training.warm_start import prepare_initial_weights
-from mrisr.training.worker import LAST_DELIVERY_S
 from mrisr.training.worker_settings import WorkerSettings
 from voxelstore import VolumeStore
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Host(NamedTuple):
@@ -97,23 +96,31 @@ def train(experiment: Experiment, host: Host = Host()) -> TrainedRun:
 
 def _train(experiment: Experiment, store: VolumeStore, host: Host) -> TrainedRun:
     folder = RunFolder.of(experiment)
-    cluster.connect()
+    uri = tracking.resolve_uri(experiment.tracking.uri, home())
+    with tracking.importing(uri):
+        cluster.connect()
     share = _share(experiment, host)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.locked():
         folder.refuse_other_batchnorm(experiment, share.gpu)
+        launcher = start_launcher()
         folder.begin(experiment, store)
-        uri = tracking.resolve_uri(experiment.tracking.uri, home())
         log = ProgressLog(folder.progress, "driver")
-        initial = prepare_initial_weights(experiment, store, uri, log.note)
+        initial = None
+        if experiment.generator.init_from is not None:
+            from mrisr.training.warm_start import prepare_initial_weights
+
+            initial = prepare_initial_weights(experiment, store, uri, log.note)
         config = experiment.model_dump(mode="json")
         run_id = tracked_run(config, store, uri, folder, parent_run_id=host.parent_run_id)
         node_cpus = max(1, int(min(cpus for cpus, _ in cluster.nodes()) / host.runs))
         settings = WorkerSettings(
             experiment, uri, run_id, store.fingerprint(), initial, share, node_cpus, host.runs, host.driver_cpus
         )
+        from mrisr.training.supervisor import Supervisor  # Ray Train takes 0.6 s, while the launcher starts
+
         with ending_in_tracking(uri, run_id):
-            Supervisor(settings, host.callbacks, log.note).run()
+            Supervisor(settings, host.callbacks, log.note, launcher).run()
         _deliver_rest(experiment, uri, run_id)
         return outcome(experiment, run_id, uri, folder.checkpoints()[-1])
 

@@ -1,4 +1,7 @@
-"""The folder of a run. Only this module knows its file names, lock, recorded configuration and checkpoints."""
+"""The folder of a run. Only this module knows its file names, lock, recorded configuration and checkpoints.
+
+A driver imports it before torch, which takes 2 s: what only workers do imports torch where it is done.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,21 @@ import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any
 
 from mrisr.config import ConfigError, Experiment
 from mrisr.config.loading import dump_experiment, load_experiment
 from mrisr.config.paths import after_move
 from mrisr.config.spaces import flat
-from mrisr.engine.checkpoint import PROGRESS, read_progress
-from mrisr.engine.networks import Networks
-from mrisr.engine.sharding import rank, world_size
+from mrisr.engine.progress import PROGRESS, read_progress
 from mrisr.files import locked, write_atomic
-from mrisr.training.build import step_config
-from mrisr.training.checkpoints import done_on_every_rank, is_complete, remove, write_folder
+from mrisr.training.checkpoints import is_complete, remove
 from mrisr.training.outcome import StorageStopped
 from mrisr.training.progress import Tell
 from voxelstore import VolumeStore
+
+if TYPE_CHECKING:
+    from mrisr.engine.networks import Networks
 
 # Keys that may differ between a run and its resumption: they do not change the results so far.
 _MAY_CHANGE = (
@@ -149,6 +150,8 @@ class RunFolder:
         newest = self.newest()
         if newest is None:
             return
+        from mrisr.training.build import step_config
+
         name, workers, batch = self.path.name, experiment.resources.workers, experiment.training.batch_size
         now = step_config(experiment).batchnorm_over(workers, gpu)
         before = read_progress(newest).get("batchnorm_over")
@@ -183,6 +186,9 @@ class RunFolder:
 
     def record_precision(self, precision: str) -> None:
         """Write the choice of `auto` into the configuration. Every rank must call it. Raises StorageStopped."""
+        from mrisr.engine.sharding import rank
+        from mrisr.training.checkpoint_writing import done_on_every_rank
+
         became = f"  precision: {precision}{_WAS_AUTO}\n"
 
         def write() -> None:
@@ -214,6 +220,10 @@ class RunFolder:
 
         Rank 0 also deletes incomplete checkpoints of earlier groups and tells the names of damaged ones.
         """
+        import torch.distributed as dist
+
+        from mrisr.engine.sharding import rank, world_size
+
         box: list[Path | None] = [None]
         if rank() == 0:
             for torn in self.path.glob(".*.part"):
@@ -257,6 +267,8 @@ class RunFolder:
                 remove(folder)
 
     def _write(self, name: str, networks: Networks, progress: dict[str, Any], files: Mapping[str, bytes]) -> Path:
+        from mrisr.training.checkpoint_writing import write_folder
+
         try:
             return write_folder(self.path / name, networks, progress, files)
         except StorageStopped as error:

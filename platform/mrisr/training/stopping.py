@@ -1,16 +1,10 @@
-"""Saves a checkpoint before a known end: SIGTERM to the driver, more workers, or a node that Ray will lose."""
+"""In workers: a checkpoint before a known end: SIGTERM to the driver, more workers, or a node that Ray will lose."""
 
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import IntEnum
-from types import FrameType
 
 import ray.train
 import torch
@@ -66,25 +60,3 @@ class Requests:
             return Request.NOTHING
         self._saved_for_preemption = True
         return Request.CHECKPOINT
-
-
-@contextmanager
-def stop_on_sigterm(folder: RunFolder) -> Iterator[None]:
-    """In the driver: the first SIGTERM asks the workers to save and stop; a second one ends the driver at once."""
-    file = folder.stop_request
-    file.unlink(missing_ok=True)
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread can have signal handlers; a trial's process belongs to Ray Tune
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if file.exists():
-            sys.exit(128 + number)
-        file.touch()
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        file.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ folder and keeps no other state. So Ray's own restarts, scaling and list of chec
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,14 +18,14 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mrisr import cluster
-from mrisr.training.launcher import Launcher
+from mrisr.training.launcher import start_launcher
 from mrisr.training.outcome import Ending, RoomForMore, Terminated, TrainingStopped, reason
+from mrisr.training.placement_groups import release_groups
 from mrisr.training.progress import Tell
 from mrisr.training.run_folder import RunFolder
-from mrisr.training.stopping import stop_on_sigterm
+from mrisr.training.sigterm import stop_on_sigterm
 from mrisr.training.worker_settings import WorkerSettings
 
 LOOK_EVERY_S = 0.5
@@ -36,14 +35,15 @@ LONGEST_PAUSE_S = 30.0
 
 
 class Supervisor:
-    """Trains one run. callbacks: for Ray Train; tell: takes what the user must know."""
+    """Trains one run. callbacks: for Ray Train; tell: takes what the user must know; launcher: one that has started."""
 
-    def __init__(self, settings: WorkerSettings, callbacks: tuple[Any, ...] = (), tell: Tell = print) -> None:
-        self.settings, self.callbacks, self.tell = settings, callbacks, tell
+    def __init__(
+        self, settings: WorkerSettings, callbacks: tuple[Any, ...] = (), tell: Tell = print, launcher: Any = None
+    ) -> None:
+        self.settings, self.callbacks, self.tell, self.launcher = settings, callbacks, tell, launcher
         self.experiment, self.share = settings.experiment, settings.share
         self.folder, self.counts = RunFolder.of(self.experiment), self.experiment.worker_counts
         self.failures = Failures(self.experiment.training.max_failures, self.folder, settings.runs > 1, tell)
-        self.launcher: Any = None  # a Launcher, from the first group on
 
     def run(self) -> None:
         """Train to the end of the schedule.
@@ -72,13 +72,7 @@ class Supervisor:
         storage, every = self.folder.ray, self.experiment.resources.resize_every_s
         shutil.rmtree(storage, ignore_errors=True)
         if self.launcher is None:
-            ours = ray.get_runtime_context()
-            here = NodeAffinitySchedulingStrategy(ours.get_node_id(), soft=False)
-            # With a second Ray on the machine, Ray's cleaner of placement groups does not know which one is its own.
-            address = {"env_vars": {"RAY_ADDRESS": ours.gcs_address}}
-            environment = {key: value for key, value in os.environ.items() if key.startswith("RAY_TRAIN_")}
-            launcher = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=address)(Launcher)
-            self.launcher = launcher.remote(environment)
+            self.launcher = start_launcher()
         ended = self.launcher.fit.remote(workers, self.settings, storage, self.callbacks)
         look_at, stopping = time.monotonic() + every, False
         while not ray.wait([ended], timeout=LOOK_EVERY_S)[0]:
@@ -100,6 +94,7 @@ class Supervisor:
         if self.launcher is not None:
             ray.kill(self.launcher)
             self.launcher = None
+            release_groups(self.folder.path, now=True)
         shutil.rmtree(self.folder.ray, ignore_errors=True)
 
     def _fitting(self) -> list[int]:

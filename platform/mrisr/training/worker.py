@@ -24,7 +24,7 @@ from mrisr.evaluation.pictures import critic_figure
 from mrisr.metrics import METRICS
 from mrisr.models import build_generator
 from mrisr.models.weights import serialised
-from mrisr.tracking.outbox import Outbox
+from mrisr.tracking.outbox import LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S, Outbox
 from mrisr.training import failed_step
 from mrisr.training.build import initial_networks, patch_maker, step_config
 from mrisr.training.checkpoints import LAST_WEIGHTS
@@ -41,7 +41,6 @@ from mrisr.training.outcome import (
     TerminatedWithoutData,
     TrainingStopped,
 )
-from mrisr.training.placement_groups import note_group
 from mrisr.training.precision import resolve_precision
 from mrisr.training.progress import ProgressLog
 from mrisr.training.run_folder import RunFolder
@@ -54,8 +53,8 @@ from voxelstore import StoreError, VolumeStore
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Seconds to wait for an unresponsive MLflow at the end of a run, and after SIGTERM. The next start delivers the rest.
-LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S = 60.0, 3.0
+# MLflow's import takes 2 s of a core. The first steps have it to themselves.
+FIRST_DELIVERY_S = 6.0
 
 
 def train_worker(settings: WorkerSettings) -> Ending:
@@ -102,8 +101,6 @@ class Rank:
             torch.set_num_threads(threads or max(1, settings.node_cpus // context.get_local_world_size()))
 
         self.folder = RunFolder.of(experiment)
-        if self.rank == 0 and settings.driver_cpus:  # in a trial of a search
-            note_group(self.folder.path)
         self.log = ProgressLog(self.folder.progress, f"rank-{self.rank}")
         newest = self.folder.agreed_checkpoint(self.log.note)
         self.experiment = experiment = resolve_precision(experiment, self.device, self.log.note)
@@ -123,7 +120,8 @@ class Rank:
         self.validators = validators(experiment.validation, store, self.rank, self.world)
         self.outbox: Outbox | None = None
         if self.rank == 0:
-            self.outbox = Outbox(settings.tracking_uri, settings.mlflow_run_id, self.folder.outbox, self.log.note)
+            tracked = settings.tracking_uri, settings.mlflow_run_id
+            self.outbox = Outbox(*tracked, self.folder.outbox, self.log.note, FIRST_DELIVERY_S)
         self.requests, self.critic_watch = Requests(self.folder, self.device), CriticWatch()
         self.maker = patch_maker(experiment, store.subjects("train"), settings.dataset)
         # The present cluster: after the loss of a node there are fewer workers and fewer CPUs.

@@ -19,9 +19,9 @@ from mrisr.data.splits import resolve_splits
 from mrisr.files import locked, write_atomic
 from mrisr.tracking import runs as tracking
 from mrisr.tracking.addresses import check_address
+from mrisr.tracking.outbox import LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S
 from mrisr.training.run import Host, ending_in_tracking, tracked_run, train
 from mrisr.training.run_folder import RunFolder
-from mrisr.training.worker import LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED_S
 from mrisr.tuning.concurrency import trials_at_once
 from mrisr.tuning.plan import SearchPlan, extremes
 from mrisr.tuning.progress import Progress

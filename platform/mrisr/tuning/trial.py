@@ -13,7 +13,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from mrisr import cluster
 from mrisr.config import Experiment, load_experiment
 from mrisr.config.tuning import Tuning
-from mrisr.engine.checkpoint import read_progress
+from mrisr.engine.progress import read_progress
 from mrisr.metrics import METRICS
 from mrisr.training.outcome import OUTSIDE_CAUSES, reason
 from mrisr.training.run import Host, train

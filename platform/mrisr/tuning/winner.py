@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from mrisr.config import ConfigError
-from mrisr.engine.checkpoint import read_progress
+from mrisr.engine.progress import read_progress
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster
 from mrisr.evaluation.subject import Evaluation
 from mrisr.models.weights import read_trained_on, trained_generator
