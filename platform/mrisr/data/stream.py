@@ -111,7 +111,8 @@ def rank_batches(
     limits: StreamLimits,
     waiting: Callable[[float], None] = lambda seconds: None,
 ) -> Generator[Batch, None, None]:
-    """The batches of a rank for steps start_step ... stop_step - 1, streamed by Ray Data; close it to stop early.
+    """The batches of a rank for steps start_step ... stop_step - 1, streamed by Ray Data from this call on; close it to
+    stop early.
 
     One dataset computes `limits.rounds` groups of every lane; AHEAD datasets run while an earlier one is consumed. Ray
     Data starts tasks ten times a second, so the second dataset's tasks wait in Ray's queue and keep all cores busy. One
@@ -137,19 +138,23 @@ def rank_batches(
 
     rounds = [range(begin, min(begin + limits.rounds, end)) for begin in range(first, end, limits.rounds)]
     pool = ThreadPoolExecutor(max_workers=AHEAD, thread_name_prefix="stream")
-    try:
-        ahead = deque(pool.submit(compute, turns) for turns in rounds[:AHEAD])
+    ahead = deque(pool.submit(compute, turns) for turns in rounds[:AHEAD])
+
+    def batches() -> Generator[Batch, None, None]:
         left = stop_step - start_step
-        for number, turns in enumerate(rounds):
-            blocks = _result(ahead.popleft(), waiting)
-            if number + AHEAD < len(rounds):
-                ahead.append(pool.submit(compute, rounds[number + AHEAD]))
-            consumed = skip if turns.start == first else 0
-            for batch in islice(interleave(iter(blocks), len(lanes), consumed), left):
-                yield batch
-                left -= 1
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        try:
+            for number, turns in enumerate(rounds):
+                blocks = _result(ahead.popleft(), waiting)
+                if number + AHEAD < len(rounds):
+                    ahead.append(pool.submit(compute, rounds[number + AHEAD]))
+                consumed = skip if turns.start == first else 0
+                for batch in islice(interleave(iter(blocks), len(lanes), consumed), left):
+                    yield batch
+                    left -= 1
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    return batches()
 
 
 def _result(future: Future[Blocks], waiting: Callable[[float], None]) -> Blocks:

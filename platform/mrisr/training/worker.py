@@ -157,11 +157,11 @@ class Rank:
         rank SubjectAtFault for a row that cannot be made, and TerminatedWithoutData.
         """
         total = self.schedule.total_steps
-        if self.state.step == 0:
-            self._validate()
         waiting = DataWait(self.folder, self.limits.cpus_per_task, self.log.note)
         batches = rank_batches(self.maker, self.rank, self.world, self.state.step, total, self.limits, waiting)
         try:
+            if self.state.step == 0:
+                self._validate()
             while self.state.step < total:
                 self._step(batches)
         finally:
