@@ -14,18 +14,29 @@ from .conftest import Bench
 pytestmark = pytest.mark.integration
 
 
-def test_rrdb_trains_through_every_phase_and_is_evaluated(small_store: Path, tmp_path: Path) -> None:
+def test_rrdb_trains_through_every_phase_and_is_evaluated(
+    local_ray: None,
+    small_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     bench = Bench(tmp_path / "rrdb", small_store)
     tiny = yaml.safe_load(bench.config.read_text())
     tiny["generator"] = {"kind": "rrdb", "features": 2, "growth_rate": 2, "blocks": 1}
     tiny["schedule"] = {"total_steps": 5, "pretrain_steps": 2, "critic_warmup_steps": 1, "critic_per_generator": 1}
     tiny["resources"] = {"workers": 1}
     bench.config.write_text(yaml.safe_dump(tiny))
-    done = bench.train()
-    model = re.search(r"registered (models:/\S+)", done.stdout)
-    assert model is not None, done.stdout
+    code, output = bench.here(monkeypatch, capsys, "train", "--config", str(bench.config))
+    assert code == 0, output
+    model = re.search(r"registered (models:/\S+)", output)
+    assert model is not None, output
     run = MlflowClient(bench.uri).get_run((bench.run / "mlflow_run_id.txt").read_text())
     assert run.data.params["generator.kind"] == "rrdb"
-    done = bench.call("evaluate", "--model", model[1], "--store", str(bench.store))
-    assert "model" in done.stdout
-    assert "psnr" in done.stdout.lower()
+    target = ("--output", str(tmp_path / "evaluation"))
+    code, output = bench.here(
+        monkeypatch, capsys, "evaluate", "--model", model[1], "--store", str(bench.store), *target
+    )
+    assert code == 0, output
+    assert "model" in output
+    assert "psnr" in output.lower()

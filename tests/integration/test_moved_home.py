@@ -15,20 +15,33 @@ from .conftest import Bench
 pytestmark = pytest.mark.integration
 
 
-def test_training_goes_on_and_the_model_loads_after_a_move(tmp_path: Path, small_store: Path) -> None:
+def test_training_goes_on_and_the_model_loads_after_a_move(
+    local_ray: None,
+    tmp_path: Path,
+    small_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     old = Bench(tmp_path / "old", tmp_path / "old" / "store.zarr")
     shutil.copytree(small_store, old.store)
     short = ("schedule.pretrain_steps=4", "resources.workers=1", "schedule.critic_warmup_steps=1")
+    # In a process of its own: the process of the later commands must know the new place alone.
     before = registered(old.train("schedule.total_steps=6", *short).stdout)
     old.home.rename(tmp_path / "new")
     new = Bench(tmp_path / "new", tmp_path / "new" / "store.zarr")
-    after = registered(new.train("schedule.total_steps=12", *short).stdout)
+
+    def run(*arguments: str) -> str:
+        code, output = new.here(monkeypatch, capsys, *arguments)
+        assert code == 0, output
+        return output
+
+    train = ("train", "--config", str(new.config), *short)
+    after = registered(run(*train, "schedule.total_steps=12"))
     assert [step for step, _ in new.history()["throughput/steps_per_second"]] == [2, 4, 6, 8, 10, 12]
     (scan,) = write_cohort(tmp_path / "scan", 1)
-    target = str(tmp_path / "out.nii.gz")
     for version in (before[0], after[-1]):
-        new.call("superresolve", "--model", version, "--overwrite", str(scan), target)
-    new.train("name=another", "schedule.total_steps=5", *short)
+        run("superresolve", "--model", version, "--overwrite", str(scan), str(tmp_path / "out.nii.gz"))
+    run(*train, "name=another", "schedule.total_steps=5")
     assert not old.home.exists()
 
 
