@@ -15,6 +15,7 @@ import torch
 from hypothesis import settings
 from scipy import ndimage
 
+from mrisr.collector import collect_rarely
 from voxelstore import VolumeStore, convert_volume, find_volumes, subject_id
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -23,6 +24,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+collect_rarely()
 # Sums are split by the number of threads; here, so that fixtures of modules have one as well.
 torch.set_num_threads(1)
 

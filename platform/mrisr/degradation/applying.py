@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import fft
+import scipy
 
 from mrisr.degradation.checks import check
 from mrisr.degradation.kinds import KINDS
@@ -40,7 +40,7 @@ def apply_weight(
 
 def _apply(volume: np.ndarray, weight: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     *others, last = axes
-    spectrum = fft.rfft(volume, axis=last)
+    spectrum = scipy.fft.rfft(volume, axis=last)
     if weight.shape[last] > 1:
         kept = np.flatnonzero(weight.any(axis=tuple(a for a in range(weight.ndim) if a != last)))
         count = int(kept.max(initial=0)) + 1
@@ -48,15 +48,15 @@ def _apply(volume: np.ndarray, weight: np.ndarray, axes: tuple[int, ...]) -> np.
         count = spectrum.shape[last]
     before = (slice(None),) * last
     columns, weight = spectrum[(*before, slice(count))], weight[(*before, slice(count))]
-    columns = fft.fftn(columns, axes=others, overwrite_x=True) if others else columns
+    columns = scipy.fft.fftn(columns, axes=others, overwrite_x=True) if others else columns
     # Multiplying real and imaginary parts by a real factor is half the work of a complex product.
     parts = columns.view(volume.dtype)
     parts *= weight if weight.shape[-1] == 1 else np.repeat(weight, 2, axis=-1)
-    columns = fft.ifftn(columns, axes=others, overwrite_x=True) if others else columns
+    columns = scipy.fft.ifftn(columns, axes=others, overwrite_x=True) if others else columns
     if not np.may_share_memory(columns, spectrum):
         spectrum[(*before, slice(count))] = columns
     spectrum[(*before, slice(count, None))] = 0
-    return fft.irfft(spectrum, n=volume.shape[last], axis=last, overwrite_x=True)
+    return scipy.fft.irfft(spectrum, n=volume.shape[last], axis=last, overwrite_x=True)
 
 
 def degrade(
@@ -119,7 +119,7 @@ def received_noise(shape: tuple[int, ...], degradation: Degradation) -> np.ndarr
         spectrum[(*before, slice(n // 2 + 1, None))] *= half[(*before, slice((n - 1) // 2, 0, -1))]
     else:
         spectrum *= half
-    return fft.ifftn(spectrum, axes=axes, norm="ortho", overwrite_x=True)
+    return scipy.fft.ifftn(spectrum, axes=axes, norm="ortho", overwrite_x=True)
 
 
 def enforce_consistency(estimate: np.ndarray, observed: np.ndarray, degradation: Degradation) -> np.ndarray:

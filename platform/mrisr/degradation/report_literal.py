@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import fft
+import scipy
 
 from mrisr.degradation.parameters import Degradation
 
@@ -19,7 +19,7 @@ def report_literal(volume: np.ndarray, degradation: Degradation) -> np.ndarray:
     axes = degradation.axes
     hr = np.asarray(volume, dtype=np.float32)
     a = np.float32(degradation.mix)
-    spectrum = fft.fftn(hr, axes=axes) * (1 - a)
+    spectrum = scipy.fft.fftn(hr, axes=axes) * (1 - a)
     spectrum += a * np.fft.fftshift(hr, axes=axes)
     box: list[slice] = [slice(None)] * hr.ndim
     for axis, f in zip(axes, degradation.fractions(hr.shape), strict=True):
@@ -27,4 +27,4 @@ def report_literal(volume: np.ndarray, degradation: Degradation) -> np.ndarray:
         half = round(f * n / 2)
         box[axis] = slice(max(0, n // 2 - half), min(n, n // 2 + half))
     spectrum[tuple(box)] = 0
-    return np.ascontiguousarray(fft.ifftn(spectrum, axes=axes, overwrite_x=True).real)
+    return np.ascontiguousarray(scipy.fft.ifftn(spectrum, axes=axes, overwrite_x=True).real)

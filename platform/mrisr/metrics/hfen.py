@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import fft
+import scipy
 
 SIGMA, RADIUS = 1.5, 7  # of the filter, in voxels; its support is 15^3
 
@@ -38,12 +38,12 @@ def laplacian_of_gaussian(volume: np.ndarray) -> np.ndarray:
     gaussian /= gaussian.sum()
     curvature = (offset**2 / SIGMA**4 - 1 / SIGMA**2) * gaussian
     smooth, second = ([_response(k, n, volume.dtype) for n in volume.shape] for k in (gaussian, curvature))
-    spectrum = fft.dctn(volume)
+    spectrum = scipy.fft.dctn(volume)
     in_plane = second[1][:, None] * smooth[2] + smooth[1][:, None] * second[2]
     smooth_plane = smooth[1][:, None] * smooth[2]
     for index, plane in enumerate(spectrum):
         plane *= second[0][index] * smooth_plane + smooth[0][index] * in_plane
-    return fft.idctn(spectrum, overwrite_x=True)
+    return scipy.fft.idctn(spectrum, overwrite_x=True)
 
 
 def _response(kernel: np.ndarray, length: int, dtype: np.dtype) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import fft
+import scipy
 
 from mrisr.degradation import Degradation, describe
 from mrisr.degradation.spectrum import spectral_weight
@@ -42,7 +42,7 @@ def zeroed_band(reference: np.ndarray, estimate: np.ndarray, degradation: Degrad
     axes = degradation.transform_axes
     count = _samples(reference.shape[axes[-1]])
     weight = band * count.reshape([-1 if axis == axes[-1] else 1 for axis in range(reference.ndim)])
-    truth, made = (fft.rfftn(np.asarray(volume, np.float32), axes=axes) for volume in (reference, estimate))
+    truth, made = (scipy.fft.rfftn(np.asarray(volume, np.float32), axes=axes) for volume in (reference, estimate))
 
     def product(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.sum(weight * (a * b.conj()).real, dtype=np.float64))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrisr import cluster
+from mrisr.collector import collect_rarely, collecting_rarely
 from mrisr.training.outcome import Ending
 from mrisr.training.placement_groups import note_group
 from mrisr.training.run_folder import RunFolder
@@ -38,6 +39,7 @@ class Launcher:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         os.environ.update(environment)  # Ray Train passes these on to the workers
+        collect_rarely()
         from mrisr.training import trainer  # so that `fit` finds it
 
         assert trainer
@@ -83,6 +85,7 @@ def run_worker(config: dict[str, Any]) -> Ending:
     if ray.train.get_context().get_world_rank() == 0:
         with suppress(OSError):  # a full disk; the training itself tells what it cannot write
             note_group(RunFolder.of(settings.experiment).path)
-    from mrisr.training.worker import train_worker
+    with collecting_rarely():
+        from mrisr.training.worker import train_worker
 
     return train_worker(settings)
