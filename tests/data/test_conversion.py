@@ -55,7 +55,7 @@ def cohort(tmp_path: Path) -> Path:
 
 def convert(folder: Path, tmp_path: Path, min_size: int = 32, verify: bool = False) -> ConversionSummary:
     data = Data(store=tmp_path / "store", splits=SPLITS, min_size=min_size)
-    return convert_folder(folder, data, verify=verify, progress=False)
+    return convert_folder(folder, data, verify=verify)
 
 
 def reasons(summary: ConversionSummary) -> dict[str, str]:
@@ -169,7 +169,7 @@ def test_another_folder_cannot_overwrite_a_subject(ray_local: str, cohort: Path,
 
 def test_subjects_beyond_the_counts_are_named_in_the_summary(ray_local: str, cohort: Path, tmp_path: Path) -> None:
     data = Data(store=tmp_path / "store", splits={"train": 1, "test": 1}, min_size=32)
-    summary = convert_folder(cohort, data, progress=False)
+    summary = convert_folder(cohort, data)
     store = VolumeStore.open(tmp_path / "store")
     assert len({store.record(subject).group for subject in summary.unassigned}) == 1  # of three people
     assert any("in no split" in line and summary.unassigned[0] in line for line in summary.lines())
@@ -190,7 +190,7 @@ from mrisr.config.schema import Data
 from mrisr.data.conversion import convert_folder
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 data = Data(store=sys.argv[3], splits={"train": 0.8, "test": 0.2}, min_size=32)
-convert_folder(sys.argv[2], data, progress=False)
+convert_folder(sys.argv[2], data)
 """
 
 
@@ -216,9 +216,7 @@ def test_a_conversion_killed_by_kill_9_goes_on_where_it_was(ray_local: str, tmp_
     assert 3 <= done < 40
     assert VolumeStore.open(target).subjects() == []  # readers see nothing that is not whole and listed
     whole = VolumeStore.open(target).stored_records()
-    summary = convert_folder(
-        folder, Data(store=target, splits={"train": 0.8, "test": 0.2}, min_size=32), progress=False
-    )
+    summary = convert_folder(folder, Data(store=target, splits={"train": 0.8, "test": 0.2}, min_size=32))
     assert len(summary.unchanged) == len(whole) == done
     assert len(summary.converted) == 40 - done
     assert summary.splits == {"test": 8, "train": 32}

@@ -45,7 +45,7 @@ def cohort(tmp_path: Path) -> Path:
 
 def convert(folder: Path, tmp_path: Path, pattern: str = "*") -> ConversionSummary:
     data = Data(store=tmp_path / "store", splits={"train": 1.0}, min_size=32, pattern=pattern)
-    return convert_folder(folder, data, progress=False)
+    return convert_folder(folder, data)
 
 
 def reasons(summary: ConversionSummary) -> dict[str, str]:
@@ -171,7 +171,7 @@ def test_an_older_store_gets_the_hash_of_the_image_when_it_is_converted_next(coh
 @pytest.mark.usefixtures("local_ray")
 def test_a_store_is_tried_before_the_work(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreError, match="the folder of the volumes"):
-        convert_folder(cohort, Data(store=cohort), progress=False)
+        convert_folder(cohort, Data(store=cohort))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**10))
     with pytest.raises(StoreError, match=r"data\.store = .*store: .*MiB of free space.*; free some space"):
         convert(cohort, tmp_path)
@@ -192,7 +192,7 @@ def test_a_pattern_chooses_and_what_it_leaves_out_later_is_named(cohort: Path, t
 def test_a_store_is_split_by_one_rule(cohort: Path, tmp_path: Path) -> None:
     counts = {"validation": 1, "train": 1}
     data = Data(store=tmp_path / "store", min_size=32)
-    convert_folder(cohort, data.model_copy(update={"splits": counts, "split_seed": 3}), progress=False)
+    convert_folder(cohort, data.model_copy(update={"splits": counts, "split_seed": 3}))
     before = VolumeStore.open(tmp_path / "store")
     assert before.rule == (counts, 3)
     save(cohort / "sub-9.nii", volume(9))
@@ -200,8 +200,8 @@ def test_a_store_is_split_by_one_rule(cohort: Path, tmp_path: Path) -> None:
         with pytest.raises(
             ConfigError, match=r"was split by data\.splits='\{validation: 1, train: 1\}' .*data\.store="
         ):
-            convert_folder(cohort, data.model_copy(update={"splits": asked, "split_seed": seed}), progress=False)
-    summary = convert_folder(cohort, data, progress=False)
+            convert_folder(cohort, data.model_copy(update={"splits": asked, "split_seed": seed}))
+    summary = convert_folder(cohort, data)
     assert (summary.converted, summary.unassigned) == (["sub-9"], ["sub-9"])
     after = VolumeStore.open(tmp_path / "store")
     assert (after.rule, after.splits()) == (before.rule, before.splits())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import write_cohort
+from tests.terminal import drawn, plain
 
 from .conftest import Bench
 
@@ -26,7 +28,13 @@ def test_training_goes_on_and_the_model_loads_after_a_move(
     shutil.copytree(small_store, old.store)
     short = ("schedule.pretrain_steps=4", "resources.workers=1", "schedule.critic_warmup_steps=1")
     # In a process of its own: the process of the later commands must know the new place alone.
-    before = registered(old.train("schedule.total_steps=6", *short).stdout)
+    command = [sys.executable, "-m", "mrisr", "train", "--config", str(old.config), "schedule.total_steps=6", *short]
+    screen = plain(drawn(command, terminal=True, environment=old.environment, cwd=old.home))
+    for text in ("tiny: 6 steps, the first 4 of them L1, then WGAN-GP", "WGAN-GP: ended", "step 6 of 6", "patches/s",
+                 "pretrain loss", "critic loss", "over its input", "validation.png", "of step 6"):  # fmt: skip
+        assert text in screen, screen
+    assert not re.search(r"pid=|Watcher|Cleaner", screen), "lines of Ray's own"
+    before = registered(screen)
     old.home.rename(tmp_path / "new")
     new = Bench(tmp_path / "new", tmp_path / "new" / "store.zarr")
 

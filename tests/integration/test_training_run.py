@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -26,6 +27,7 @@ def test_a_submitted_job_goes_through_every_phase_and_is_registered(unkilled: tu
     for word in ("pretrain", "critic", "generator", "validation", "registered models:/mdcsrn/1",
                  "registered models:/mdcsrn/2", "not the champion", "gain-corrected input", "wgan-gp"):  # fmt: skip
         assert word in output
+    assert not re.search(r"pid=\d|Watcher|Cleaner", output), "lines of Ray's own"
     assert newest(bench).name == "checkpoint_00000024"
     kept = sorted(folder.name for folder in bench.run.glob("checkpoint_[0-9]*"))
     assert kept == [f"checkpoint_{step:08d}" for step in (15, 20, 24)], "training.keep_checkpoints"

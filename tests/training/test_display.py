@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.terminal import drawn, plain
 
+from mrisr.config import load_experiment
 from mrisr.engine.schedule import Schedule
-from mrisr.training.status import clock, line, stage
+from mrisr.training.progress import Position
+from mrisr.training.status import Status, clock, line, stage
 
 # A driver that shows a run, whose records another process writes: the worker, killed at the end.
 DRIVER = """
@@ -46,29 +45,12 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def drawn(folder: Path, *, terminal: bool) -> str:
-    command = [sys.executable, "-c", DRIVER, str(folder), WORKER]
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "40"}
-    if not terminal:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
-    master, slave = pty.openpty()
-    process = subprocess.Popen(command, env=environment, stdout=slave, stderr=slave)
-    os.close(slave)
-    found = b""
-    while True:
-        try:
-            found += os.read(master, 65536)
-        except OSError:  # the other side is closed
-            break
-    os.close(master)
-    assert process.wait() == 0, found
-    return found.decode()
+def command(folder: Path) -> list[str]:
+    return [sys.executable, "-c", DRIVER, str(folder), WORKER]
 
 
 def test_a_pipe_gets_a_line_for_all_that_a_person_needs(tmp_path: Path) -> None:
-    lines = drawn(tmp_path, terminal=False).splitlines()
+    lines = drawn(command(tmp_path), terminal=False).splitlines()
     assert lines[0] == "shown: 400 steps"
     assert lines[1] == "step      40/400  pretrain loss 0.12500  8.0 patches/s  data wait 25%  0:03:00 left"
     assert lines[2].startswith("step      50 validation  ")
@@ -79,9 +61,9 @@ def test_a_pipe_gets_a_line_for_all_that_a_person_needs(tmp_path: Path) -> None:
 
 
 def test_a_terminal_gets_a_block_that_ends_with_the_newest_of_everything(tmp_path: Path) -> None:
-    raw = drawn(tmp_path, terminal=True)
+    raw = drawn(command(tmp_path), terminal=True)
     assert "\x1b[" in raw, "drawn in place"
-    frames = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", raw).replace("\r", "\n")
+    frames = plain(raw)
     last = frames[frames.rindex("shown  ") :]
     for text in ("step 300 of 400", "WGAN-GP: ended", "8.0 patches/s  data wait 25%", "critic loss -1.50000",
                  "best, step 50", "30.50 dB", "+0.25 dB", "/runs/shown/validation.png", "of step 300"):  # fmt: skip
@@ -103,3 +85,18 @@ def test_the_stage_is_that_of_the_next_step() -> None:
     assert schedule.describe() == "400 steps, the first 200 of them L1, then WGAN-GP"
     assert Schedule(total_steps=9, pretrain_steps=9).describe() == "9 steps, all L1"
     assert line({"kind": "checkpoint", "step": 3}, 400) is None
+
+
+def test_the_time_left_follows_from_the_worker_clock_whatever_this_machine_says() -> None:
+    status = Status(load_experiment(None, ["schedule.total_steps=400", "schedule.pretrain_steps=400"]))
+    assert status.seconds_left is None
+    for step, seconds in ((100, 0.0), (110, 20.0)):
+        status.at(Position(step, "pretrain", 1000.0 + seconds))  # decades ago
+    assert status.seconds_left == pytest.approx(2 * 290, abs=1)
+    status.take({"kind": "workers", "workers": 1, "step": 110})
+    assert status.seconds_left is None, "another group, another speed"
+    for step, seconds in ((110, 0.0), (120, 40.0)):
+        status.at(Position(step, "pretrain", 2000.0 + seconds))
+    assert status.seconds_left == pytest.approx(4 * 280, abs=1)
+    status.ended = True
+    assert status.seconds_left is None

@@ -56,7 +56,7 @@ def test_what_tune_and_the_trials_keep_in_the_folder_holds_no_password(tmp_path:
     search.save_to_dir(str(tmp_path), "session")
     assert not list(tmp_path.glob("searcher-state*"))
     # Tune's own snapshot pickles the searcher, the scheduler and the callbacks.
-    for kept in (search, build_scheduler(plan, {}), Progress(plan, 0)):
+    for kept in (search, build_scheduler(plan, {}), Progress(plan)):
         assert b"hunter2" not in cloudpickle.dumps(kept)
     trial = trial_experiment(plan, "trial-0000", {"training.gp_weight": 3.0})
     text = dump_experiment(trial)

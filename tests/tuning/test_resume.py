@@ -60,7 +60,7 @@ def test_two_processes_describe_one_search_alike(tmp_path: Path) -> None:
 
 def test_what_lies_around_a_trial_ends_the_search_and_not_the_trial(tmp_path: Path) -> None:
     plan = small_plan(tmp_path)
-    search, progress = searcher(plan), Progress(plan, 0)
+    search, progress = searcher(plan), Progress(plan)
     for name, end in (("a", "fail"), ("b", "interrupt")):
         run = search.suggest(name)["run"]
         getattr(TrialHistory(plan.folder / "trials" / run), end)("why")

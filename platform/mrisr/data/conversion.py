@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mrisr.config.schema import Data
+from mrisr.counted import counted
 from mrisr.data.splits import agreed_rule
 from mrisr.files import check_output, describe_os_error
 from voxelstore import (
@@ -106,7 +106,7 @@ class SourceFile(NamedTuple):
 
 
 def convert_folder(
-    source: str | Path, data: Data, *, verify: bool = False, progress: bool = True, console: Console | None = None
+    source: str | Path, data: Data, *, verify: bool = False, console: Console | None = None
 ) -> ConversionSummary:
     """Convert the .nii, .nii.gz and .mgz files below `source` into data.store, which is created if missing.
 
@@ -131,7 +131,7 @@ def convert_folder(
     outcomes = unlisted | ({} if verify else _without_reading(files, store.left_out, records, data.min_size))
     waiting = [file for file in files if file.path not in outcomes]
     _check_room(store.path, sum((_stat(file.path) or (0, 0))[0] for file in waiting) // 4)
-    outcomes |= _run_tasks(waiting, store.path, data.min_size, progress, console)
+    outcomes |= _run_tasks(waiting, store.path, data.min_size, console)
     _leave_out_duplicates(store, files, outcomes)
     store.update_manifest(rule.splits, rule.seed, _left_out_entries(store, root, outcomes, data.min_size))
     return _summary(store, root, files, outcomes)
@@ -193,9 +193,7 @@ def _without_reading(
     return outcomes
 
 
-def _run_tasks(
-    files: Sequence[SourceFile], store: Path, min_size: int, progress: bool, console: Console | None
-) -> Outcomes:
+def _run_tasks(files: Sequence[SourceFile], store: Path, min_size: int, console: Console | None) -> Outcomes:
     import ray
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
@@ -205,9 +203,7 @@ def _run_tasks(
         subjects.setdefault(file.subject, []).append(file)
     waiting = {task.remote(same_name, store, min_size): same_name for same_name in subjects.values()}
     outcomes: Outcomes = {}
-    columns = (TextColumn("converting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[last]}"), console=console, disable=not progress) as bar:
-        row = bar.add_task("", total=len(files), last="")
+    with counted("converting", len(files), console) as after:
         while waiting:
             [done], _ = ray.wait(list(waiting), num_returns=1)
             same_name = waiting.pop(done)
@@ -222,7 +218,7 @@ def _run_tasks(
                 raise
             outcomes |= zip((file.path for file in same_name), found, strict=True)
             last = found[0].reason if isinstance(found[0], LeftOut) else found[0]
-            bar.update(row, advance=len(found), last=f"{same_name[0].subject} {last}")
+            after(f"{same_name[0].subject} {last}", len(found))
     return outcomes
 
 

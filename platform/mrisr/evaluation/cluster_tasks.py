@@ -60,7 +60,8 @@ def evaluate_on_cluster(
     shared = ray.put((replace(evaluation, options=options), generator))
     pending = [task.remote(shared, name, max(1, int(share))) for name in subjects]
     results: dict[str, SubjectResult] = {}
-    with console.status(f"evaluating {len(subjects)} subjects under {evaluation.protocol}"):
+    volumes = f"{len(subjects)} whole volume{'s' if len(subjects) > 1 else ''}"
+    with console.status(f"evaluating {volumes} of split {split!r} under {evaluation.protocol}"):
         while pending:
             (done,), pending = ray.wait(pending, num_returns=1)
             result = ray.get(done)

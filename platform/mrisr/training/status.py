@@ -70,6 +70,7 @@ class Status:
         self.best: dict[str, Any] | None = None
         self.picture = ""
         self._positions: deque[Position] = deque()
+        self._seen = 0.0  # by this machine's clock: when the last position came
 
     def take(self, record: dict[str, Any]) -> None:
         self.newest[record["kind"]] = record
@@ -85,6 +86,7 @@ class Status:
             return
         self.doing, self.step = position.doing, position.step
         self._positions.append(position)
+        self._seen = time.monotonic()
         while position.time - self._positions[0].time > RATE_OVER_S:
             self._positions.popleft()
 
@@ -95,8 +97,9 @@ class Status:
             return None
         first, last = self._positions[0], self._positions[-1]
         steps, seconds = last.step - first.step, last.time - first.time
-        left = (self.total - last.step) * seconds / steps - (time.time() - last.time) if steps > 0 else None
-        return left and max(0.0, left)
+        if steps <= 0:
+            return None
+        return max(0.0, (self.total - last.step) * seconds / steps - (time.monotonic() - self._seen))
 
     def __rich__(self) -> RenderableType:
         head = Table.grid(padding=(0, 2), expand=True)
@@ -115,7 +118,10 @@ class Status:
     def _rows(self) -> Iterator[tuple[str, RenderableType]]:
         workers, left = self.newest.get("workers", {}).get("workers"), self.seconds_left
         now = "ended" if self.ended else self.doing + (f" on {workers} workers" if workers else "")
-        yield "stage", f"{stage(self.schedule, self.step)}: {now}{f', about {clock(left)} left' if left else ''}"
+        yield (
+            "stage",
+            f"{stage(self.schedule, self.step)}: {now}{f', about {clock(left)} left' if left is not None else ''}",
+        )
         if (metrics := self.newest.get("metrics")) is not None:
             yield "speed", speed(metrics["values"])
             yield "losses", losses(metrics["values"])

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 
 from mrisr import cluster
@@ -23,6 +24,7 @@ from mrisr.tracking.outbox import LAST_DELIVERY_S, LAST_DELIVERY_WHEN_TERMINATED
 from mrisr.training.run import Host, ending_in_tracking, tracked_run, train
 from mrisr.training.run_folder import RunFolder
 from mrisr.tuning.concurrency import trials_at_once
+from mrisr.tuning.display import SearchDisplay
 from mrisr.tuning.plan import SearchPlan, extremes
 from mrisr.tuning.progress import Progress
 from mrisr.tuning.resume import begin_or_resume, learn
@@ -120,13 +122,21 @@ def _run_trials(settings: TrialSettings, console: Console) -> None:
         return
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     histories = {trial.run: judged_results(trial.ended, trial.results) for trial in earlier.trials}
-    progress = Progress(plan, done)
+    display = SearchDisplay(plan, earlier, console)
+    with display.shown():
+        _fit(settings, StudySearcher(plan, study), earlier.missing, build_scheduler(plan, histories), display)
+
+
+def _fit(
+    settings: TrialSettings, searcher: StudySearcher, trials: int, scheduler: TrialScheduler, display: SearchDisplay
+) -> None:
+    plan, progress = settings.plan, Progress(settings.plan, display)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, settings=settings), {"CPU": DRIVER_CPUS}),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearcher(plan, study),
-            scheduler=build_scheduler(plan, histories),
-            num_samples=earlier.missing,
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=trials,
             max_concurrent_trials=settings.concurrent,
             reuse_actors=False,
         ),
