@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
-from mrisr.degradation import Degradation, brightness, describe, enforce_consistency
+from mrisr.degradation import PROTOCOLS, Degradation, brightness, describe, enforce_consistency
 from mrisr.files import check_output, describe_os_error
+from mrisr.inference.model import Model
 from mrisr.inference.whole_volume import InferenceOptions, Progress, superresolve_array
 from voxelstore import SourceVolume, VolumeError, find_volumes, read_volume, write_volume
 from voxelstore.errors import printable
 from voxelstore.files import real_path
+from voxelstore.intensity import IntensityMap
 from voxelstore.volume import EXTENSIONS
 
 FileProgress = Callable[[Path, int, int], None]  # (file, planes done, planes in total)
@@ -37,6 +40,12 @@ class SuperResolver:
     band: Degradation | None = None
     keep_background: bool = True
     protocol: Degradation | None = None
+
+
+def resolver_of(model: Model, band: Degradation | None, keep_background: bool) -> SuperResolver:
+    """The resolver of a loaded model on this machine: a GPU if there is one, in the precision that suits the device."""
+    options = replace(model.options, device="cuda" if torch.cuda.is_available() else "cpu", precision="auto")
+    return SuperResolver(model.generator, options, band, keep_background, PROTOCOLS.get(model.protocol or ""))
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def superresolve_files(
         started = time.perf_counter()
         error = None
         try:
-            _superresolve_file(file, output, resolver, overwrite, progress)
+            superresolve_file(file, output, resolver, overwrite, progress)
         except (ValueError, OSError, RuntimeError) as problem:
             if not source.is_dir():
                 raise
@@ -122,8 +131,20 @@ def superresolve_volume(volume: SourceVolume, resolver: SuperResolver, progress:
     comes last: where it acts, the acquired band is no longer exact. Raises ValueError for a non-finite output of the
     network.
     """
-    physical = volume.physical()
-    scale = volume.intensity()
+    try:
+        return superresolve_intensities(volume.physical(), volume.intensity(), resolver, progress)
+    except NonFiniteOutput as error:
+        raise NonFiniteOutput(f"{volume.path}: {error}; nothing was written") from None
+
+
+class NonFiniteOutput(ValueError):
+    """A network's output is not finite."""
+
+
+def superresolve_intensities(
+    physical: np.ndarray, scale: IntensityMap, resolver: SuperResolver, progress: Progress | None = None
+) -> np.ndarray:
+    """`superresolve_volume` of an array (D, H, W) of physical intensities with their map."""
     low = scale.normalise(physical)
     expected = _dimmed(low, resolver.protocol or resolver.band)
     high = superresolve_array(resolver.generator, expected, resolver.options, progress)
@@ -131,7 +152,7 @@ def superresolve_volume(volume: SourceVolume, resolver: SuperResolver, progress:
         high = enforce_consistency(high, _dimmed(low, resolver.band), resolver.band)
     bad = int(np.count_nonzero(~np.isfinite(high)))
     if bad:
-        raise ValueError(f"{volume.path}: the network gave {bad} voxels that are not finite; nothing was written")
+        raise NonFiniteOutput(f"the network gave {bad} voxels that are not finite")
     restored = scale.restore(high)
     if resolver.keep_background and physical.min() >= 0:
         np.maximum(restored, 0, out=restored)
@@ -169,9 +190,10 @@ def _files(
     return [(file, target / file.relative_to(source)) for file in inputs]
 
 
-def _superresolve_file(
-    source: Path, target: Path, resolver: SuperResolver, overwrite: bool, progress: FileProgress | None
-) -> None:
+def superresolve_file(
+    source: Path, target: Path, resolver: SuperResolver, overwrite: bool = False, progress: FileProgress | None = None
+) -> np.ndarray:
+    """Super-resolve one file into another; see `superresolve_files`. Returns what `superresolve_volume` does."""
     if target.exists() and target.samefile(source):
         raise FileExistsError(f"{target}: this is the input itself, which is never replaced; choose another target")
     check_output(target)
@@ -183,3 +205,4 @@ def _superresolve_file(
     high = superresolve_volume(volume, resolver, planes)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_volume(target, high, volume)
+    return high
