@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from mrisr.cli.app import main
-from mrisr.cli.options import key_reference
+from mrisr.cli.configuration import key_reference
 from mrisr.config import ConfigError, Experiment, load_experiment
 from mrisr.config.loading import dump_experiment, field_reference
 from mrisr.degradation import KINDS, PROTOCOLS, Degradation, DegradationRange, Kind, degrade, describe, spectral_weight
@@ -100,7 +100,7 @@ def test_a_degradation_kind_is_drawn_in_the_gallery(tmp_path: Path, capsys: pyte
     figure = contact_sheet(hr, [entry for entry in entries if entry[0] == "ball"])
     assert any("ball" in panel.get_title(loc="left") for panel in figure.axes)
     with pytest.raises(SystemExit):
-        main(["train", "--help"])
+        main(["keys", "degradation.kind"])
     assert "truncate | box" in capsys.readouterr().out
 
 

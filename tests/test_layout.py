@@ -96,7 +96,7 @@ def test_every_verb_has_its_job_and_every_job_its_verb() -> None:
 
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
     jobs = {path.stem for path in (CHECKOUT / "jobs").glob("*.py")}
-    assert jobs == verbs
+    assert jobs == verbs - {"keys", "runs", "compare"}, "those that only read files need no cluster"
 
 
 def test_jobs_do_not_stand_in_for_packages_of_the_same_name(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_jobs_do_not_stand_in_for_packages_of_the_same_name(tmp_path: Path) -> N
         (tmp_path / f"{package}.py").write_text("raise SystemExit('shadowed')")
     done = subprocess.run([sys.executable, tmp_path / "train.py", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "training.batch_size=2" in done.stdout
+    assert "--fit-memory" in done.stdout
 
 
 def test_a_job_refuses_relative_paths(tmp_path: Path) -> None:

@@ -6,12 +6,16 @@ import io
 import os
 import sys
 import traceback
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import Annotated, Literal
 
 import typer
 
-from mrisr.cli.options import ConfigOption, Overrides, TrackingOption, WithKeys, absolute, output_path
+from mrisr import __version__
+from mrisr.cli import configuration, runs
+from mrisr.cli.options import KEYS, ConfigOption, Overrides, TrackingOption, Verb, absolute, output_path
 from mrisr.config.loading import ConfigError, load_experiment
 from mrisr.config.validation import protocol_named
 from mrisr.degradation import PROTOCOLS, describe
@@ -19,23 +23,52 @@ from mrisr.files import check_output, describe_os_error
 from mrisr.tracking.redaction import mask_message, redact_logs
 from voxelstore.errors import printable
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
-    help="3D brain-MRI super-resolution on Ray: convert -> train -> evaluate -> super-resolve.",
-)  # fmt: skip
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    an unexpected error, with its traceback; `replay`: not reproduced
+  2    a mistake that the message explains, or a run that cannot go on
+  3    done, but some files were left out (`convert`, `superresolve`)
+  130  Ctrl-C; the same command goes on where it stopped
+  143  SIGTERM, after a checkpoint; the same command goes on there"""
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, epilog=EXIT_CODES)
+app.add_typer(configuration.app, name="config")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        others = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch"))
+        typer.echo(f"mrisr {__version__} ({others}, Python {python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def mrisr(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """3D brain-MRI super-resolution on Ray: convert, train, tune, evaluate, super-resolve.
+
+    `mrisr VERB --help` explains a verb.
+    """
+
 
 MODEL = "pretrained, models:/NAME@champion, models:/NAME/VERSION, or a weights file"
 PROTOCOL_NAMES = " | ".join(PROTOCOLS)
 
 
-@app.command(cls=WithKeys)
+@app.command(cls=Verb, epilog=KEYS)
 def convert(
     source: Annotated[Path, typer.Argument(help="folder of .nii, .nii.gz and .mgz volumes, searched recursively")],
     overrides: Overrides = None,
     config: ConfigOption = None,
     store: Annotated[Path | None, typer.Option(help="Zarr store; the same as data.store=...")] = None,
 ) -> None:
-    """Convert a folder of NIfTI volumes to the Zarr store. A second run converts only what is new.
+    """Convert a folder of NIfTI volumes to the Zarr store.
+
+    A second run converts only what is new.
 
     Exit code 3: some files were left out; the rest is in the store.
     """
@@ -54,7 +87,7 @@ def convert(
     raise typer.Exit(summary.exit_code)
 
 
-@app.command(cls=WithKeys)
+@app.command(cls=Verb, epilog=KEYS)
 def train(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -89,14 +122,17 @@ def train(
         typer.echo("\n".join(published.lines()))
 
 
-@app.command(cls=WithKeys)
+@app.command(cls=Verb, epilog=KEYS)
 def tune(
     overrides: Overrides = None,
     config: ConfigOption = None,
     trials: Annotated[str | None, typer.Option(metavar="INTEGER", help="the same as tuning.trials=...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print space and plan, start nothing")] = False,
 ) -> None:
-    """Search the keys whose value in the file is a space, then register the winner and print it as a configuration.
+    """Search hyperparameters, then register the winner.
+
+    A key is searched if its value is a space, such as {log_uniform: [0.1, 100]}. The winner is also written as a
+    configuration for `mrisr train`.
 
     The same command after Ctrl-C, a crash or a reboot continues; more trials extend a finished search.
     """
@@ -111,11 +147,13 @@ def tune(
     run(config, changes)
 
 
-@app.command()
+@app.command(cls=Verb)
 def replay(
     folder: Annotated[Path, typer.Argument(help="nonfinite_<step> folder, or the run's folder that holds it")],
 ) -> None:
-    """Repeat a step whose loss or gradient was not finite: same weights, same rows, same seeds.
+    """Repeat a training step whose loss or gradient was not finite.
+
+    Weights, rows and seeds are those of the step.
 
     Exit code 0: the losses are reproduced; 1: they are not.
     """
@@ -126,7 +164,7 @@ def replay(
     raise typer.Exit(0 if result.reproduced else 1)
 
 
-@app.command()
+@app.command(cls=Verb)
 def evaluate(
     model: Annotated[str, typer.Option(help=MODEL)],
     store: Annotated[Path, typer.Option(help="Zarr store")],
@@ -147,7 +185,10 @@ def evaluate(
     ] = False,
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """Evaluate on whole volumes: the input, the input at its best gain, cubic spline and the model in one table."""
+    """Evaluate a model on whole volumes of a split.
+
+    One table compares the input, the input at its best gain, a cubic spline and the model.
+    """
     protocol_named(protocol, "--protocol")
     from mrisr.cli.commands import run_evaluation
     from mrisr.evaluation.subject import Evaluation
@@ -160,7 +201,7 @@ def evaluate(
     run_evaluation(model, tracking_uri, evaluation, target, per_subject)
 
 
-@app.command()
+@app.command(cls=Verb)
 def superresolve(
     source: Annotated[Path, typer.Argument(help="NIfTI file, or a folder of them")],
     target: Annotated[Path, typer.Argument(help="output file, or folder if the source is one")],
@@ -178,7 +219,10 @@ def superresolve(
     ] = "*",
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """Super-resolve NIfTI files; the output keeps the input's affine, orientation, type and intensity range."""
+    """Super-resolve NIfTI files with a trained model.
+
+    The output keeps the input's affine, orientation, type and intensity range. Exit code 3: some files were left out.
+    """
     band = None if data_consistency is None else protocol_named(data_consistency, "--data-consistency")
     from mrisr.cli.commands import run_superresolution
 
@@ -186,7 +230,7 @@ def superresolve(
     raise typer.Exit(run_superresolution(model, tracking_uri, paths, band, overwrite, keep_background, pattern))
 
 
-@app.command(cls=WithKeys)
+@app.command(cls=Verb, epilog=KEYS)
 def preview(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -197,7 +241,10 @@ def preview(
     samples: Annotated[int, typer.Option(min=0, help="seeded draws between the ends of the ranges")] = 3,
     gallery: Annotated[bool, typer.Option("--gallery", help="all kinds instead of the configured one")] = False,
 ) -> None:
-    """Draw what a configuration trains on: one row per degradation, LR, difference and log-spectrum."""
+    """Draw what a configuration trains on.
+
+    One row per degradation: low resolution, difference and log-spectrum.
+    """
     experiment = load_experiment(config, overrides or [])
     from mrisr.tools.preview import contact_sheet, gallery_entries, load_volume, planned_degradations, write_sheet
 
@@ -211,14 +258,14 @@ def preview(
     typer.echo("\n".join([*(f"{title:<24} {describe(degradation)}" for title, degradation in entries), str(target)]))
 
 
-@app.command(cls=WithKeys)
+@app.command(cls=Verb, epilog=KEYS)
 def bench(
     what: Annotated[Literal["stream"], typer.Argument(help="stream: patches per second of this machine")],
     overrides: Overrides = None,
     config: ConfigOption = None,
     rows: Annotated[int, typer.Option(min=1, help="volumes to stream, at least; rounded up to whole groups")] = 32,
 ) -> None:
-    """Measure this machine on a configuration's store: patches per second, and where the time goes."""
+    """Measure how many training patches per second this machine makes, and where the time goes."""
     assert what == "stream"
     experiment = load_experiment(config, overrides or [])
     from mrisr.tools.bench_stream import measure_stream
@@ -226,16 +273,24 @@ def bench(
     typer.echo("\n".join(measure_stream(experiment, rows).lines()))
 
 
-@app.command()
+@app.command(cls=Verb)
 def demo(
     data: Annotated[Path | None, typer.Option(help="your own folder of volumes instead of the derived cohort")] = None,
     home: Annotated[Path | None, typer.Option(help="everything the demo makes; default: demo")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """The whole pipeline in minutes, without a GPU: convert, train (L1, then WGAN-GP), register, evaluate."""
+    """Run the whole pipeline on a few volumes, in minutes and without a GPU.
+
+    It converts, trains (L1, then WGAN-GP), registers and evaluates.
+    """
     from mrisr.tools.demo import run_demo
 
     run_demo(None if data is None else absolute(data, "--data"), output_path(home, "demo", "--home"), overrides or [])
+
+
+app.command(cls=Verb)(configuration.keys)
+app.command(name="runs", cls=Verb)(runs.list_runs)
+app.command(cls=Verb)(runs.compare)
 
 
 def main(arguments: list[str] | None = None) -> None:

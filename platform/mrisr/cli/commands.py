@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mrisr.config.paths import home
-from mrisr.degradation import PROTOCOLS, Degradation
+from mrisr.degradation import Degradation
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, log_evaluation
 from mrisr.evaluation.subject import Evaluation
 from mrisr.inference.model import load_model
-from mrisr.inference.superresolution import SuperResolver, superresolve_files
+from mrisr.inference.superresolution import resolver_of, superresolve_files
 from mrisr.tracking.runs import resolve_uri
 from voxelstore.errors import printable
 
@@ -48,12 +47,10 @@ def run_superresolution(
     code: 3 if a file was left out.
     """
     loaded = load_model(model, tracking_uri)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = replace(loaded.options, device=device, precision="auto")
-    resolver = SuperResolver(loaded.generator, options, band, keep_background, PROTOCOLS.get(loaded.protocol or ""))
+    resolver = resolver_of(loaded, band, keep_background)
     console = Console(highlight=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
         task = bar.add_task("super-resolving", total=None)
 
         def show(path: Path, done: int, total: int) -> None:

@@ -1,42 +1,27 @@
-"""Options, paths and the key reference that the verbs of the `mrisr` command share."""
+"""Options, paths and help that the verbs of the `mrisr` command share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer.core import TyperCommand
 
 from mrisr.config.loading import SHIPPED, ConfigError, field_reference
-from mrisr.config.networks import Generator
 from mrisr.config.paths import absolute_path, home, in_ray_job
-from mrisr.config.reference import fields_of
 
 
-def key_reference() -> str:
-    """Every configuration key with type, default and meaning; \\b keeps click from re-wrapping the lines."""
-    parts = [
-        "\b\nConfiguration keys (KEY=VALUE; values are YAML 1.2, texts and paths as they are):",
-        *_rows(field_reference()),
-    ]
-    for kind, settings in list(Generator.kinds())[1:]:
-        parts += [f"With generator.kind={kind}, instead of the keys of the default kind:"]
-        parts += _rows(fields_of(settings, "generator."))
-    return "\n".join(parts)
+class Verb(TyperCommand):
+    """A verb whose first sentence stands whole in `mrisr --help`, where typer would cut it off."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        text = " ".join((self.help or "").partition("\n\n")[0].split())
+        return re.split(r"(?<=\.) ", text, maxsplit=1)[0]
 
 
-def _rows(fields: Iterable[tuple[str, str, str, str]]) -> list[str]:
-    return [f"  {key}={default}  ({kind})\n      {meaning}" for key, kind, default, meaning in fields]
-
-
-class WithKeys(TyperCommand):
-    """A verb whose help ends with the key reference, which is made when it is printed, because it imports torch."""
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        self.epilog = key_reference()
-        super().format_epilog(ctx, formatter)
+KEYS = "KEY=VALUE: `mrisr keys` explains every key, `mrisr keys training` those of a section."
 
 
 def absolute(path: Path, option: str) -> Path:
@@ -58,7 +43,16 @@ ConfigOption = Annotated[
     str | None,
     typer.Option("--config", "-c", help=f"experiment file (YAML), or one that ships: {', '.join(SHIPPED)}"),
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override configuration keys")]
+
+
+def _complete_key(incomplete: str) -> list[str]:
+    return [f"{key}=" for key, *_ in field_reference() if key.startswith(incomplete)]
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="override configuration keys", autocompletion=_complete_key),
+]
 TrackingOption = Annotated[
     str | None, typer.Option(help="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else $MRISR_HOME/mlflow.db")
 ]

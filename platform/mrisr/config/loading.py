@@ -62,7 +62,7 @@ def dump_experiment(experiment: Experiment, without: Sequence[str] = ()) -> str:
 
 
 def field_reference() -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default as YAML, meaning) of every key, in file order: what `--help` shows."""
+    """(dotted key, type, default as YAML, meaning) of every key, in file order: what `mrisr keys` shows."""
     return fields_of(Experiment)
 
 

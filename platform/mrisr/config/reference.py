@@ -94,7 +94,7 @@ def _explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
         key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("tuple[", "function-")))
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             close = difflib.get_close_matches(key, [*reference, *model.model_fields], n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else "`mrisr train --help` lists every key"
+            hint = f"did you mean {close[0]}?" if close else "`mrisr keys` lists every key"
             yield f"{key} = {problem['input']!r}: unknown key; {hint}"
         elif problem["type"] in ("dataclass_type", "model_type"):
             yield f"{key} = {problem['input']!r}: is a section, not a key; write {key}.KEY=VALUE"

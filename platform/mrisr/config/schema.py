@@ -1,4 +1,4 @@
-"""The pydantic models behind an experiment file. Field descriptions are the reference that `--help` prints."""
+"""The pydantic models behind an experiment file. Field descriptions are the reference that `mrisr keys` prints."""
 
 from __future__ import annotations
 

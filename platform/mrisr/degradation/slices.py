@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy.interpolate import make_interp_spline
+import scipy  # scipy.interpolate loads when it is first used
 
 from mrisr.degradation.parameters import FWHM, Degradation
 
@@ -67,7 +67,8 @@ def _operators(n: int, f: float) -> tuple[np.ndarray, ...]:
     profile = np.exp(-0.5 * ((voxels - centres[:, None]) / sigma) ** 2)
     acquire = profile / profile.sum(axis=1, keepdims=True)
     # Beyond the outer centres the spline stays at its last value.
-    interpolate = make_interp_spline(centres, np.eye(centres.size))(np.clip(voxels, centres[0], centres[-1]))
+    spline = scipy.interpolate.make_interp_spline(centres, np.eye(centres.size))
+    interpolate = spline(np.clip(voxels, centres[0], centres[-1]))
     every = (acquire, interpolate, np.linalg.pinv(acquire), np.linalg.pinv(interpolate))
     return tuple(matrix.astype(np.float32) for matrix in every)
 

@@ -26,7 +26,9 @@ NOT_COMPARED = "not compared yet"
 
 
 class Published(NamedTuple):
-    """model_uri: models:/NAME/VERSION. decision: why it is or is not a champion. stage: "" in old records."""
+    """model_uri: models:/NAME/VERSION. decision: why it is or is not a champion. stage: "" in old records. figures: on
+    the whole validation volumes (EvaluationResult.figures), empty if an earlier start measured them.
+    """
 
     model_uri: str
     name: str
@@ -38,6 +40,7 @@ class Published(NamedTuple):
     tracking_uri: str
     stage: str = ""
     alias: str = registry.CHAMPION
+    figures: dict[str, float] = {}  # noqa: RUF012
 
     def lines(self) -> list[str]:
         role = f"champion of {self.name!r} (@{self.alias})" if self.promoted else f"not the champion of {self.name!r}"
@@ -59,20 +62,26 @@ def publish(run: TrainedRun, tags: Mapping[str, str] | None = None) -> list[Publ
     folder = RunFolder.of(run.experiment)
     initial = folder.initial_weights if run.experiment.generator.init_from is not None else None
     seen = trained_on(evaluation.store, initial)
-    recorded = _recorded(run)
+    recorded, console = _recorded(run), Console(highlight=False)
     versions: list[Published] = []
     results: dict[str, EvaluationResult] = {}
     for weights in (run.best, *run.others):
         found = recorded.get(weights.step) or _registered(run, weights)
         if found is None:
+            console.print(
+                f"measuring the best {weights.stage} weights, of step {weights.step:,}, on the whole volumes of split "
+                f"{evaluation.split!r}",
+                markup=False, soft_wrap=True,
+            )  # fmt: skip
             generator = trained_generator(run.experiment.generator.architecture, weights.state)
             results[weights.stage] = evaluate_on_cluster(evaluation, generator, trained_on=seen)
             _log(run, weights, results[weights.stage])
             found = _register(run, weights, evaluation, results[weights.stage], seen, tags or {})
+            found = found._replace(figures=results[weights.stage].figures())
         versions.append(found)
         _write_record(run, versions)
     if results:
-        Console(highlight=False).print(combined(results).table())
+        console.print(combined(results).table())
     for place, one in enumerate(versions):
         if one.decision == NOT_COMPARED:
             versions[place] = _compared(run, one, evaluation)

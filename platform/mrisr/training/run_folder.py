@@ -54,6 +54,7 @@ class RunFolder:
         self.stop_request = path / "stop-requested"
         self.resize_request = path / "resize-requested"
         self.ray = path / "ray"  # of one group of workers; deleted with it, since Ray would resume from its own files
+        self.lock = path / ".lock"
         self._dataset = path / "dataset.txt"
         self._precision = path / "precision.txt"  # only read: older versions kept there what `auto` became
 
@@ -65,10 +66,15 @@ class RunFolder:
     def mlflow_run_id(self) -> str | None:
         return self.mlflow_run.read_text() if self.mlflow_run.exists() else None
 
+    @property
+    def dataset(self) -> str:
+        """The fingerprint of the store that the run began with; empty if it is not recorded."""
+        return self._dataset.read_text() if self._dataset.exists() else ""
+
     def locked(self) -> AbstractContextManager[None]:
         """Hold the run's lock until the process ends. Raises ConfigError if another process holds it."""
         return locked(
-            self.path / ".lock",
+            self.lock,
             ConfigError(
                 f"name = {self.path.name!r}: another process is training this run in {self.path}; wait for it, stop "
                 "it, or use another name=..."
