@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,20 @@ def test_a_name_that_is_no_text_can_be_printed(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"Jos\\udce9.nii: neither NIfTI nor MGH" in done.stderr
+
+
+def test_ctrl_c_while_the_command_is_imported_is_a_line() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "mrisr", "train", "--dry-run"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    # typer is imported before mrisr's own modules, which follow.
+    assert any(line.split("|")[-1].strip() == "typer" for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    assert "Error: interrupted" in rest
 
 
 def test_an_error_acts_on_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
