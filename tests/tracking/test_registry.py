@@ -263,7 +263,7 @@ def test_a_damaged_or_diverged_champion_is_kept_with_a_reason(registered: Regist
     decision = promote("damaged", better, registered.uri, evaluate=lambda model: {"val_psnr": 1.0})
     assert not decision.promoted
     assert "cannot be measured here" in decision.reason
-    assert "not a weights file" in decision.reason
+    assert "models:/damaged/2/extra_files/generator.safetensors: damaged, or not a weights file" in decision.reason
     assert "set the alias 'champion' by hand" in decision.reason
 
     def diverged(model: registry.LoadedModel) -> dict[str, float]:

@@ -146,11 +146,16 @@ def load(model_uri: str, uri: str) -> LoadedModel:
         except (MlflowException, FileNotFoundError) as error:
             raise UnreadableModelError(
                 f"model {model_uri!r} holds no {EXTRA_FILES}/{WEIGHTS} (was it registered by mrisr? "
-                f"are its artifacts reachable from this machine?): {mask_message(error)}"
+                f"are its artifacts reachable from this machine?): {_located(error, folder, found)}"
             ) from error
         except (ValueError, OSError) as error:
-            raise UnreadableModelError(f"model {model_uri!r}: {mask_message(error)}") from error
+            raise UnreadableModelError(f"model {model_uri!r}: {_located(error, folder, found)}") from error
     return LoadedModel(**vars(found), generator=generator, generator_config=config or {}, trained_on=trained_on)
+
+
+def _located(error: Exception, folder: str, version: ModelVersion) -> str:
+    """The message, with the version in place of the temporary folder that its files were copied into."""
+    return mask_message(str(error).replace(folder, version.uri))
 
 
 def load_generator_weights(source: str | Path, uri: str | None = None) -> Weights:
