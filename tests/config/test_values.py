@@ -122,7 +122,17 @@ def test_files_of_earlier_versions_load_to_equal_experiments(name: str, other: s
 
 @pytest.mark.parametrize(
     "text",
-    ["name: [1\n", "? [1, 2]\n: 3\n", "seed: !!int x\n", "seed: !!bool yes\n", "a: !!python/object:os.x\n", "[" * 5000],
+    [
+        "name: [1\n",
+        "? [1, 2]\n: 3\n",
+        "seed: !!int x\n",
+        "seed: !!bool yes\n",
+        "a: !!python/object:os.x\n",
+        "[" * 5000,
+        "seed: &a [*a]\n",
+        "data: &a {splits: *a}\n",
+        "&a {seed: *a}",
+    ],
 )
 def test_a_file_that_is_no_configuration_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text(text)

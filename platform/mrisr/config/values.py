@@ -86,6 +86,16 @@ def _float(text: str) -> _Float:
     return number
 
 
+def _list(loader: _Loader, node: Any) -> list[Any]:
+    return loader.construct_sequence(node, deep=True)  # at once: a list or mapping that holds itself is then an error
+
+
+def _mapping(loader: _Loader, node: Any) -> dict[Any, Any]:
+    return loader.construct_mapping(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:seq", _list)
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_constructor("tag:yaml.org,2002:int", _scalar(_integer))
 _Loader.add_constructor("tag:yaml.org,2002:float", _scalar(_float))
 _Loader.add_constructor("tag:yaml.org,2002:bool", _scalar(lambda text: {"true": True, "false": False}[text.lower()]))
