@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,6 +38,8 @@ OWN = {**LOOPBACK, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 # Joining a cluster: Ray gives up after 20 s instead of 20 times 40 s if the address is not a cluster.
 JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "10"}
 CPUS_WITHIN_S = 10
+# Seconds without a free CPU until that is said.
+SILENT_S = 20.0
 
 
 # A machine: logical CPUs, GPUs.
@@ -262,6 +264,29 @@ def nodes() -> list[Node]:
 
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [(float(node["CPU"]), float(node.get("GPU", 0))) for node in found if node.get("CPU")]
+
+
+def wait_for_cpu(cpus: float, tell: Callable[[str], None] = print) -> None:
+    """Return once a task of that many logical CPUs can start. Ray lets tasks wait without a word; this says so."""
+    import ray
+
+    if ray.available_resources().get("CPU", 0) >= cpus:
+        return
+    probe = ray.remote(num_cpus=cpus)(nothing).remote()
+    if not ray.wait([probe], timeout=SILENT_S)[0]:
+        tell(f"{no_free_cpu(cpus, SILENT_S)}; end it, or add a node")
+        ray.get(probe)
+
+
+def no_free_cpu(cpus: float, seconds: float) -> str:
+    return (
+        f"no task could start for {seconds:.0f} s: it needs {cpus:g} of the cluster's {available()[0]:g} logical CPUs, "
+        "and other work holds them. Everything goes on once they are free"
+    )
+
+
+def nothing() -> None:
+    """A task that only shows that it could start."""
 
 
 def available() -> Node:

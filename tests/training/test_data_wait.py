@@ -1,16 +1,18 @@
-"""A rank whose data tasks find no free CPU says so, and SIGTERM ends it; with a real Ray whose CPUs are taken."""
+"""Work that finds no free CPU says so, and SIGTERM ends a rank that waits; with a real Ray whose CPUs are taken."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from tests.data.test_stream import LIMITS, make
 
+from mrisr import cluster
 from mrisr.data.stream import rank_batches
-from mrisr.training.data_wait import PATIENCE_S, REPORT_AFTER_S, DataWait
+from mrisr.training.data_wait import PATIENCE_S, DataWait
 from mrisr.training.outcome import TerminatedWithoutData
 from mrisr.training.run_folder import RunFolder
 
@@ -21,11 +23,11 @@ class Holder:
 
 
 @pytest.fixture
-def no_cpu(local_ray: None) -> Iterator[None]:
-    """All CPUs of the tests' Ray are held by an actor."""
+def no_cpu(local_ray: None) -> Iterator[Any]:
+    """All CPUs of the tests' Ray are held by this actor."""
     holder = ray.remote(num_cpus=4)(Holder).remote()
     ray.get(holder.ready.remote())
-    yield
+    yield holder
     ray.kill(holder)
 
 
@@ -33,13 +35,13 @@ def no_cpu(local_ray: None) -> Iterator[None]:
 def test_data_tasks_without_a_cpu_are_told_of_once_with_the_remedy(tmp_path: Path) -> None:
     told: list[str] = []
     wait = DataWait(RunFolder(tmp_path), 1.0, told.append)
-    for seconds in (0.5, PATIENCE_S, PATIENCE_S + 0.5, REPORT_AFTER_S):
+    for seconds in (0.5, PATIENCE_S, PATIENCE_S + 0.5, cluster.SILENT_S):
         wait(seconds)
         assert not told
-    for seconds in (REPORT_AFTER_S + 0.5, REPORT_AFTER_S + 1):
+    for seconds in (cluster.SILENT_S + 0.5, cluster.SILENT_S + 1):
         wait(seconds)
     [text] = told
-    for words in ("no data task could start for 20 s", "1 of the cluster's 4 logical CPUs", "stream.cpus_per_task"):
+    for words in ("no task could start for 20 s", "1 of the cluster's 4 logical CPUs", "stream.cpus_per_task"):
         assert words in text
 
 
@@ -58,4 +60,18 @@ def test_data_tasks_that_are_slow_are_not_told_of(local_ray: None, tmp_path: Pat
     wait = DataWait(RunFolder(tmp_path), 1.0, pytest.fail)
     wait(PATIENCE_S)
     ray.get(wait._probe)
-    wait(REPORT_AFTER_S + 1)
+    wait(cluster.SILENT_S + 1)
+
+
+def test_other_verbs_say_so_before_they_begin(no_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "SILENT_S", 1.0)
+    told: list[str] = []
+
+    def free(text: str) -> None:
+        told.append(text)
+        ray.kill(no_cpu)
+
+    cluster.wait_for_cpu(1.0, free)
+    cluster.wait_for_cpu(1.0, free)
+    [text] = told
+    assert "1 of the cluster's 4 logical CPUs, and other work holds them" in text

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
+from mrisr.cluster import wait_for_cpu
 from mrisr.config.schema import Data
 from mrisr.counted import counted
 from mrisr.data.splits import agreed_rule
@@ -197,6 +198,8 @@ def _run_tasks(files: Sequence[SourceFile], store: Path, min_size: int, console:
     import ray
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
+    if files:
+        wait_for_cpu(1)
     task = ray.remote(num_cpus=1, max_retries=1)(convert_files)
     subjects: dict[str, list[SourceFile]] = {}
     for file in sorted(files, key=lambda file: file.clashes):

@@ -55,6 +55,7 @@ def evaluate_on_cluster(
     smallest = min(node_cpus for node_cpus, _ in cluster.nodes())
     parallel = max(1, min(len(subjects), gpus or int(cpus)))
     share = min(1.0 if gpus else max(1.0, cpus // parallel), smallest)
+    cluster.wait_for_cpu(share, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
     options = replace(evaluation.options, device="cuda" if gpus else "cpu")
     task = ray.remote(num_cpus=share, num_gpus=1 if gpus else 0)(_evaluate)
     shared = ray.put((replace(evaluation, options=options), generator))

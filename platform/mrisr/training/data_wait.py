@@ -12,7 +12,7 @@ from mrisr.training.progress import Tell
 from mrisr.training.run_folder import RunFolder
 
 # Seconds without a batch. A step that still gets its batch ends with a checkpoint, so SIGTERM waits that long.
-PATIENCE_S, REPORT_AFTER_S = 10.0, 20.0
+PATIENCE_S = 10.0
 
 
 class DataWait:
@@ -36,16 +36,10 @@ class DataWait:
         if self._probe is None:
             # Not in the workers' placement group, where no CPU is left.
             options = {"num_cpus": self._cpus, "scheduling_strategy": "DEFAULT", **cluster.task_options()}
-            self._probe = ray.remote(**options)(_nothing).remote()
-        elif seconds > REPORT_AFTER_S and not self._reported and not ray.wait([self._probe], timeout=0)[0]:
+            self._probe = ray.remote(**options)(cluster.nothing).remote()
+        elif seconds > cluster.SILENT_S and not self._reported and not ray.wait([self._probe], timeout=0)[0]:
             self._reported = True
             self._tell(
-                f"no data task could start for {seconds:.0f} s: it needs {self._cpus:g} of the cluster's "
-                f"{cluster.available()[0]:g} logical CPUs, and other work holds them. Training goes on once they are "
-                "free; else end that work, add a node, or start again with a smaller stream.cpus_per_task or "
-                "resources.cpus_per_worker"
+                f"{cluster.no_free_cpu(self._cpus, seconds)}; end that work, add a node, or start again with a smaller "
+                "stream.cpus_per_task or resources.cpus_per_worker"
             )
-
-
-def _nothing() -> None:
-    pass
