@@ -109,14 +109,17 @@ def test_a_name_that_is_no_text_can_be_printed(tmp_path: Path) -> None:
 def test_ctrl_c_while_the_command_is_imported_is_a_line(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("import time; print('importing', flush=True); time.sleep(600)")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *(p for p in sys.path if p)])}
+    # As in a terminal; a job in the background of a shell ignores SIGINT, and so would the command.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "mrisr", "train"], text=True, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "Error: interrupted before anything began\n")
 
 
