@@ -5,9 +5,12 @@ DATA ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo demo-tune test test-long lint bench clean
 demo: $(STAMP)
 	$(BIN)/mrisr demo --home demo $(if $(DATA),--data "$(DATA)")
+
+demo-tune: $(STAMP)
+	$(BIN)/mrisr demo --tune --home demo $(if $(DATA),--data "$(DATA)")
 
 test: $(STAMP)
 	bash ci/test.sh

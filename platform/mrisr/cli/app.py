@@ -277,15 +277,19 @@ def bench(
 def demo(
     data: Annotated[Path | None, typer.Option(help="your own folder of volumes instead of the derived cohort")] = None,
     home: Annotated[Path | None, typer.Option(help="everything the demo makes; default: demo")] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="search the penalty's weight and the zeroing range instead of training")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Run the whole pipeline on a few volumes, in minutes and without a GPU.
 
     It converts, trains (L1, then WGAN-GP), registers and evaluates.
     """
-    from mrisr.tools.demo import run_demo
+    from mrisr.tools.demo import run_demo, run_demo_search
 
-    run_demo(None if data is None else absolute(data, "--data"), output_path(home, "demo", "--home"), overrides or [])
+    folder = None if data is None else absolute(data, "--data")
+    (run_demo_search if tune else run_demo)(folder, output_path(home, "demo", "--home"), overrides or [])
 
 
 app.command(cls=Verb)(configuration.keys)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mrisr.training.publishing import Published
     from voxelstore import VolumeStore
 
-CONFIG = "demo"
+CONFIG, SEARCH_CONFIG = "demo", "demo-tune"
 SUBJECTS = 6
 
 
@@ -44,27 +44,11 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
     data: a folder of volumes, or None for a cohort derived from the ICBM152 template. Results go to a folder below
     `home`, one per data folder. A second run skips finished steps; with added or replaced volumes it trains a new run.
     """
-    _check(data, home)
-    home = home_of(data, home)
-    os.environ["MRISR_HOME"] = str(home)
     console = Console(highlight=False)
-    _heading(console, "1/5  data")
-    data = _volumes(data, home, console)
+    experiment, home = _prepared(CONFIG, data, home, overrides, console, of=5)
 
-    from mrisr import cluster
-    from mrisr.data.conversion import convert_folder
     from mrisr.training.publishing import publish
     from mrisr.training.run import train
-    from voxelstore import VolumeStore
-
-    experiment = load_experiment(CONFIG, overrides)
-    _heading(console, "2/5  convert to Zarr")
-    cluster.connect()
-    summary = convert_folder(data, experiment.data)
-    console.print("\n".join(summary.lines()), markup=False, soft_wrap=True)
-    # A run cannot be resumed on other volumes, so other volumes get a new run.
-    fingerprint = VolumeStore.open(experiment.data.store).fingerprint()
-    experiment = load_experiment(CONFIG, [f"name=demo-{fingerprint[:8]}", *overrides])
 
     _heading(console, f"3/5  train with FSDP on {experiment.resources.workers} workers: L1, then WGAN-GP")
     run = train(experiment)
@@ -76,6 +60,43 @@ def run_demo(data: Path | None, home: Path, overrides: list[str]) -> None:
 
     _heading(console, "5/5  evaluate on the held-out test subjects")
     _evaluate(run.experiment, published, home, console)
+
+
+def run_demo_search(data: Path | None, home: Path, overrides: list[str]) -> None:
+    """Volumes -> store, as `run_demo`, then a search of minutes for the penalty's weight and the zeroing range."""
+    console = Console(highlight=False)
+    experiment, _ = _prepared(SEARCH_CONFIG, data, home, overrides, console, of=3)
+
+    from mrisr.tuning.winner import tune
+
+    _heading(console, "3/3  search: Optuna proposes, ASHA stops bad trials early")
+    tune(SEARCH_CONFIG, [f"name={experiment.name}", *overrides])
+
+
+def _prepared(
+    config: str, data: Path | None, home: Path, overrides: list[str], console: Console, of: int
+) -> tuple[Experiment, Path]:
+    """The experiment on a converted store, and the demo's folder for these volumes, which becomes MRISR_HOME. of: the
+    number of steps in the headings.
+    """
+    _check(data, home)
+    home = home_of(data, home)
+    os.environ["MRISR_HOME"] = str(home)
+    _heading(console, f"1/{of}  data")
+    data = _volumes(data, home, console)
+
+    from mrisr import cluster
+    from mrisr.data.conversion import convert_folder
+    from voxelstore import VolumeStore
+
+    experiment = load_experiment(config, overrides)
+    _heading(console, f"2/{of}  convert to Zarr")
+    cluster.connect()
+    summary = convert_folder(data, experiment.data)
+    console.print("\n".join(summary.lines()), markup=False, soft_wrap=True)
+    # A run cannot be resumed on other volumes, so other volumes get a new run.
+    fingerprint = VolumeStore.open(experiment.data.store).fingerprint()
+    return load_experiment(config, [f"name={config}-{fingerprint[:8]}", *overrides]), home
 
 
 def _heading(console: Console, text: str) -> None:
