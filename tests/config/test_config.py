@@ -26,7 +26,7 @@ def test_shipped_configurations_are_taken_by_name_from_any_folder(
 
 def test_the_demo_hcp_and_report_configurations_ship() -> None:
     assert {"demo", "hcp", "report"} <= {*loading.SHIPPED}
-    with pytest.raises(ConfigError, match=r"nosuch.*critics, demo, demo-tune, hcp, pretrained, report, tune"):
+    with pytest.raises(ConfigError, match=r"nosuch.*critics, demo-tune, demo, hcp, pretrained, report, tune"):
         load_experiment("nosuch")
 
 
