@@ -102,3 +102,16 @@ def test_a_mode_that_ray_would_take_for_an_open_door_is_refused(mode: str, monke
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
     with pytest.raises(ResourceError, match=f"RAY_AUTH_MODE = '{mode}': .*unset it"):
         connect()
+
+
+def test_a_machine_too_busy_for_ray_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(*arguments: object, **options: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does, 30 s after its own start
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(
+        ResourceError, match=r"does not start on this machine: .* timed out .* run the same command again"
+    ):
+        connect()

@@ -176,13 +176,16 @@ def _start() -> None:
     try:
         # The dashboard's ten processes take 4 s of a core, and Ray waits for them; `ray start --head` gives one.
         ray.init("local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # the class that Ray raises if its processes take too long
         folder = os.environ.get("RAY_TMPDIR")
         if "AF_UNIX" in str(error) and folder:
             raise ResourceError(
                 f"RAY_TMPDIR = {folder}: is too long for the names of Ray's sockets; give at most 40 characters"
             ) from None
-        raise ResourceError(f"Ray does not start on this machine: {_first_line(error)}") from error
+        raise ResourceError(
+            f"Ray does not start on this machine: {_first_line(error).rstrip('.')}; if it is busy, end other work and "
+            "run the same command again: Ray's processes need 1 GB and must answer within 30 s"
+        ) from error
     with suppress(OSError):
         (Path.home() / ".ray" / "auth_token").chmod(0o600)  # Ray leaves it readable to others
 
