@@ -11,7 +11,7 @@ import logging
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 GZIP = 31  # zlib's window bits for a gzip container, whose checksum it compares
 MGH_VOXELS_AT = 284
 UNITS = {1: 1000.0, 3: 0.001}  # NIfTI's metre and micrometre in mm; everything else is mm
+SCANNER = 1  # NIfTI's code of coordinates in the scanner
 # Quaternions are rounded to float32, in some tools to float16. A larger deviation is not a rotation.
 QUATERNION_SLACK = 1e-2
 
@@ -48,6 +49,33 @@ class SourceLayout:
     affine: np.ndarray
     prefix: bytes
     suffix: bytes
+
+
+def on_grid(layout: SourceLayout, shape: tuple[int, ...], affine: np.ndarray) -> SourceLayout:
+    """The layout of a file with as many voxels as `shape` says, (D, H, W) as stored, at `affine`, in mm.
+
+    sform, qform and pixdim agree with the affine; an sform is set if the file had neither. A qform holds no shear.
+    """
+    affine = np.asarray(affine, np.float64)
+    shape = (*shape, *layout.shape[3:])
+    if layout.format == "mgh":
+        mgh = MGHHeader.from_fileobj(io.BytesIO(layout.prefix))
+        image = nib.MGHImage(np.broadcast_to(np.zeros((), layout.dtype), shape), affine, mgh)
+        written = io.BytesIO()
+        image.header.writehdr_to(written)
+        prefix = written.getvalue()[:MGH_VOXELS_AT]
+        return replace(layout, shape=shape, affine=affine, prefix=prefix)
+    kind = nib.Nifti1Header if layout.format == "nifti1" else nib.Nifti2Header
+    size = kind.template_dtype.itemsize
+    header = kind(layout.prefix[:size])
+    stored = affine.copy()
+    stored[:3] /= UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
+    qform, sform = int(header["qform_code"]), int(header["sform_code"])
+    header.set_data_shape(shape)
+    header.set_qform(stored, qform)
+    header.set_sform(stored, sform or (0 if qform else SCANNER))
+    prefix = header.binaryblock + layout.prefix[size:]
+    return replace(layout, shape=shape, affine=affine, prefix=prefix)
 
 
 class ParsedFile(NamedTuple):

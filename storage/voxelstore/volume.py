@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +14,7 @@ import numpy as np
 
 from voxelstore.errors import VolumeError
 from voxelstore.files import atomic_write, open_regular
-from voxelstore.formats import SourceLayout, decompressed, parse
+from voxelstore.formats import SourceLayout, decompressed, on_grid, parse
 from voxelstore.intensity import IntensityMap, intensity_map
 
 EXTENSIONS = (".nii.gz", ".nii", ".mgz")
@@ -53,6 +53,33 @@ class SourceVolume:
         except ValueError as error:
             text = f"its intensities have no robust range ({error}); remove the offset or the outliers"
             raise VolumeError(self.path, "unusable", text) from error
+
+    def described(self) -> str:
+        """Its grid in the order of the file: `256x320x320 voxels of 0.7x0.7x0.7 mm`."""
+        axes = self.stored_axes
+        shape = "x".join(str(self.voxels.shape[axis]) for axis in axes)
+        return f"{shape} voxels of {'x'.join(f'{self.spacing[axis]:.4g}' for axis in axes)} mm"
+
+    @property
+    def stored_axes(self) -> tuple[int, ...]:
+        """The canonical axis of each axis of the file."""
+        return tuple(int(axis) for axis in nib.io_orientation(self.layout.affine)[:, 0])
+
+    def on_grid(self, shape: tuple[int, int, int]) -> SourceVolume:
+        """This file with other numbers of voxels over the same field of view, for `write_volume`; its voxels are 0.
+
+        The outer faces of the outermost voxels keep their place: the centre of voxel 0 moves.
+        """
+        step = np.array(self.voxels.shape) / shape
+        finer = np.diag([*step, 1.0])
+        finer[:3, 3] = (step - 1) / 2
+        affine = self.affine @ finer
+        stored = tuple(shape[axis] for axis in self.stored_axes)
+        to_canonical = nib.orientations.inv_ornt_aff(nib.io_orientation(self.layout.affine), stored)
+        layout = on_grid(self.layout, stored, affine @ np.linalg.inv(to_canonical))
+        return replace(
+            self, voxels=np.broadcast_to(np.zeros((), self.voxels.dtype), shape), affine=affine, layout=layout
+        )
 
     @property
     def spacing(self) -> tuple[float, float, float]:

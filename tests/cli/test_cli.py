@@ -36,6 +36,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
         (["train", "--nonsense"], ["--nonsense"]),
         (["convert", "/nowhere"], ["/nowhere", "folder"]),
         (["superresolve", "--model", "/nowhere.safetensors", "a.nii", "b.nii"], ["--model", "/nowhere.safetensors"]),
+        (["superresolve", "--model", "m", "a.nii", "b.nii", "--same-grid", "--factor", "2"], ["leave out --factor"]),
+        (["superresolve", "--model", "m", "a.nii", "b.nii", "--spacing", "0,5,1"], ["--spacing 0,5,1", "above 0"]),
         (["evaluate", "--model", "m", "--store", "s", "--protocol", "mine"], ["mine", "chen2018"]),
     ],
 )

@@ -48,7 +48,7 @@ def test_training_goes_on_and_the_model_loads_after_a_move(
     assert [step for step, _ in new.history()["throughput/steps_per_second"]] == [2, 4, 6, 8, 10, 12]
     (scan,) = write_cohort(tmp_path / "scan", 1)
     for version in (before[0], after[-1]):
-        run("superresolve", "--model", version, "--overwrite", str(scan), str(tmp_path / "out.nii.gz"))
+        run("superresolve", "--model", version, "--same-grid", "--overwrite", str(scan), str(tmp_path / "out.nii.gz"))
     run(*train, "name=another", "schedule.total_steps=5")
     assert not old.home.exists()
 

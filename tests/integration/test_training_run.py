@@ -154,7 +154,7 @@ def test_a_version_super_resolves_a_nifti_file(
     affine = np.array([[0, -1.2, 0, 3], [0.9, 0, 0, 4], [0, 0, 1.1, 5], [0, 0, 0, 1.0]])
     nib.save(nib.Nifti1Image(data, affine), tmp_path / "in.nii.gz")
     target = tmp_path / "out.nii.gz"
-    command = ("superresolve", "--model", "models:/mdcsrn/1", str(tmp_path / "in.nii.gz"), str(target))
+    command = ("superresolve", "--same-grid", "--model", "models:/mdcsrn/1", str(tmp_path / "in.nii.gz"), str(target))
     bench.call(*command)
     out = nib.load(target)
     assert out.shape == data.shape

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import traceback
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -206,9 +207,21 @@ def superresolve(
     source: Annotated[Path, typer.Argument(help="NIfTI file, or a folder of them")],
     target: Annotated[Path, typer.Argument(help="output file, or folder if the source is one")],
     model: Annotated[str, typer.Option(help=MODEL)] = "pretrained",
+    factor: Annotated[
+        str | None,
+        typer.Option(help="2, the default: twice as many voxels along the axes in the plane; or per axis: 1,2,2"),
+    ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="instead of it, in mm: 0.5 in the plane; or per axis of the file: 0.5,0.5,1")
+    ] = None,
+    same_grid: Annotated[
+        bool, typer.Option("--same-grid", help="keep the grid: of an input that is zero-filled or resampled already")
+    ] = False,
     data_consistency: Annotated[
         str | None,
-        typer.Option(help=f"put the acquired band back; the protocol that names it: {PROTOCOL_NAMES}"),
+        typer.Option(
+            help=f"with --same-grid: put the acquired band back; the protocol that names it: {PROTOCOL_NAMES}"
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace existing output")] = False,
     keep_background: Annotated[
@@ -219,15 +232,23 @@ def superresolve(
     ] = "*",
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """Super-resolve NIfTI files with a trained model.
+    """Super-resolve NIfTI files onto a finer grid with a trained model.
 
-    The output keeps the input's affine, orientation, type and intensity range. Exit code 3: some files were left out.
+    The output keeps the input's field of view, orientation, type, intensity range and k-space. Exit code 3: some files
+    were left out.
     """
     band = None if data_consistency is None else protocol_named(data_consistency, "--data-consistency")
-    from mrisr.cli.commands import run_superresolution
-
     paths = absolute(source, "SOURCE"), absolute(target, "TARGET")
-    raise typer.Exit(run_superresolution(model, tracking_uri, paths, band, overwrite, keep_background, pattern))
+    from mrisr.cli.commands import run_superresolution
+    from mrisr.inference.grid import FinerGrid
+    from mrisr.inference.superresolution import resolver_of
+
+    keeps = same_grid or band is not None
+    if keeps and (factor or spacing):
+        raise ConfigError("--same-grid and --data-consistency keep the grid; leave out --factor and --spacing")
+    grid = None if keeps else FinerGrid.parse(factor, spacing)
+    resolver_for = partial(resolver_of, band=band, keep_background=keep_background, grid=grid)
+    raise typer.Exit(run_superresolution(model, tracking_uri, paths, pattern, overwrite, resolver_for))
 
 
 @app.command(cls=Verb, epilog=KEYS)

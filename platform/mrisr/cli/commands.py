@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mrisr.config.paths import home
-from mrisr.degradation import Degradation
 from mrisr.evaluation.cluster_tasks import evaluate_on_cluster, log_evaluation
 from mrisr.evaluation.subject import Evaluation
-from mrisr.inference.model import load_model
-from mrisr.inference.superresolution import resolver_of, superresolve_files
+from mrisr.inference.model import Model, load_model
+from mrisr.inference.superresolution import SuperResolver, superresolve_files
 from mrisr.tracking.runs import resolve_uri
 from voxelstore.errors import printable
 
@@ -38,16 +38,15 @@ def run_superresolution(
     model: str,
     tracking_uri: str | None,
     paths: tuple[Path, Path],
-    band: Degradation | None,
-    overwrite: bool,
-    keep_background: bool,
     pattern: str,
+    overwrite: bool,
+    resolver_for: Callable[[Model], SuperResolver],
 ) -> int:
-    """Super-resolve paths = (source, target): a file, or the files of a folder that fit the pattern. Returns the exit
-    code: 3 if a file was left out.
+    """Super-resolve paths = (source, target): a file, or the files of a folder that fit the pattern. resolver_for: such
+    as `resolver_of`. Returns the exit code: 3 if a file was left out.
     """
     loaded = load_model(model, tracking_uri)
-    resolver = resolver_of(loaded, band, keep_background)
+    resolver = resolver_for(loaded)
     console = Console(highlight=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
