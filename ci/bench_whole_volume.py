@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -70,16 +70,24 @@ METHODS: dict[str, Callable[[Generator, np.ndarray, str], np.ndarray]] = {
 }
 
 
+def resident(kind: str) -> int:
+    """KiB of this process: VmRSS now, VmHWM at its peak."""
+    found = re.search(rf"{kind}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1])
+
+
 def cost(method: str, shape: tuple[int, ...], precision: str) -> tuple[float, float, float]:
     """Seconds, seconds of cores, and growth of the peak memory in GiB, of one whole volume in this fresh process."""
     run, generator = METHODS[method], network()
     run(generator, noise((64, 64, 64)), precision)  # imports, and kernels that are made at their first use
     volume = noise(shape)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    before = resident("VmRSS")
     wall, cores = time.perf_counter(), time.process_time()
     run(generator, volume, precision)
     wall, cores = time.perf_counter() - wall, time.process_time() - cores
-    return wall, cores, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10 - before) / 2**30
+    return wall, cores, (resident("VmHWM") - before) / 2**20
 
 
 def seams() -> dict[str, list[float]]:
