@@ -202,6 +202,9 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # It warns while no task can run. That is normal when two ranks share the CPUs that `divide` left for tasks.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # How long Tune's own callbacks took, and a traceback of each failed trial, whose reason the search tells in a line.
+    logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     # It prints a traceback of every error that it raises; mrisr reports a locked database in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -43,18 +45,31 @@ class Screen:
                 self._draw(look)
 
         thread = threading.Thread(target=follow, name="screen", daemon=True)
-        if self.in_terminal:
-            self._live.start(refresh=True)
-        thread.start()
+        with self._above_the_block() if self.in_terminal else nullcontext():
+            thread.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join()
+                self._draw(look)
+
+    @contextmanager
+    def _above_the_block(self) -> Iterator[None]:
+        """In the block, what is printed or logged appears above the terminal's block, which this shows."""
+        printed = sys.stdout, sys.stderr
+        loggers = [logging.root, *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
+        handlers = {handler for logger in loggers for handler in logger.handlers}
+        moved = [one for one in handlers if isinstance(one, logging.StreamHandler) and one.stream in printed]
+        self._live.start(refresh=True)  # it replaces sys.stdout and sys.stderr, which handlers do not notice
+        before = [one.setStream(sys.stderr) for one in moved]
         try:
             yield
         finally:
-            ended.set()
-            thread.join()
-            self._draw(look)
-            if self.in_terminal:
-                with suppress(OSError):
-                    self._live.stop()
+            for handler, stream in zip(moved, before, strict=True):
+                handler.setStream(stream)
+            with suppress(OSError):
+                self._live.stop()
 
     def _draw(self, look: Callable[[], None]) -> None:
         with self.lock, suppress(OSError):

@@ -26,6 +26,16 @@ with shown(experiment, folder) as say:
     subprocess.run([sys.executable, "-c", sys.argv[2], str(folder)])
 print("after")
 """
+LOG = """
+import logging, sys
+logging.basicConfig(format="%(message)s")
+from mrisr.screen import Screen
+screen = Screen("the block")
+with screen.shown(lambda: None):
+    logging.warning("a warning of a library")
+    print("a line of a library")
+logging.warning("later")
+"""
 WORKER = """
 import os, signal, sys
 from pathlib import Path
@@ -72,6 +82,15 @@ def test_a_terminal_gets_a_block_that_ends_with_the_newest_of_everything(tmp_pat
     assert "pretrain loss 0.12500  8.0 patches/s" not in frames, "a line per record would push the block away"
     assert max(len(line) for line in frames.splitlines()) <= 80
     assert last.rstrip().endswith("after")
+
+
+def test_what_libraries_log_appears_above_the_block(tmp_path: Path) -> None:
+    frames = plain(drawn([sys.executable, "-c", LOG], terminal=True))
+    lines = [line for line in frames.splitlines() if line.strip()]
+    assert lines[-2:] == ["the block", "later"]
+    for text in ("a warning of a library", "a line of a library"):
+        assert text in lines, "on a line of its own"
+        assert lines.index(text) < len(lines) - 2
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(59.9, "0:00:59"), (3661, "1:01:01"), (90061, "1 d 1:01:01")])
