@@ -82,6 +82,7 @@ def convert(
     if not source.is_dir():
         raise ConfigError(f"{source}: is not a folder; give the folder that holds the volumes")
     check_output(experiment.data.store, folder=True)
+    typer.echo(f"converting the volumes of {printable(source)} to {printable(experiment.data.store)}")
     cluster.connect()
     summary = convert_folder(source, experiment.data)
     typer.echo("\n".join([*summary.lines(), f"store: {experiment.data.store}"]))
