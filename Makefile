@@ -1,4 +1,4 @@
-# The four commands that the README names. Each sets up what it needs first.
+# The commands that the README names. Each sets up what it needs first.
 VENV ?= .venv
 PYTHON ?= python3
 DATA ?=
@@ -14,6 +14,9 @@ demo-tune: $(STAMP)
 
 test: $(STAMP)
 	bash ci/test.sh
+
+test-long: $(STAMP)
+	$(BIN)/pytest -m long --durations=10
 
 lint: $(STAMP)
 	bash ci/lint.sh

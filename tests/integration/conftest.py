@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
@@ -117,8 +119,16 @@ def unkilled(tmp_path_factory: pytest.TempPathFactory, small_store: Path) -> tup
     """The tiny experiment, trained in one go by two FSDP workers and registered, as a submitted job; what it printed.
 
     The runs that are killed and resumed are started without a job: their numbers must be those of a job all the same.
+    It is trained once, whichever of pytest's processes asks first.
     """
-    bench = Bench(tmp_path_factory.mktemp("unkilled"), small_store)
-    with head_node(bench.environment) as address:
-        command = ["python", "jobs/train.py", "--config", str(bench.config)]
-        return bench, submit(address, command, tmp_path_factory.mktemp("shell"))
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "unkilled"
+    folder.mkdir(exist_ok=True)
+    printed = folder / "printed.txt"
+    with FileLock(folder / ".lock"):
+        if not printed.exists():
+            bench = Bench(folder / "home", shutil.copytree(small_store, folder / "store.zarr"))
+            with head_node(bench.environment) as address:
+                command = ["python", "jobs/train.py", "--config", str(bench.config)]
+                printed.write_text(submit(address, command, folder / "shell"))
+    return Bench(folder / "home", folder / "store.zarr"), printed.read_text()
