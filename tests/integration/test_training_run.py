@@ -130,9 +130,10 @@ def test_training_starts_from_another_run_and_from_the_registry(unkilled: tuple[
     experiment = load_experiment(bench.config, [f"output={bench.home}/runs"])
     best = load_file(newest(bench) / "best.safetensors")
     for source in (str(bench.run), str(newest(bench)), "models:/mdcsrn/1"):
-        _, state, trained_on = read_initial_weights(experiment, source, bench.uri)
-        assert trained_on.complete
-        assert len(trained_on.contents) >= 4
+        weights = read_initial_weights(experiment, source, bench.uri)
+        state = weights.state
+        assert weights.trained_on.complete
+        assert len(weights.trained_on.contents) >= 4
         for key, value in best.items():
             torch.testing.assert_close(state[key], value, rtol=0, atol=0)
     assert TINY["name"] == experiment.name
