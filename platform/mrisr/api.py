@@ -20,7 +20,8 @@ __all__ = ["load_experiment", "load_model", "superresolve", "train"]
 def load_model(model: str | Path, tracking_uri: str | None = None) -> Model:
     """A trained model. `Model.generator` is a torch module in evaluation mode on the CPU.
 
-    model: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a weights file such as best.safetensors of a checkpoint.
+    model: `pretrained` (the weights that ship), `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a weights file such as
+    best.safetensors of a checkpoint.
     tracking_uri: of MLflow; None: $MLFLOW_TRACKING_URI, else sqlite in $MRISR_HOME/mlflow.db. Raises ConfigError that
     names the model and what exists.
     """
@@ -33,7 +34,7 @@ def superresolve(
     source: np.ndarray | str | Path,
     target: str | Path | None = None,
     *,
-    model: Model | str | Path,
+    model: Model | str | Path = "pretrained",
     data_consistency: str | None = None,
     keep_background: bool = True,
     overwrite: bool = False,
