@@ -20,5 +20,5 @@ def shipped_weights(reference: str) -> Path | None:
     file = FOLDER / f"{name or DEFAULT}.safetensors"
     if file.parent != FOLDER or not file.is_file():
         names = sorted(each.stem for each in FOLDER.glob("*.safetensors"))
-        raise ValueError(f"{reference}: no such weights; those that ship are {', '.join(names)}")
+        raise ValueError(f"no weights of that name ship; use pretrained:NAME with one of {', '.join(names)}")
     return file
