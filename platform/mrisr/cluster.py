@@ -24,6 +24,9 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # By default OpenMP's threads spin while they wait for each other. Where other processes use the same cores, that
+    # costs ten times the work: 31 s of two busy cores instead of 3 s for a volume of 96x128x128.
+    "OMP_WAIT_POLICY": "passive",
 }
 # For training workers on CPUs. Without it, glibc returns the memory of every step's tensors to the kernel and gets it
 # back, page by page, in the next step: blocks from 32 MiB (mmap_max), and all arenas but the main one (arena_max).
@@ -82,7 +85,7 @@ def connect() -> None:
 
 
 def prepare_environment() -> None:
-    """Set the variables that Ray and MLflow read at import. Variables that the user has set stay."""
+    """Set the variables that Ray, MLflow and torch read at import. Variables that the user has set stay."""
     own = _address() is None
     for key, value in {**ENVIRONMENT, **(OWN if own else JOINING)}.items():
         os.environ.setdefault(key, value)
