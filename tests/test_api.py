@@ -54,12 +54,13 @@ def test_the_guide_super_resolves_as_the_command_does(folder: Path, monkeypatch:
     monkeypatch.chdir(folder)
     found: dict[str, Any] = {}
     exec(examples("Super-resolve"), found)
-    for name in ("volume", "same", "with_samples"):
-        assert found[name].shape == found["scan"].shape
+    depth, height, width = found["scan"].shape
+    for name, shape in (("volume", (depth, 2 * height, 2 * width)), ("same_grid", found["scan"].shape)):
+        assert found[name].shape == shape
         assert found[name].dtype == np.float32
     np.testing.assert_allclose(found["same"], found["volume"], rtol=1e-5, atol=1e-3)
-    assert np.abs(found["volume"] - found["scan"]).max() > 1, "the network has changed it"
-    assert np.abs(found["with_samples"] - found["scan"]).max() < np.abs(found["volume"] - found["scan"]).max()
+    assert np.abs(found["same_grid"] - found["scan"]).max() > 1, "the network has changed it"
+    assert np.abs(found["with_samples"] - found["scan"]).max() < np.abs(found["same_grid"] - found["scan"]).max()
     with pytest.raises(SystemExit) as done:
         main(["superresolve", "--model", "best.safetensors", "in.nii.gz", "command.nii.gz"])
     assert done.value.code == 0
@@ -75,11 +76,12 @@ def test_the_guide_super_resolves_as_the_command_does(folder: Path, monkeypatch:
         ((np.zeros((4, 4)),), {}, ValueError, r"must be \(D, H, W\)"),
         ((np.zeros((8, 8, 8)),), {}, ValueError, "not constant"),
         ((np.eye(9)[None].repeat(9, 0), "out.nii"), {}, ValueError, "has no space of its own"),
+        ((np.eye(9)[None].repeat(9, 0),), {"factor": 0.5}, ValueError, "coarser"),
         ((np.eye(9)[None].repeat(9, 0),), {"data_consistency": "mine"}, ConfigError, "use one of chen2018"),
     ],
 )
 def test_what_cannot_be_is_said(
-    arguments: tuple[Any, ...], options: dict[str, str], error: type[Exception], words: str, folder: Path
+    arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], words: str, folder: Path
 ) -> None:
     with pytest.raises(error, match=words):
         mrisr.superresolve(*arguments, model=folder / "best.safetensors", **options)

@@ -35,22 +35,26 @@ def superresolve(
     target: str | Path | None = None,
     *,
     model: Model | str | Path = "pretrained",
+    factor: float | tuple[float, ...] | None = 2.0,
     data_consistency: str | None = None,
     keep_background: bool = True,
     overwrite: bool = False,
 ) -> np.ndarray:
-    """Super-resolve one volume, on the grid that it is on. Returns (D, H, W) float32, physical intensities.
+    """Super-resolve one volume onto a finer grid, as `mrisr superresolve` does. Returns (D, H, W) float32, physical
+    intensities.
 
     source: an array (D, H, W) of real, finite intensities of any scale, or a .nii, .nii.gz or .mgz file, whose result
     is in canonical orientation (RAS+). target: also write the result of a file in its own orientation and type;
-    overwrite: replace an existing target. model: of `load_model`, or what that takes. data_consistency: the protocol
-    (`chen2018`, ...) that names the acquired band of k-space, which the output then takes from the input.
-    keep_background: without negative intensities in the input, the output has none, and is 0 where the input is 0.
+    overwrite: replace an existing target. model: of `load_model`, or what that takes. factor: of the number of voxels
+    along the axes in the plane (of an array: the last two), or along each axis; None: the input is on the grid already.
+    data_consistency: the protocol (`chen2018`, ...) that names the acquired band of k-space, which the output then
+    takes from the input; the grid stays. keep_background: without negative intensities in the input, the output has none, and is 0 where the input is 0.
 
     Raises ConfigError for an unknown model or protocol, VolumeError or another ValueError for an unusable input, and
     FileExistsError.
     """
     from mrisr.config.validation import protocol_named
+    from mrisr.inference.grid import FinerGrid, scaled_shape
     from mrisr.inference.model import Model
     from mrisr.inference.superresolution import (
         resolver_of,
@@ -63,14 +67,16 @@ def superresolve(
 
     loaded = model if isinstance(model, Model) else load_model(model)
     band = None if data_consistency is None else protocol_named(data_consistency, "data_consistency")
-    resolver = resolver_of(loaded, band, keep_background)
+    factors = () if factor is None or band is not None else tuple(np.atleast_1d(factor).astype(float).tolist())
+    resolver = resolver_of(loaded, band, keep_background, FinerGrid(factors) if factors else None)
     if isinstance(source, np.ndarray):
         if target is not None:
             raise ValueError(f"target = {str(target)!r}: an array has no space of its own; save the result yourself")
         if source.ndim != 3:
             raise ValueError(f"source: must be (D, H, W), found an array of shape {source.shape}")
         physical = np.asarray(source, np.float32)
-        return superresolve_intensities(physical, intensity_map(physical), resolver)
+        shape = scaled_shape(physical.shape, factors) if factors else None
+        return superresolve_intensities(physical, intensity_map(physical), resolver, shape=shape)
     if target is None:
         return superresolve_volume(read_volume(source), resolver)
     return superresolve_file(Path(source), Path(target), resolver, overwrite)

@@ -87,6 +87,14 @@ class FinerGrid:
         return length if factor < 1 + SLACK else round(length * factor)
 
 
+def scaled_shape(shape: Sequence[int], factor: Sequence[float]) -> tuple[int, ...]:
+    """The shape of a finer grid for an array. factor: of its last two axes, or of each of the three."""
+    factors = factor if len(factor) == 3 else (1.0, *factor, *factor)
+    if min(factors) < 1:
+        raise ValueError(f"factor = {list(factor)}: is coarser than the array along one axis; give 1 or more")
+    return tuple(round(n * each) for n, each in zip(shape, factors, strict=True))
+
+
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(map(float, text.split(",")))
