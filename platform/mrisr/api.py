@@ -48,7 +48,8 @@ def superresolve(
     overwrite: replace an existing target. model: of `load_model`, or what that takes. factor: of the number of voxels
     along the axes in the plane (of an array: the last two), or along each axis; None: the input is on the grid already.
     data_consistency: the protocol (`chen2018`, ...) that names the acquired band of k-space, which the output then
-    takes from the input; the grid stays. keep_background: without negative intensities in the input, the output has none, and is 0 where the input is 0.
+    takes from the input; the grid stays. keep_background: without negative intensities in the input, the output has
+    none, and is 0 where the input is 0.
 
     Raises ConfigError for an unknown model or protocol, VolumeError or another ValueError for an unusable input, and
     FileExistsError.
