@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,7 +35,8 @@ def list_runs(
     folder = home() / "runs" if output is None else absolute(output, "--output")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("run", "state", "step", "PSNR / dB", "SSIM", "version"):
-        table.add_column(column, overflow="fold", justify="left" if column in ("run", "state", "version") else "right")
+        justify: Literal["left", "right"] = "left" if column in ("run", "state", "version") else "right"
+        table.add_column(column, overflow="fold", no_wrap=column != "run", justify=justify)
     for run in runs_below(folder):
         figures = (_with_gain(run, METRICS[name]._replace(unit="")) for name in ("psnr", "ssim"))
         step = f"{run.step:,}/{run.experiment.schedule.total_steps:,}"
