@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.interpolate import CubicSpline
+from tests.slices_by_hand import one_by_one
 
 from mrisr.degradation import Degradation, brightness, degrade, degrader, enforce_consistency
 from mrisr.degradation.slices import slice_centres, slices
@@ -16,19 +16,6 @@ some = settings(max_examples=25, deadline=None)
 
 def volume(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random(shape, dtype=np.float32)
-
-
-def one_by_one(hr: np.ndarray, axis: int, spacing: float) -> np.ndarray:
-    """Slices as a loop: a Gaussian profile of FWHM = spacing at each centre, then scipy's cubic spline in float64."""
-    lines, n = np.moveaxis(hr.astype(np.float64), axis, 0), hr.shape[axis]
-    count = int(n / spacing)
-    centres = [(n - 1) / 2 + spacing * (j - (count - 1) / 2) for j in range(count)]
-    acquired = []
-    for centre in centres:
-        weights = np.array([2.0 ** -((2 * (x - centre) / spacing) ** 2) for x in range(n)])
-        acquired.append(np.tensordot(weights / weights.sum(), lines, axes=1))
-    places = np.clip(np.arange(n), centres[0], centres[-1])
-    return np.moveaxis(CubicSpline(centres, np.stack(acquired))(places), 0, axis)
 
 
 @pytest.mark.parametrize(("axis", "spacing"), [(0, 2), (1, 3), (2, 5), (2, 2.5)])

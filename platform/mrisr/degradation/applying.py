@@ -82,7 +82,7 @@ def degrader(
     d = degradation
     check(d, shape)
     if (program := KINDS[d.kind].program) is not None:
-        return lambda part: program(part, d)
+        return lambda part: program(np.asarray(part, dtype), d)
     weight = spectral_weight(shape, d)
     # The degraded value of a constant volume of that intensity: `mixed` and `shift` dim it.
     zero = dtype(no_signal * float(weight.flat[0]))

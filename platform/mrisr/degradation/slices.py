@@ -20,9 +20,9 @@ LEAST_SLICES = 4
 
 def slices(volume: np.ndarray, degradation: Degradation) -> np.ndarray:
     """Acquire slices 1 / (1 - f) voxels apart along each chosen axis and interpolate them. volume: (D, H, W) real, or a
-    part that is whole along these axes; returns float32 of the same shape.
+    part that is whole along these axes; returns float32 of the same shape, float64 for float64.
     """
-    out = np.asarray(volume, np.float32)
+    out = np.asarray(volume, np.result_type(volume, np.float32))
     for axis, f in zip(degradation.axes, degradation.fractions(volume.shape), strict=True):
         if f > 0:
             acquire, interpolate, _, _ = _operators(volume.shape[axis], f)
@@ -61,7 +61,7 @@ def slice_centres(n: int, f: float) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _operators(n: int, f: float) -> tuple[np.ndarray, ...]:
-    """(A, S, A^+, S^+) for an axis of n voxels, float32: A (m, n), S (n, m) and their pseudo-inverses."""
+    """(A, S, A^+, S^+) for an axis of n voxels, float64: A (m, n), S (n, m) and their pseudo-inverses."""
     centres, voxels = slice_centres(n, f), np.arange(n)
     sigma = 1.0 / (1.0 - f) / FWHM
     profile = np.exp(-0.5 * ((voxels - centres[:, None]) / sigma) ** 2)
@@ -69,9 +69,9 @@ def _operators(n: int, f: float) -> tuple[np.ndarray, ...]:
     # Beyond the outer centres the spline stays at its last value.
     spline = scipy.interpolate.make_interp_spline(centres, np.eye(centres.size))
     interpolate = spline(np.clip(voxels, centres[0], centres[-1]))
-    every = (acquire, interpolate, np.linalg.pinv(acquire), np.linalg.pinv(interpolate))
-    return tuple(matrix.astype(np.float32) for matrix in every)
+    return acquire, interpolate, np.linalg.pinv(acquire), np.linalg.pinv(interpolate)
 
 
 def _along(axis: int, matrix: np.ndarray, volume: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(np.tensordot(matrix, volume, axes=(1, axis)), 0, axis))
+    product = np.tensordot(matrix.astype(volume.dtype), volume, axes=(1, axis))
+    return np.ascontiguousarray(np.moveaxis(product, 0, axis))
