@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tests.terminal import drawn, plain
 
 from mrisr.config import load_experiment
 from mrisr.engine.schedule import Schedule
+from mrisr.metrics import METRICS
 from mrisr.training.progress import Position
 from mrisr.training.status import Status, clock, line, stage
 
@@ -119,3 +123,15 @@ def test_the_time_left_follows_from_the_worker_clock_whatever_this_machine_says(
     assert status.seconds_left == pytest.approx(4 * 280, abs=1)
     status.ended = True
     assert status.seconds_left is None
+
+
+def test_a_validation_that_is_not_the_best_of_a_resumed_run_is_not_called_so() -> None:
+    status = Status(load_experiment(None, ["schedule.total_steps=400", "schedule.pretrain_steps=400"]))
+    figures = {key: 30.5 for name in METRICS for key in (name, f"{name}_gain")}
+    shown = []
+    for step, best in ((250, False), (300, True), (350, False)):
+        status.take({"kind": "validation", "step": step, "figures": figures, "best": best, "picture": None})
+        drawn_to = io.StringIO()
+        Console(file=drawn_to, width=80).print(status)
+        shown.append(re.findall(r"(?:last|best), step \d+", drawn_to.getvalue()))
+    assert shown == [["last, step 250"], ["best, step 300"], ["last, step 350", "best, step 300"]]

@@ -139,8 +139,9 @@ class Status:
         for _ in METRICS:
             table.add_column(justify="right", no_wrap=True)
         table.add_row("", *(metric.label for metric in METRICS.values()))
-        best = self.best or validation
-        for which, one in [("best", best)] if best is validation else [("last", validation), ("best", best)]:
+        # Of a resumed run, the best validation may have been before this start, which only its checkpoint knows.
+        shown = [("best", self.best)] if self.best is not None else []
+        for which, one in shown if self.best is validation else [("last", validation), *shown]:
             figures = one["figures"]
             own = (metric.text(figures[name]) for name, metric in METRICS.items())
             table.add_row(f"{which}, step {one['step']:,}", *own)
