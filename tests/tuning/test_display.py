@@ -17,8 +17,8 @@ from mrisr.tuning.plan import plan_search
 from mrisr.tuning.summary import SearchSummary
 space = "training.gp_weight={log_uniform: [1, 100], fixed: 10}"
 steps = ["schedule.total_steps=40", "schedule.pretrain_steps=0", "schedule.critic_warmup_steps=0"]
-plan = plan_search(None, ["name=some", f"output={sys.argv[1]}", "tuning.trials=3", space, *steps])
-display = SearchDisplay(plan, SearchSummary([], [], 3), Console(highlight=False))
+plan = plan_search(None, ["name=some", f"output={sys.argv[1]}", "tuning.trials=4", space, *steps])
+display = SearchDisplay(plan, SearchSummary([], [], 4), Console(highlight=False))
 with display.shown():
     for number in range(3):
         display.started(f"trial-000{number}", {"training.gp_weight": 10.0 + number})
@@ -31,6 +31,7 @@ with display.shown():
     display.ended("trial-0002", "stopped early")
     time.sleep(1.5)
     display.ended("trial-0001", "failed", "its loss is not finite")
+    display.ended("trial-0003", "failed", "its process did not start")
 """
 
 
@@ -40,8 +41,9 @@ def test_a_pipe_gets_a_line_for_every_event(tmp_path: Path) -> None:
     assert events == [
         "trial-0000 starts: gp_weight=10", "trial-0001 starts: gp_weight=11", "trial-0002 starts: gp_weight=12",
         "trial-0000 step 40/40: best psnr 31.2500", "trial-0002 step 10/40: best psnr 29.5000",
-        "trial-0000 finished; 1 of 3 trials done", "trial-0002 stopped early at step 10; 2 of 3 trials done",
-        "trial-0001 failed: its loss is not finite; 3 of 3 trials done",
+        "trial-0000 finished; 1 of 4 trials done", "trial-0002 stopped early at step 10; 2 of 4 trials done",
+        "trial-0001 failed: its loss is not finite; 3 of 4 trials done",
+        "trial-0003 failed: its process did not start; 4 of 4 trials done",
     ]  # fmt: skip
     assert "trial-0001: the critic is dead" in lines
 
@@ -49,7 +51,7 @@ def test_a_pipe_gets_a_line_for_every_event(tmp_path: Path) -> None:
 def test_a_terminal_gets_a_table_that_is_redrawn(tmp_path: Path) -> None:
     frames = plain(drawn([sys.executable, "-c", SEARCH, str(tmp_path)], terminal=True))
     tables = frames.split("some-search: ")[1:]
-    running = next(table for table in tables if table.startswith("2 of 3 trials done") and "17/40" in table)
+    running = next(table for table in tables if table.startswith("2 of 4 trials done") and "17/40" in table)
     rows = [line.split() for line in running.splitlines() if line.startswith("trial-")]
     assert rows == [
         ["trial-0001", "critic", "17/40", "gp_weight=11"],

@@ -59,8 +59,8 @@ class SearchDisplay:
 
     def ended(self, run: str, state: str, why: str = "") -> None:
         """state: finished, stopped early or failed; why: of a failure."""
-        row = self.rows[run]
         with self.screen.lock:
+            row = self.rows.setdefault(run, TrialRow("", state))  # its process may have failed before it started
             self._notes()
             row.state, row.reader = state, None
         at = f" at step {row.step:,}" if state == "stopped early" else ""
