@@ -71,6 +71,18 @@ def test_runs_are_listed_with_their_states(
     assert str(tmp_path / "runs") in output.splitlines()[0]
 
 
+def test_a_run_that_cannot_be_read_hides_no_other(small_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(small_store, "good", step=5)
+    bad = begin(small_store, "bad", step=5)
+    bad.settings.write_text(bad.settings.read_text() + "newer_key: 1\n")
+    begin(small_store, "cut", step=10).published.write_text('[{"model_uri": ')
+    lines = told(capsys, "runs").splitlines()
+    assert [line.split()[0] for line in lines if "/10" in line] == ["good"]
+    text = " ".join(lines)
+    for words in ("warning: bad cannot be read", "newer_key = 1: unknown key", "warning: cut cannot be read"):
+        assert words in text
+
+
 def test_two_runs_are_compared(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begin(small_store, "one", step=10, psnr=30.0)
     begin(small_store, "other", "training.gp_weight=3", step=5, psnr=31.0)

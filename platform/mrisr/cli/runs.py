@@ -30,22 +30,30 @@ def list_runs(
     from rich.table import Table
 
     from mrisr.metrics import METRICS
-    from mrisr.training.run_summary import runs_below
+    from mrisr.training.run_summary import run_folders, summarize_run
 
     folder = home() / "runs" if output is None else absolute(output, "--output")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("run", "state", "step", "PSNR / dB", "SSIM", "version"):
         justify: Literal["left", "right"] = "left" if column in ("run", "state", "version") else "right"
         table.add_column(column, overflow="fold", no_wrap=column != "run", justify=justify)
-    for run in runs_below(folder):
+    unreadable = []
+    for path in run_folders(folder):
+        try:
+            run = summarize_run(path)
+        except (ValueError, OSError) as error:
+            unreadable.append(f"{path.relative_to(folder)} cannot be read: {error}")
+            continue
         figures = (_with_gain(run, METRICS[name]._replace(unit="")) for name in ("psnr", "ssim"))
         step = f"{run.step:,}/{run.experiment.schedule.total_steps:,}"
         table.add_row(str(run.folder.relative_to(folder)), run.state, step, *figures, "\n".join(run.versions))
-    if not table.row_count:
+    if not table.row_count and not unreadable:
         raise ConfigError(f"{folder}: holds no run; give the folder of runs (`output` in a configuration): --output")
     console = Console(highlight=False)
     console.print(f"runs in {folder}", markup=False, soft_wrap=True)
     console.print(table)
+    for text in unreadable:
+        console.print(f"warning: {text}", markup=False, style="bold")
 
 
 def compare(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +60,7 @@ def summarize_run(path: Path) -> RunSummary:
     return RunSummary(experiment, path, folder.dataset, state, step, best["step"], best["figures"], volumes, names)
 
 
-def runs_below(output: Path) -> Iterator[RunSummary]:
-    """The runs of a folder, and the trials of the searches in it, by name."""
-    for path in sorted(output.glob("*/experiment.yaml")) + sorted(output.glob("*-search/trials/*/experiment.yaml")):
-        yield summarize_run(path.parent)
+def run_folders(output: Path) -> list[Path]:
+    """The folders of the runs in a folder, by name, then those of the trials of the searches in it."""
+    patterns = "*/experiment.yaml", "*-search/trials/*/experiment.yaml"
+    return [file.parent for pattern in patterns for file in sorted(output.glob(pattern))]
