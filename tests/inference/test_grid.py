@@ -181,6 +181,8 @@ def test_the_grid_that_is_asked_for(tmp_path: Path) -> None:
         ({"spacing": "2"}, "--spacing 2 is coarser than its voxels of 1 mm"),
         ({"factor": "0.5"}, "coarser"),
         ({"factor": "1"}, "--same-grid"),
+        ({"factor": "1e30"}, "--factor 1e[+]30 makes more than the 32,767 voxels that a NIfTI file has"),
+        ({"spacing": "1e-5,1,0.9"}, "from 10; give a coarser one"),
         ({"spacing": "3,1,0.9"}, "--same-grid"),
         ({"factor": "1,2"}, "one number above 0, or three"),
         ({"spacing": "-1"}, "above 0"),

@@ -13,6 +13,8 @@ from voxelstore import SourceVolume
 THICK = 1.2
 #: Spacings that differ by less are equal.
 SLACK = 0.01
+#: NIfTI-1 counts the voxels of an axis in 16 bits.
+LONGEST = 32_767
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,14 @@ class FinerGrid:
                 "along one axis; give a finer one"
             )
         length = volume.voxels.shape[axis]
-        return length if factor < 1 + SLACK else round(length * factor)
+        if factor < 1 + SLACK:
+            return length
+        if length * factor > LONGEST:
+            raise ValueError(
+                f"{volume.path}: {self._option} {number:g} makes more than the {LONGEST:,} voxels that a NIfTI file "
+                f"has along an axis at most, from {length}; give a coarser one"
+            )
+        return round(length * factor)
 
 
 def scaled_shape(shape: Sequence[int], factor: Sequence[float]) -> tuple[int, ...]:
