@@ -59,6 +59,17 @@ def test_a_start_without_a_checkpoint_gives_the_name_back(small_store: Path, tmp
         RunFolder.of(right).refuse_other(right, store)
 
 
+def test_the_length_of_a_cosine_schedule_stays(small_store: Path, tmp_path: Path) -> None:
+    store, cosine = VolumeStore.open(small_store), "training.lr_schedule=cosine"
+    first = experiment(tmp_path, cosine)
+    first.run_folder.mkdir()
+    RunFolder.of(first).begin(first, store)
+    leave_checkpoint(first.run_folder)
+    RunFolder.of(first).refuse_other(experiment(tmp_path, cosine, "training.keep_checkpoints=5"), store)
+    with pytest.raises(ConfigError, match=r"schedule\.total_steps: was 750000, now 800000"):
+        RunFolder.of(first).refuse_other(experiment(tmp_path, cosine, "schedule.total_steps=800000"), store)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

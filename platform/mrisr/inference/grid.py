@@ -98,9 +98,13 @@ class FinerGrid:
 
 def scaled_shape(shape: Sequence[int], factor: Sequence[float]) -> tuple[int, ...]:
     """The shape of a finer grid for an array. factor: of its last two axes, or of each of the three."""
+    if len(factor) not in (1, 3):
+        raise ValueError(f"factor = {list(factor)}: give one number, or one for each of the three axes")
     factors = factor if len(factor) == 3 else (1.0, *factor, *factor)
-    if min(factors) < 1:
-        raise ValueError(f"factor = {list(factor)}: is coarser than the array along one axis; give 1 or more")
+    if not all(1 <= each and n * each <= LONGEST for n, each in zip(shape, factors, strict=True)):
+        raise ValueError(
+            f"factor = {list(factor)}: an axis must have as many voxels as the array's or more, and {LONGEST:,} at most"
+        )
     return tuple(round(n * each) for n, each in zip(shape, factors, strict=True))
 
 

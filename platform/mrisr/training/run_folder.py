@@ -116,11 +116,14 @@ class RunFolder:
         if now[key] == "auto":
             now[key] = before[key]
         was, here = before["output"], str(self.path.parent)
+        may_change = {*_MAY_CHANGE}
+        if earlier.training.lr_schedule != "constant":
+            may_change.remove("schedule.total_steps")  # the learning rates so far depend on it
         changed = sorted(
             key for key in before.keys() | now.keys()
             # The folder may have been moved together with its store, which changes its paths.
             if now.get(key) not in (before.get(key), after_move(before.get(key), was, here))
-            and not key.startswith(_MAY_CHANGE)
+            and not key.startswith(tuple(may_change))
         )  # fmt: skip
         name = self.path.name
         if changed:
