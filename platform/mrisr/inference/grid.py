@@ -98,10 +98,8 @@ class FinerGrid:
 
 def scaled_shape(shape: Sequence[int], factor: Sequence[float]) -> tuple[int, ...]:
     """The shape of a finer grid for an array. factor: of its last two axes, or of each of the three."""
-    if len(factor) not in (1, 3):
-        raise ValueError(f"factor = {list(factor)}: give one number, or one for each of the three axes")
     factors = factor if len(factor) == 3 else (1.0, *factor, *factor)
-    if not all(1 <= each and n * each <= LONGEST for n, each in zip(shape, factors, strict=True)):
+    if not all(each >= 1 and n * each <= LONGEST for n, each in zip(shape, factors, strict=True)):
         raise ValueError(
             f"factor = {list(factor)}: an axis must have as many voxels as the array's or more, and {LONGEST:,} at most"
         )
